@@ -1,0 +1,1 @@
+"""The collector: ends links, checks the org, validates, and publishes each org's batches to its subscribers."""

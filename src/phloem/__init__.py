@@ -1,0 +1,1 @@
+"""Phloem, the messaging tier: subscribes to collectors' endpoints, commits batches durably, serves consumers."""

@@ -1,0 +1,62 @@
+"""Our own protocol between two processes: many streams, batches, acknowledgements when durable, byte credit.
+
+Pure: no sockets, no clock, no tasks. `frames` is the wire form, `connection` the state machine of one end,
+`credit` a receiver's budget granted in fair turns, `outbox` a sender's unacknowledged batches.
+"""
+
+from sapflow.link.connection import (
+    Acknowledged,
+    Batch,
+    BatchReceived,
+    Closed,
+    Connection,
+    CreditGranted,
+    CreditWanted,
+    Event,
+    GoAway,
+    HelloReceived,
+    Hold,
+    Moved,
+    Noticed,
+    Opened,
+    Ponged,
+    Rewound,
+    Side,
+    StreamEnded,
+    Subscribed,
+    Welcomed,
+)
+from sapflow.link.credit import CreditPool
+from sapflow.link.frames import Close, LinkLimits, StreamId
+from sapflow.link.outbox import Cursor, Outbox
+from sapflow.link.sender import Sender
+
+__all__ = [
+    "Acknowledged",
+    "Batch",
+    "BatchReceived",
+    "Close",
+    "Closed",
+    "Connection",
+    "CreditGranted",
+    "CreditPool",
+    "CreditWanted",
+    "Cursor",
+    "Event",
+    "GoAway",
+    "HelloReceived",
+    "Hold",
+    "LinkLimits",
+    "Moved",
+    "Noticed",
+    "Opened",
+    "Outbox",
+    "Ponged",
+    "Rewound",
+    "Sender",
+    "Side",
+    "StreamEnded",
+    "StreamId",
+    "Subscribed",
+    "Welcomed",
+]

@@ -1,0 +1,56 @@
+"""One stream of ours on one link: what may be sent of its outbox now. Pure; used wherever batches go out."""
+
+from __future__ import annotations
+
+from sapflow.link.connection import Connection
+from sapflow.link.frames import StreamId
+from sapflow.link.outbox import Cursor, Outbox
+
+LOOKAHEAD_BYTES = 512 << 10
+"""Credit is asked for this far ahead of what was sent, and to the end of the batch that lies there."""
+
+
+class Sender:
+    """Carries an outbox over a connection. Methods give the bytes to send."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        outbox: Outbox,
+        *,
+        stream: StreamId,
+        org: str,
+        exporter: str,
+        lookahead_bytes: int = LOOKAHEAD_BYTES,
+    ) -> None:
+        self.connection = connection
+        self.outbox = outbox
+        self._lookahead_bytes = lookahead_bytes
+        self.handle, self.opening = connection.open(stream, org, exporter)
+        self._cursor = Cursor(outbox)
+        self.bytes_sent = 0
+        self.batches_sent = 0
+        self.messages_sent = 0
+        self.records_sent = 0
+
+    def pump(self) -> list[bytes]:
+        """What credit allows, and a wish for credit for what else waits."""
+        connection, cursor, handle = self.connection, self._cursor, self.handle
+        pieces: list[bytes] = []
+        credit = connection.credit(handle)
+        while (batch := cursor.peek()) is not None and batch.size <= credit:
+            pieces += connection.batch(handle, batch)
+            credit -= batch.size
+            cursor.advance()
+            self.bytes_sent += batch.size
+            self.batches_sent += 1
+            self.messages_sent += batch.messages
+            self.records_sent += batch.records
+        waiting = cursor.waiting_bytes(self._lookahead_bytes)
+        if waiting:
+            pieces.append(connection.want(handle, waiting))
+        return pieces
+
+    def reset(self) -> None:
+        """The far end lacks something: `pump` goes on from the lowest unacknowledged batch."""
+        self._cursor.reset()

@@ -1,0 +1,1 @@
+"""What the roles stand on: the one place that connects, servers that outlive their connections, bounded channels."""

@@ -1,0 +1,89 @@
+"""Servers whose accept loop never dies of a connection, and stops accepting at its bounds instead of failing."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable, Callable
+
+import structlog
+import trio
+
+from sapflow.errors import ConfigurationError
+from sapflow.runtime.addresses import join_address, split_address
+from sapflow.runtime.dial import tune_bulk
+
+log = structlog.get_logger()
+
+_OUT_OF_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+ACCEPT_PAUSE_S = 0.1
+
+Handler = Callable[[trio.SocketStream, str], Awaitable[None]]
+"""What a connection's task runs: its stream and the peer's address."""
+
+
+async def listen(address: str, *, what: str, backlog: int = 1024) -> trio.SocketListener:
+    """A listening socket on `host:port` (port 0: any free one). Raises ConfigurationError that says what to do."""
+    host, port = split_address(address)
+    try:
+        (listener, *_rest) = await trio.open_tcp_listeners(port, host=host, backlog=backlog)
+    except OSError as error:
+        hint = {
+            errno.EADDRINUSE: "another process has it; stop that one, or choose another port in the configuration",
+            errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE",
+            errno.EADDRNOTAVAIL: "no interface of this host has that address",
+        }.get(error.errno or 0, str(error))
+        raise ConfigurationError(f"cannot listen on {address} for {what}: {hint}") from error
+    return listener
+
+
+def address_of(listener: trio.SocketListener) -> str:
+    """Where a listener really listens."""
+    host, port = listener.socket.getsockname()[:2]
+    return join_address(host, port)
+
+
+def peer_of(stream: trio.SocketStream) -> str:
+    """The other end's address; "?" when it has gone already."""
+    try:
+        host, port = stream.socket.getpeername()[:2]
+    except OSError:
+        return "?"
+    return join_address(host, port)
+
+
+async def serve(listener: trio.SocketListener, handler: Handler, *, max_connections: int, what: str) -> None:
+    """Accept for ever, each connection in a task of this function's nursery, at most `max_connections` at a time.
+
+    A handler's exception ends that connection only and is logged once. At the bound, or without free file
+    descriptors, the rest wait in the kernel's accept queue.
+    """
+    slots = trio.CapacityLimiter(max_connections)
+    async with trio.open_nursery() as nursery:
+        while True:
+            ticket = object()
+            await slots.acquire_on_behalf_of(ticket)
+            try:
+                stream = await listener.accept()
+            except OSError as error:
+                slots.release_on_behalf_of(ticket)
+                if error.errno in _OUT_OF_FILES:
+                    log.warning("accept paused", listener=what, reason=str(error), retry_s=ACCEPT_PAUSE_S)
+                    await trio.sleep(ACCEPT_PAUSE_S)
+                continue
+            nursery.start_soon(_one, stream, handler, what, slots, ticket)
+
+
+async def _one(
+    stream: trio.SocketStream, handler: Handler, what: str, slots: trio.CapacityLimiter, ticket: object
+) -> None:
+    peer = peer_of(stream)
+    try:
+        tune_bulk(stream)
+        await handler(stream, peer)
+    except* (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as group:
+        log.info("connection lost", listener=what, peer=peer, reason=str(group.exceptions[0]))
+    except* Exception as group:
+        log.exception("connection failed", listener=what, peer=peer, exc_info=group)
+    finally:
+        slots.release_on_behalf_of(ticket)
+        await trio.aclose_forcefully(stream)

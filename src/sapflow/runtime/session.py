@@ -1,0 +1,166 @@
+"""One end of a link on a real transport: moves bytes, and gives the events of `sapflow.link.Connection`.
+
+A session is one task tree: whoever runs it owns its nursery; the first of reader, writer and watch to end ends the
+rest. What is sent collects in a buffer whose growth is bounded by credit; the writer joins it into few system calls.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import structlog
+import trio
+
+from sapflow.errors import LinkError, Overloaded, Refused
+from sapflow.link import Close, Closed, Connection, Event
+
+log = structlog.get_logger()
+
+RECEIVE_BYTES = 256 << 10
+SEND_JOIN_BYTES = 1 << 20
+MAX_REPLY_BYTES = 1 << 20
+
+
+class LinkSession:
+    """A link over `stream`. Use `events()` inside `open()`; `send` never waits."""
+
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        connection: Connection,
+        *,
+        peer: str,
+        idle_timeout_s: float,
+        max_unsent_bytes: int,
+        on_in: Callable[[int], None] | None = None,
+        on_out: Callable[[int], None] | None = None,
+    ) -> None:
+        self.connection = connection
+        self.peer = peer
+        self._stream = stream
+        self._idle_timeout_s = idle_timeout_s
+        self._max_unsent_bytes = max_unsent_bytes
+        self._unsent: list[bytes] = []
+        self._unsent_bytes = 0
+        self._wake = trio.Event()
+        self._flushed = trio.Event()
+        self._last_heard = trio.current_time()
+        self._scope = trio.CancelScope()
+        self._on_in = on_in
+        self._on_out = on_out
+
+    def send(self, *pieces: bytes) -> None:
+        """Queue bytes for the writer. Ends the session when the other end has not read for too much."""
+        for piece in pieces:
+            if piece:
+                self._unsent.append(piece)
+                self._unsent_bytes += len(piece)
+        self._flushed = trio.Event()
+        self._wake.set()
+        if self._unsent_bytes > self._max_unsent_bytes:
+            log.warning("link cut", peer=self.peer, reason="it does not read", unsent_bytes=self._unsent_bytes)
+            self._scope.cancel()
+
+    def cut(self) -> None:
+        """End the session now."""
+        self._scope.cancel()
+
+    async def finish(self, code: int, reason: str, *, deadline_s: float = 1.0) -> None:
+        """Say why, and give the bytes a moment to leave."""
+        self.send(self.connection.close(code, reason))
+        with trio.move_on_after(deadline_s, shield=True):
+            await self._flushed.wait()
+        self._scope.cancel()
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[LinkSession]:
+        """Run the writer and the watch; leaving ends both and closes the transport."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._scope = nursery.cancel_scope
+                nursery.start_soon(self._write)
+                nursery.start_soon(self._watch)
+                try:
+                    yield self
+                finally:
+                    nursery.cancel_scope.cancel()
+        finally:
+            await trio.aclose_forcefully(self._stream)
+
+    async def events(self) -> AsyncIterator[list[Event]]:
+        """Events, all those of one read together, until the other end closes.
+
+        Raises LinkError (after telling the other end) when it broke the protocol, Refused when it refused us.
+        """
+        connection = self.connection
+        while True:
+            try:
+                data = await self._stream.receive_some(RECEIVE_BYTES)
+            except trio.BrokenResourceError:
+                return
+            if not data:
+                return
+            self._last_heard = trio.current_time()
+            if self._on_in is not None:
+                self._on_in(len(data))
+            try:
+                events = connection.receive(bytes(data))
+            except LinkError as error:
+                await self.finish(error.code, str(error))
+                raise
+            replies = connection.take_replies()
+            if replies and self._unsent_bytes < MAX_REPLY_BYTES:
+                self.send(*replies)
+            if events:
+                yield events
+                last = events[-1]
+                if isinstance(last, Closed):
+                    self._raise_for(last)
+                    return
+
+    def _raise_for(self, closed: Closed) -> None:
+        if closed.code in (Close.UNAUTHORIZED, Close.FORBIDDEN, Close.CONFLICT, Close.PROTOCOL):
+            raise Refused(f"{self.peer} refused: {closed.reason}", code=closed.code)
+        if closed.code == Close.OVERLOADED:
+            raise Overloaded(f"{self.peer} is full: {closed.reason}")
+
+    async def _write(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            while self._unsent:
+                data = self._take()
+                if self._on_out is not None:
+                    self._on_out(len(data))
+                try:
+                    await self._stream.send_all(data)
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    self._scope.cancel()
+                    return
+            self._flushed.set()
+
+    def _take(self) -> bytes:
+        size, count = 0, 0
+        for piece in self._unsent:
+            size += len(piece)
+            count += 1
+            if size >= SEND_JOIN_BYTES:
+                break
+        data = self._unsent[0] if count == 1 else b"".join(self._unsent[:count])
+        del self._unsent[:count]
+        self._unsent_bytes -= size
+        return data
+
+    async def _watch(self) -> None:
+        interval = self._idle_timeout_s / 3
+        while True:
+            await trio.sleep(interval * random.uniform(0.8, 1.0))
+            quiet = trio.current_time() - self._last_heard
+            if quiet > self._idle_timeout_s:
+                log.info("link cut", peer=self.peer, reason="nothing heard", quiet_s=round(quiet, 1))
+                self._scope.cancel()
+                return
+            if quiet > interval:
+                self.send(self.connection.ping(0))
