@@ -1,0 +1,68 @@
+"""A log entry: one stored batch as it stands in the log and as consumers are given it, with a CRC of its own.
+
+    version u8 | 0 u24 | crc32c u32 | stream 16 | seq u64 | received_us u64 | messages u32 | records u32 |
+    exporter length u8 | exporter | payload
+
+The CRC covers everything behind itself, so a flipped bit anywhere is found by whoever reads the entry last.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from attrs import field, frozen
+from crc32c import crc32c
+
+from sapflow.errors import StorageError
+
+HEAD = struct.Struct("!B3xI")
+FIXED = struct.Struct("!16sQQIIB")
+VERSION = 1
+
+
+class CorruptEntry(StorageError):
+    """An entry is not what was written. Only this entry is affected."""
+
+
+@frozen(slots=True)
+class LogEntry:
+    """A batch of one stream, with where and when it was taken in."""
+
+    stream: bytes
+    seq: int
+    exporter: str
+    received_us: int
+    messages: int
+    records: int
+    payload: bytes = field(repr=False)
+
+
+def encode_entry(entry: LogEntry) -> tuple[bytes, int]:
+    """The entry's bytes, and its CRC."""
+    exporter = entry.exporter.encode()[:255]
+    fixed = (
+        FIXED.pack(entry.stream, entry.seq, entry.received_us, entry.messages, entry.records, len(exporter)) + exporter
+    )
+    crc = crc32c(entry.payload, crc32c(fixed))
+    return b"".join((HEAD.pack(VERSION, crc), fixed, entry.payload)), crc
+
+
+def decode_entry(data: bytes) -> LogEntry:
+    """The entry. Raises CorruptEntry."""
+    if len(data) < HEAD.size + FIXED.size:
+        raise CorruptEntry(f"an entry of {len(data)} bytes is too short")
+    version, crc = HEAD.unpack_from(data)
+    if version != VERSION:
+        raise CorruptEntry(f"an entry of version {version}, which is not known here")
+    if crc32c(data[HEAD.size :]) != crc:
+        raise CorruptEntry("an entry's checksum does not match its bytes")
+    stream, seq, received, messages, records, length = FIXED.unpack_from(data, HEAD.size)
+    at = HEAD.size + FIXED.size
+    exporter = data[at : at + length].decode("utf-8", "replace")
+    return LogEntry(stream, seq, exporter, received, messages, records, data[at + length :])
+
+
+def received_us(data: bytes) -> int:
+    """When an encoded entry was taken in, without checking the rest."""
+    found: int = FIXED.unpack_from(data, HEAD.size)[2]
+    return found

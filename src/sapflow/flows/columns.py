@@ -1,0 +1,268 @@
+"""Data records as numpy columns: the joined data sets of one template, seen through a structured dtype.
+
+Types (RFC 7011, 6.1): integers and addresses of version 4 as native unsigned integers, whatever their reduced size;
+times as datetime64 of their own unit; addresses of version 6, MAC addresses and octets of fixed length as void of that
+width; elements of variable length as object arrays of bytes. A length that its type cannot have gives raw bytes.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from attrs import define, field, frozen
+from numpy.typing import NDArray
+
+from sapflow.errors import MalformedMessage
+from sapflow.flows.limits import FlowLimits
+from sapflow.flows.registry import InformationElement, registry
+from sapflow.flows.session import Session
+from sapflow.flows.templates import Field, Template, variable_records
+from sapflow.flows.wire import FIRST_DATA_SET, MESSAGE_AND_SET, MESSAGE_HEADER, SET_HEADER, VARIABLE_LENGTH
+
+Column = NDArray[Any]
+NTP_TO_UNIX_S = 2_208_988_800
+
+_UNSIGNED = {"unsigned8", "unsigned16", "unsigned32", "unsigned64"}
+_SIGNED = {"signed8", "signed16", "signed32", "signed64"}
+
+
+@frozen
+class FlowBatch:
+    """Records of one template, column by column."""
+
+    domain: int
+    template: Template
+    elements: tuple[InformationElement, ...]
+    columns: dict[str, Column]
+    """By element name; a name that is repeated in the template gets `_2`, `_3`, …"""
+    order: NDArray[np.int64]
+    """Each record's place among all records of the data decoded."""
+
+    @property
+    def records(self) -> int:
+        """How many there are."""
+        return len(self.order)
+
+
+@define
+class _Gathered:
+    domain: int
+    template: Template
+    pieces: list[bytes] = field(factory=list)
+    firsts: list[int] = field(factory=list)
+    counts: list[int] = field(factory=list)
+
+
+def decode(data: bytes, session: Session | None = None) -> list[FlowBatch]:
+    """Whole self-contained messages to columns, one FlowBatch for each template.
+
+    Sets whose template is not known are left out. Raises MalformedMessage for what is not IPFIX.
+    """
+    gathered = _gather(data, session or Session(FlowLimits()))
+    return [_columns(item) for item in gathered]
+
+
+def _gather(data: bytes, session: Session) -> list[_Gathered]:
+    found: dict[tuple[int, int], _Gathered] = {}
+    at, end, ordinal = 0, len(data), 0
+    unpack = MESSAGE_AND_SET.unpack_from
+    last = end - MESSAGE_AND_SET.size
+    while at < end:
+        if at <= last:
+            _, length, _, _, domain, set_id, set_length = unpack(data, at)
+            if set_length + 16 == length and set_id >= FIRST_DATA_SET and set_length >= 4 and at + length <= end:
+                template = session.templates.get(domain << 16 | set_id)
+                if template is not None and template.record_bytes:
+                    count = (set_length - 4) // template.record_bytes
+                    item = found.get((domain, id(template)))
+                    if item is None:
+                        item = found[domain, id(template)] = _Gathered(domain, template)
+                    body = at + 20
+                    item.pieces.append(data[body : body + count * template.record_bytes])
+                    item.firsts.append(ordinal)
+                    item.counts.append(count)
+                    ordinal += count
+                    at += length
+                    continue
+        at, ordinal = _gather_message(data, at, session, found, ordinal)
+    return list(found.values())
+
+
+def _gather_message(
+    data: bytes, start: int, session: Session, found: dict[tuple[int, int], _Gathered], ordinal: int
+) -> tuple[int, int]:
+    """One message of several sets, or of records that vary, or with templates: walked first, then its sets."""
+    if len(data) - start < MESSAGE_HEADER.size:
+        raise MalformedMessage("a message header is cut off", offset=start, reason="truncated")
+    _, length, _, _, domain = MESSAGE_HEADER.unpack_from(data, start)
+    message = data[start : start + max(length, 1)]
+    before = dict(session.templates)
+    walk = session.walk(message)
+    if walk.fault is not None:
+        fault = walk.fault
+        raise MalformedMessage(fault.what, offset=start + fault.offset, reason=fault.reason)
+    at = MESSAGE_HEADER.size
+    learned = before
+    while at < len(message):
+        set_id, size = SET_HEADER.unpack_from(message, at)
+        body, stop = at + SET_HEADER.size, at + size
+        if set_id >= FIRST_DATA_SET:
+            template = learned.get(domain << 16 | set_id)
+            if template is not None:
+                ordinal = _gather_set(message, body, stop, domain, template, found, ordinal)
+        elif set_id in (2, 3):
+            # Sets see the templates that stand before them in the message.
+            part = Session(FlowLimits())
+            part.templates = dict(learned)
+            head = MESSAGE_HEADER.pack(10, MESSAGE_HEADER.size + size, 0, 0, domain)
+            part.walk(head + message[at:stop])
+            learned = {
+                key: session.templates[key]
+                if key in session.templates and session.templates[key].raw == template.raw
+                else template
+                for key, template in part.templates.items()
+            }
+        at = stop
+    return start + length, ordinal
+
+
+def _gather_set(
+    message: bytes,
+    body: int,
+    stop: int,
+    domain: int,
+    template: Template,
+    found: dict[tuple[int, int], _Gathered],
+    ordinal: int,
+) -> int:
+    item = found.setdefault((domain, id(template)), _Gathered(domain, template))
+    if template.record_bytes:
+        count = (stop - body) // template.record_bytes
+        item.pieces.append(message[body : body + count * template.record_bytes])
+    else:
+        rows = list(variable_records(message, body, stop, template))
+        count = len(rows)
+        item.pieces.extend(message[a:b] for spans in rows for a, b in spans)
+    item.firsts.append(ordinal)
+    item.counts.append(count)
+    return ordinal + count
+
+
+def _columns(item: _Gathered) -> FlowBatch:
+    template = item.template
+    names, elements = _names(template)
+    total = sum(item.counts)
+    if template.record_bytes:
+        table = np.frombuffer(b"".join(item.pieces), dtype=_dtype(template))
+        columns = {
+            name: _fixed(table[f"f{index}"], element, spec.length)
+            for index, (name, element, spec) in enumerate(zip(names, elements, template.fields, strict=True))
+        }
+    else:
+        width = len(template.fields)
+        columns = {
+            name: _loose(item.pieces[index::width], element, spec)
+            for index, (name, element, spec) in enumerate(zip(names, elements, template.fields, strict=True))
+        }
+    order = np.repeat(np.array(item.firsts, dtype=np.int64), item.counts)
+    starts = np.cumsum([0, *item.counts[:-1]], dtype=np.int64)
+    order += np.arange(total, dtype=np.int64) - np.repeat(starts, item.counts)
+    return FlowBatch(item.domain, template, elements, columns, order)
+
+
+@lru_cache(maxsize=1024)
+def _names_of(fields: tuple[Field, ...]) -> tuple[tuple[str, ...], tuple[InformationElement, ...]]:
+    elements = tuple(registry().lookup(spec.pen, spec.id) for spec in fields)
+    seen: dict[str, int] = {}
+    names = []
+    for element in elements:
+        seen[element.name] = times = seen.get(element.name, 0) + 1
+        names.append(element.name if times == 1 else f"{element.name}_{times}")
+    return tuple(names), elements
+
+
+def _names(template: Template) -> tuple[tuple[str, ...], tuple[InformationElement, ...]]:
+    return _names_of(template.fields)
+
+
+def _dtype(template: Template) -> np.dtype[Any]:
+    return _dtype_of(template.fields)
+
+
+@lru_cache(maxsize=1024)
+def _dtype_of(fields: tuple[Field, ...]) -> np.dtype[Any]:
+    return np.dtype(
+        [
+            (f"f{index}", _wire_type(registry().lookup(spec.pen, spec.id), spec.length))
+            for index, spec in enumerate(fields)
+        ]
+    )
+
+
+def _wire_type(element: InformationElement, length: int) -> str:
+    kind = element.type
+    if length in (1, 2, 4, 8):
+        if kind in _UNSIGNED or (kind == "ipv4Address" and length == 4) or (kind == "boolean" and length == 1):
+            return f">u{length}"
+        if kind in _SIGNED:
+            return f">i{length}"
+    if kind in ("float32", "float64") and length in (4, 8):
+        return f">f{length}"
+    if (kind == "dateTimeSeconds" and length == 4) or (kind == "dateTimeMilliseconds" and length == 8):
+        return f">u{length}"
+    if kind in ("dateTimeMicroseconds", "dateTimeNanoseconds") and length == 8:
+        return ">u8"
+    return f"V{length}"
+
+
+def _fixed(column: Column, element: InformationElement, length: int) -> Column:
+    if column.dtype.kind == "V":
+        if element.type in _UNSIGNED | _SIGNED and 1 <= length <= 8:
+            return _odd_integer(column, length, signed=element.type in _SIGNED)
+        return column
+    native = column.astype(column.dtype.newbyteorder("="))
+    match element.type:
+        case "boolean":
+            return native == 1
+        case "dateTimeSeconds":
+            return native.astype("datetime64[s]")
+        case "dateTimeMilliseconds":
+            return native.astype(np.int64).view("datetime64[ms]")
+        case "dateTimeMicroseconds":
+            return _ntp(native, 1_000_000, "us")
+        case "dateTimeNanoseconds":
+            return _ntp(native, 1_000_000_000, "ns")
+        case _:
+            return native
+
+
+def _odd_integer(column: Column, length: int, *, signed: bool) -> Column:
+    """Reduced-size integers of 3, 5, 6 or 7 octets (RFC 7011, 6.2)."""
+    octets = np.frombuffer(np.ascontiguousarray(column).tobytes(), dtype=np.uint8).reshape(-1, length)
+    fill = np.where(octets[:, :1] & 0x80, 0xFF, 0).astype(np.uint8) if signed else np.uint8(0)
+    wide = np.empty((len(octets), 8), dtype=np.uint8)
+    wide[:, : 8 - length] = fill
+    wide[:, 8 - length :] = octets
+    return wide.view(">i8" if signed else ">u8").reshape(-1).astype(np.int64 if signed else np.uint64)
+
+
+def _ntp(native: Column, per_second: int, unit: str) -> Column:
+    """64-bit NTP time: seconds since 1900 and a binary fraction (RFC 7011, 6.1.9)."""
+    seconds = (native >> np.uint64(32)).astype(np.int64) - NTP_TO_UNIX_S
+    fraction = ((native & np.uint64(0xFFFFFFFF)) * np.uint64(per_second)) >> np.uint64(32)
+    if unit == "ns":
+        # 64 bits of nanoseconds end in 2262; NTP's era ends in 2036, and before 1970 they are negative.
+        return (seconds * per_second + fraction.astype(np.int64)).view("datetime64[ns]")
+    return (seconds * per_second + fraction.astype(np.int64)).view("datetime64[us]")
+
+
+def _loose(values: list[bytes], element: InformationElement, spec: Field) -> Column:
+    """A column of a template whose records vary: fixed elements become typed all the same."""
+    if spec.length != VARIABLE_LENGTH:
+        table = np.frombuffer(b"".join(values), dtype=np.dtype(_wire_type(element, spec.length)))
+        return _fixed(table, element, spec.length)
+    column = np.empty(len(values), dtype=object)
+    column[:] = values
+    return column

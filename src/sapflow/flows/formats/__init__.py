@@ -1,0 +1,38 @@
+"""Output formats: each writes whole messages, with the context they stand in, as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import BinaryIO, Protocol
+
+from sapflow.errors import ConfigurationError
+from sapflow.flows.formats.ipfix import IpfixWriter
+from sapflow.flows.formats.text import CsvWriter, JsonLinesWriter
+from sapflow.flows.records import Context
+
+FORMATS = ("jsonl", "csv", "ipfix")
+
+
+class Writer(Protocol):
+    """What every format is."""
+
+    def write(self, data: bytes, context: Context, limit: int | None = None) -> int:
+        """Write the records of self-contained messages, at most `limit`: returns how many."""
+
+    def close(self) -> None:
+        """Write what is due at the end."""
+
+
+def open_writer(name: str, out: BinaryIO, fields: Sequence[str] | None = None) -> Writer:
+    """A writer by its format's name. Raises ConfigurationError."""
+    match name:
+        case "jsonl":
+            return JsonLinesWriter(out, fields)
+        case "csv":
+            return CsvWriter(out, fields)
+        case "ipfix":
+            if fields is not None:
+                raise ConfigurationError("ipfix output holds whole records; leave --fields out")
+            return IpfixWriter(out)
+        case _:
+            raise ConfigurationError(f"no format '{name}'; there are {', '.join(FORMATS)}")

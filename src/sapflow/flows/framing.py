@@ -1,0 +1,63 @@
+"""Whole IPFIX messages out of a byte stream cut anywhere (RFC 7011, 10.4.2.3).
+
+Holds at most one partial message. What is no IPFIX is told by its first bytes, before any of it is waited for.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from sapflow.errors import MalformedMessage
+from sapflow.flows.wire import MESSAGE_HEADER, VERSION
+
+_VERSION_AND_LENGTH = struct.Struct("!HH")
+
+
+class MessageFramer:
+    """Feed it what was read; after a fault, `fault` says what and where in the stream."""
+
+    def __init__(self) -> None:
+        self.fault: MalformedMessage | None = None
+        self._tail = b""
+        self._offset = 0
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes held of a message that has not come whole."""
+        return len(self._tail)
+
+    def feed(self, data: bytes) -> bytes:
+        """All whole messages now available, as one piece; those before a fault are given too.
+
+        Raises MalformedMessage when called again after a fault.
+        """
+        if self.fault is not None:
+            raise self.fault
+        if self._tail:
+            data = self._tail + data
+        at, end = 0, len(data)
+        unpack = _VERSION_AND_LENGTH.unpack_from
+        last = end - 4
+        while at <= last:
+            version, length = unpack(data, at)
+            if version != VERSION or length < MESSAGE_HEADER.size:
+                self._fail(version, length, at)
+                break
+            if at + length > end:
+                break
+            at += length
+        else:
+            if at < end and data[at] != 0:
+                self._fail(data[at] << 8, 0, at)
+            elif at + 1 < end and data[at + 1] != VERSION:
+                self._fail(data[at + 1], 0, at)
+        self._tail = data[at:] if self.fault is None else b""
+        self._offset += at
+        return data if at == end else data[:at]
+
+    def _fail(self, version: int, length: int, at: int) -> None:
+        if version != VERSION:
+            what, reason = f"version {version} where an IPFIX message (version 10) begins", "version"
+        else:
+            what, reason = f"a message says it is {length} bytes long; its header alone has 16", "length"
+        self.fault = MalformedMessage(what, offset=self._offset + at, reason=reason)

@@ -1,0 +1,164 @@
+"""Templates: their records parsed with every length checked (RFC 7011, 3.4), and the tables that hold them."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from attrs import frozen
+
+from sapflow.errors import MalformedMessage
+from sapflow.flows.limits import FlowLimits
+from sapflow.flows.wire import FIRST_DATA_SET, OPTIONS_TEMPLATE_SET, TEMPLATE_SET, VARIABLE_LENGTH
+
+_PAIR = struct.Struct("!HH")
+_PEN = struct.Struct("!I")
+_SCOPES = struct.Struct("!H")
+MAX_RECORD_BYTES = 65_515
+
+
+@frozen
+class Field:
+    """A field specifier: which element, and its length in the record (65,535: variable)."""
+
+    pen: int
+    id: int
+    length: int
+
+
+@frozen(eq=False)
+class Template:
+    """The layout of a data record. `raw` is the template record as it came; two are the same when that is."""
+
+    id: int
+    scope_count: int
+    fields: tuple[Field, ...]
+    raw: bytes
+    record_bytes: int
+    """Length of every record, or 0 when records vary."""
+    min_record_bytes: int
+
+    @property
+    def is_options(self) -> bool:
+        """Whether records describe the exporter rather than flows."""
+        return self.scope_count > 0
+
+    @property
+    def set_id(self) -> int:
+        """The id of the set that such a template record stands in."""
+        return OPTIONS_TEMPLATE_SET if self.scope_count else TEMPLATE_SET
+
+
+@frozen
+class Withdrawal:
+    """A template is withdrawn: `id` 2 or 3 withdraws all templates or all options templates (RFC 7011, 8.1)."""
+
+    id: int
+
+
+def parse_template_set(
+    data: bytes, start: int, end: int, set_id: int, limits: FlowLimits
+) -> Iterator[Template | Withdrawal]:
+    """The template records of a set's body, `data[start:end]`.
+
+    Trailing bytes too few for a record are padding. Raises MalformedMessage, with the offset in `data`.
+    """
+    at = start
+    while end - at >= _PAIR.size:
+        number, count = _PAIR.unpack_from(data, at)
+        if number < FIRST_DATA_SET and not (count == 0 and number == set_id):
+            if not any(data[at:end]):
+                return
+            raise MalformedMessage(f"template id {number}; ids begin at 256", offset=at, reason="template")
+        if count == 0:
+            yield Withdrawal(number)
+            at += _PAIR.size
+            continue
+        template, at = _parse_record(data, at, end, set_id, limits)
+        yield template
+
+
+def _parse_record(data: bytes, at: int, end: int, set_id: int, limits: FlowLimits) -> tuple[Template, int]:
+    start = at
+    number, count = _PAIR.unpack_from(data, at)
+    at += _PAIR.size
+    if count > limits.max_fields_per_template:
+        what = f"template {number} has {count:,} fields (limit {limits.max_fields_per_template:,})"
+        raise MalformedMessage(what, offset=start, reason="template_fields")
+    scopes = 0
+    if set_id == OPTIONS_TEMPLATE_SET:
+        if end - at < _SCOPES.size:
+            raise MalformedMessage(f"options template {number} is cut off", offset=start, reason="truncated")
+        (scopes,) = _SCOPES.unpack_from(data, at)
+        at += _SCOPES.size
+        if not 1 <= scopes <= count:
+            what = f"options template {number} has {scopes} scope fields of {count}"
+            raise MalformedMessage(what, offset=start, reason="template")
+    fields = []
+    least, fixed = 0, True
+    for _ in range(count):
+        if end - at < _PAIR.size:
+            raise MalformedMessage(f"template {number} is cut off", offset=start, reason="truncated")
+        element, length = _PAIR.unpack_from(data, at)
+        at += _PAIR.size
+        pen = 0
+        if element & 0x8000:
+            if end - at < _PEN.size:
+                raise MalformedMessage(f"template {number} is cut off", offset=start, reason="truncated")
+            (pen,) = _PEN.unpack_from(data, at)
+            at += _PEN.size
+        if length == VARIABLE_LENGTH:
+            fixed = False
+            least += 1
+        else:
+            least += length
+        fields.append(Field(pen, element & 0x7FFF, length))
+    if not 1 <= least <= MAX_RECORD_BYTES:
+        what = f"records of template {number} would be at least {least:,} bytes (1 to {MAX_RECORD_BYTES:,} fit)"
+        raise MalformedMessage(what, offset=start, reason="template")
+    raw = data[start:at]
+    return Template(number, scopes, tuple(fields), raw, least if fixed else 0, least), at
+
+
+def count_variable(data: bytes, start: int, end: int, template: Template) -> int:
+    """How many records of varying length a set's body holds.
+
+    Trailing bytes fewer than the shortest record are padding (RFC 7011, 3.3.1). Raises MalformedMessage, with the
+    offset, when a variable-length element runs past the set.
+    """
+    records = 0
+    for _ in variable_records(data, start, end, template):
+        records += 1
+    return records
+
+
+def variable_records(data: bytes, start: int, end: int, template: Template) -> Iterator[list[tuple[int, int]]]:
+    """Each record's fields as (start, end) offsets."""
+    lengths = [field.length for field in template.fields]
+    least = template.min_record_bytes
+    at = start
+    while end - at >= least:
+        spans = []
+        begin = at
+        for length in lengths:
+            if length == VARIABLE_LENGTH:
+                if at >= end:
+                    raise _past(template, begin)
+                length = data[at]
+                at += 1
+                if length == 255:
+                    if end - at < 2:
+                        raise _past(template, begin)
+                    length = data[at] << 8 | data[at + 1]
+                    at += 2
+            spans.append((at, at + length))
+            at += length
+            if at > end:
+                raise _past(template, begin)
+        yield spans
+
+
+def _past(template: Template, offset: int) -> MalformedMessage:
+    return MalformedMessage(
+        f"a record of template {template.id} runs past the end of its set", offset=offset, reason="record"
+    )
