@@ -225,7 +225,8 @@ def _fixed(column: Column, element: InformationElement, length: int) -> Column:
     native = column.astype(column.dtype.newbyteorder("="))
     match element.type:
         case "boolean":
-            return native == 1
+            flags: Column = native == 1
+            return flags
         case "dateTimeSeconds":
             return native.astype("datetime64[s]")
         case "dateTimeMilliseconds":

@@ -49,12 +49,12 @@ def _values(column: Column, element: InformationElement) -> list[Any]:
     if column.dtype.kind in "VO":
         render = _BYTES.get(element.type, bytes.hex)
         return [render(bytes(value)) for value in column.tolist()]
-    return column.tolist()
+    plain: list[Any] = column.tolist()
+    return plain
 
 
 def _times(column: Column) -> list[str | None]:
-    unit = np.datetime_data(column.dtype)[0]
-    text = np.datetime_as_string(column, unit=unit)
+    text = np.datetime_as_string(column)
     return [f"{value}Z" if len(value.split("-")[0]) == 4 and value[0] != "-" else None for value in text.tolist()]
 
 

@@ -43,7 +43,7 @@ class JsonLinesWriter:
 
     def write(self, data: bytes, context: Context, limit: int | None = None) -> int:
         """Write records: returns how many."""
-        lines = []
+        lines: list[str] = []
         for row in rows_of(data, context):
             if limit is not None and len(lines) >= limit:
                 break

@@ -1,0 +1,82 @@
+"""Relay between two sockets by `os.splice`: the bytes never enter Python.
+
+Each direction has a pipe of its own; an end of one direction is passed on as a half-close and does not cut the other.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from typing import Protocol
+
+import trio
+
+PIPE_BYTES = 1 << 20
+F_SETPIPE_SZ = 1031
+_GONE = {errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT, errno.EBADF}
+
+
+class RelayCounts(Protocol):
+    """Where the bytes of both directions are counted."""
+
+    bytes_in: int
+    bytes_out: int
+
+
+async def relay(
+    client: trio.SocketStream, upstream: trio.SocketStream, *, counters: RelayCounts, pipe_bytes: int = PIPE_BYTES
+) -> None:
+    """Carry bytes both ways until both directions have ended, or one side was reset."""
+
+    def count_in(size: int) -> None:
+        counters.bytes_in += size
+
+    def count_out(size: int) -> None:
+        counters.bytes_out += size
+
+    async with trio.open_nursery() as nursery:
+        for source, destination, count in ((client, upstream, count_in), (upstream, client, count_out)):
+            nursery.start_soon(_one_way, source, destination, count, pipe_bytes, nursery.cancel_scope)
+
+
+async def _one_way(
+    source: trio.SocketStream, destination: trio.SocketStream, count: object, pipe_bytes: int, both: trio.CancelScope
+) -> None:
+    assert callable(count)
+    out_end, in_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.fcntl(in_end, F_SETPIPE_SZ, pipe_bytes)
+        from_fd, to_fd = source.socket.fileno(), destination.socket.fileno()
+        while True:
+            moved = await _splice(from_fd, in_end, pipe_bytes, wait_read=from_fd, wait_write=None)
+            if not moved:
+                break
+            left = moved
+            while left:
+                left -= await _splice(out_end, to_fd, left, wait_read=None, wait_write=to_fd)
+            count(moved)
+        await destination.send_eof()
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        both.cancel()
+    except OSError as error:
+        if error.errno not in _GONE:
+            raise
+        both.cancel()
+    finally:
+        os.close(out_end)
+        os.close(in_end)
+
+
+async def _splice(source: int, destination: int, size: int, *, wait_read: int | None, wait_write: int | None) -> int:
+    while True:
+        try:
+            moved = os.splice(source, destination, size, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
+        except BlockingIOError:
+            if wait_read is not None:
+                await trio.lowlevel.wait_readable(wait_read)
+            if wait_write is not None:
+                await trio.lowlevel.wait_writable(wait_write)
+            continue
+        await trio.lowlevel.checkpoint()
+        return moved

@@ -1,0 +1,152 @@
+"""The two front doors.
+
+The exporter door ends plain IPFIX sessions with the meter's own intake; what it reads goes out on links, and when a
+collector dies its streams are re-homed at a batch boundary, unnoticed by the exporter. The link door carries meters'
+links without ending them: it peeks at the clear preamble for a hint, places by it, and relays the bytes.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable
+from ipaddress import ip_address, ip_network
+
+import structlog
+import trio
+from attrs import define, field, frozen
+
+from balancer.carry import relay
+from meter.intake import Intake
+from sapflow.errors import LinkError, Unreachable
+from sapflow.link import LinkLimits
+from sapflow.link.frames import PREAMBLE, Hint, decode_preamble
+from sapflow.runtime.addresses import split_address
+
+log = structlog.get_logger()
+
+
+@frozen
+class SourceBinding:
+    """Plain exporters from this network belong to this org."""
+
+    prefix: str
+    org: str
+
+
+@define
+class DoorCounts:
+    """What came through a door; never goes down, but for `open`."""
+
+    open: int = 0
+    accepted: int = 0
+    refused: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
+class ExporterDoor:
+    """Plain IPFIX over TCP: default deny, but for sources bound to an org."""
+
+    def __init__(self, intake: Intake, bindings: list[SourceBinding]) -> None:
+        self.counts = DoorCounts()
+        self._intake = intake
+        self._bindings = [(ip_network(binding.prefix), binding.org) for binding in bindings]
+
+    async def serve(self, stream: trio.SocketStream, peer: str) -> None:
+        """One exporter's session."""
+        org = self.org_of(peer)
+        if org is None:
+            self.counts.refused += 1
+            log.warning(
+                "exporter refused",
+                peer=peer,
+                reason="no org is bound to this source",
+                advice="add its prefix and org to balancer.sources in the configuration",
+            )
+            return
+        self.counts.accepted += 1
+        self.counts.open += 1
+        try:
+            await self._intake.session(stream, peer, org)
+        finally:
+            self.counts.open -= 1
+
+    def org_of(self, peer: str) -> str | None:
+        """The org of the longest prefix that holds the peer's address."""
+        address = ip_address(split_address(peer)[0])
+        found = [
+            (net.prefixlen, org) for net, org in self._bindings if net.version == address.version and address in net
+        ]
+        return max(found)[1] if found else None
+
+
+@define
+class LinkDoor:
+    """Meters' links, placed by their hint and carried to a collector."""
+
+    place: Callable[[Hint, set[str]], tuple[str, str] | None]
+    """(name, address) of the collector for a hint, leaving out those tried; None when none can take it now."""
+    dial: Callable[[str], Awaitable[trio.abc.Stream]]
+    left: Callable[[str, Hint], None]
+    limits: LinkLimits = LinkLimits()
+    preamble_timeout_s: float = 5.0
+    place_timeout_s: float = 10.0
+    counts: DoorCounts = field(factory=DoorCounts)
+
+    async def serve(self, stream: trio.SocketStream, peer: str) -> None:
+        """One link, from its preamble until either side ends it."""
+        try:
+            with trio.fail_after(self.preamble_timeout_s):
+                hint = await self._peek(stream)
+            with trio.fail_after(self.place_timeout_s):
+                name, upstream = await self._reach(hint)
+        except LinkError as error:
+            self.counts.refused += 1
+            log.warning("link refused", peer=peer, reason=str(error))
+            return
+        except trio.TooSlowError:
+            self.counts.refused += 1
+            log.warning("link refused", peer=peer, reason="no preamble in time, or no collector can take it now")
+            return
+        self.counts.accepted += 1
+        self.counts.open += 1
+        try:
+            async with upstream:
+                await relay(stream, upstream, counters=self.counts)
+        finally:
+            self.counts.open -= 1
+            self.left(name, hint)
+
+    async def _peek(self, stream: trio.SocketStream) -> Hint:
+        size = PREAMBLE.size + self.limits.max_hint_bytes
+        seen = -1
+        while True:
+            data = await stream.socket.recv(size, socket.MSG_PEEK)
+            if not data:
+                raise LinkError("closed before its preamble", code=0)
+            found = decode_preamble(data, self.limits)
+            if found is not None:
+                return found[0]
+            if len(data) == seen:
+                # A peek finds the same bytes again at once: look for more at a pace that cannot spin.
+                await trio.sleep(0.01)
+            seen = len(data)
+
+    async def _reach(self, hint: Hint) -> tuple[str, trio.SocketStream]:
+        tried: set[str] = set()
+        while True:
+            placed = self.place(hint, tried)
+            if placed is None:
+                tried.clear()
+                await trio.sleep(0.1)
+                continue
+            name, address = placed
+            try:
+                upstream = await self.dial(address)
+            except Unreachable as error:
+                self.left(name, hint)
+                tried.add(name)
+                log.info("collector not reached", collector=name, reason=str(error))
+                continue
+            assert isinstance(upstream, trio.SocketStream)
+            return name, upstream

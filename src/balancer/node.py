@@ -1,0 +1,182 @@
+"""The balancer's tree of tasks.
+
+nursery ── control plane (own listener), coordinator server (own listener)
+        ├─ coordinator: which collectors there are, and what they report ─▶ placement
+        ├─ exporter listener ── a task an exporter: intake, batches, its stream on the uplink
+        ├─ uplink ── a task a collector: connects, sends under credit, re-homes streams
+        └─ link listener ── a task a link: peek, place, relay
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import attrs
+import structlog
+import trio
+
+from balancer.doors import ExporterDoor, LinkDoor, SourceBinding
+from balancer.placement import Decision, Placement, Report
+from meter.intake import Intake, IntakeSettings
+from meter.uplink import Target, Uplink, UplinkSettings, UplinkStream
+from sapflow.cluster.local import LocalCoordinator
+from sapflow.cluster.server import CoordinatorServer
+from sapflow.cluster.view import View
+from sapflow.config import Config
+from sapflow.link.frames import Hint
+from sapflow.monitor.control import serve_control
+from sapflow.monitor.process import ProcessFigures
+from sapflow.runtime.dial import dial
+from sapflow.runtime.serve import address_of, listen, serve
+
+log = structlog.get_logger()
+
+Announce = Callable[[dict[str, Any]], None]
+
+
+class _Places:
+    """The placement policy with the fleet's view: what the uplink and the link door ask."""
+
+    def __init__(self) -> None:
+        self.policy = Placement()
+        self._addresses: dict[str, str] = {}
+
+    def on_change(self, view: View) -> None:
+        """The coordinator told who is there and what they report."""
+        now = trio.current_time()
+        self._addresses = {member.name: member.addresses["link"] for member in view.of_role("collector")}
+        self.policy.members(self._addresses, now)
+        for name in self._addresses:
+            load = view.loads.get(name)
+            if load:
+                report = Report(load["bytes_per_s"], load["lag_s"], load["held_bytes"], load["budget_bytes"])
+                self.policy.report(name, report, now)
+
+    def choose(self, stream: UplinkStream) -> Target | None:
+        """A collector for an exporter's stream."""
+        decision = self.policy.place(stream.id, stream.org, trio.current_time())
+        if not isinstance(decision, Decision):
+            log.warning("stream waits", org=stream.org, exporter=stream.exporter, reason=decision.reason)
+            return None
+        log.info(
+            "stream placed", stream=stream.id.hex(), org=stream.org, collector=decision.collector, why=decision.reason
+        )
+        return Target(decision.collector, self._addresses[decision.collector])
+
+    def failed(self, target: str) -> None:
+        """A link to a collector broke or could not be made."""
+        self.policy.failed(target, trio.current_time())
+
+    def released(self, stream: UplinkStream) -> None:
+        """A stream is no more."""
+        self.policy.released(stream.id)
+
+    def place_link(self, hint: Hint, tried: set[str]) -> tuple[str, str] | None:
+        """A collector for a meter's link; the hint places it and is not trusted."""
+        decision = self.policy.place(("link", hint.name), hint.org, trio.current_time(), exclude=tried, want=hint.want)
+        if not isinstance(decision, Decision):
+            return None
+        return decision.collector, self._addresses[decision.collector]
+
+    def link_left(self, name: str, hint: Hint) -> None:
+        """A link that was carried to `name` ended."""
+        self.policy.released(("link", hint.name))
+
+
+async def run(config: Config, name: str, fleet_token: str, announce: Announce) -> None:
+    """Be a balancer until cancelled."""
+    mine, fleet = config.balancer, config.fleet
+    places = _Places()
+    connect = partial(dial, timeout_s=fleet.connect_timeout_s)
+    uplink = Uplink(
+        places,
+        lambda target: connect(target.address),
+        UplinkSettings(
+            hello={"role": "intake", "token": fleet_token, "name": name},
+            hint=Hint(name=name),
+            max_unacknowledged_bytes=config.intake.max_unacknowledged_bytes,
+        ),
+    )
+    intake = Intake(
+        uplink,
+        IntakeSettings(
+            batch_bytes=config.intake.batch_bytes,
+            flush_interval_s=config.intake.flush_interval_s,
+            message_timeout_s=config.intake.message_timeout_s,
+            idle_timeout_s=config.intake.idle_timeout_s,
+        ),
+    )
+    exporter_door = ExporterDoor(intake, [SourceBinding(source.prefix, source.org) for source in mine.sources])
+    link_door = LinkDoor(
+        place=places.place_link,
+        dial=connect,
+        left=places.link_left,
+        preamble_timeout_s=mine.preamble_timeout_s,
+        place_timeout_s=mine.place_timeout_s,
+    )
+    coordinator_server = CoordinatorServer(fleet_token, lease_s=fleet.lease_s, tell_interval_s=fleet.report_interval_s)
+    figures = ProcessFigures()
+    coordinator_listener = await listen(fleet.coordinator, what="the coordinator")
+    exporter_listener = await listen(mine.ipfix_tcp, what="exporters (IPFIX over TCP)")
+    link_listener = await listen(mine.link, what="meters' links")
+
+    def load() -> dict[str, Any]:
+        return {"unacknowledged_bytes": uplink.unacknowledged_bytes, **figures.read()}
+
+    def status() -> dict[str, Any]:
+        taken = intake.counts.bytes
+        return {
+            "name": name,
+            "role": "balancer",
+            "counts": {
+                "intake": attrs.asdict(intake.counts),
+                "exporter_door": attrs.asdict(exporter_door.counts),
+                "link_door": attrs.asdict(link_door.counts),
+                "coordinator": {"operations": coordinator_server.operations},
+            },
+            "gauges": {
+                "unacknowledged_bytes": uplink.unacknowledged_bytes,
+                "streams": len(uplink.streams),
+                **figures.read(),
+            },
+            "ratio": {"measured": round(uplink.bytes_out / taken, 3) if taken else None, "expected": 1.0},
+            "loads": places.policy.loads(trio.current_time()),
+            "members": [attrs.asdict(member) for member in coordinator_server.membership.view().members],
+        }
+
+    async with trio.open_nursery() as nursery:
+        control = await nursery.start(serve_control, mine.control, "balancer", status)
+        addresses = {
+            "ipfix_tcp": address_of(exporter_listener),
+            "link": address_of(link_listener),
+            "coordinator": address_of(coordinator_listener),
+            "control": control,
+        }
+        coordinator = LocalCoordinator(
+            name=name,
+            role="balancer",
+            addresses=addresses,
+            fleet_token=fleet_token,
+            dial=partial(dial, addresses["coordinator"], timeout_s=fleet.connect_timeout_s),
+            report_interval_s=fleet.report_interval_s,
+            load=load,
+            on_change=places.on_change,
+        )
+        nursery.start_soon(figures.run)
+        nursery.start_soon(coordinator_server.run)
+        nursery.start_soon(
+            partial(serve, max_connections=1000, what="coordinator"), coordinator_listener, coordinator_server.serve
+        )
+        nursery.start_soon(coordinator.run)
+        nursery.start_soon(uplink.run)
+        nursery.start_soon(
+            partial(serve, max_connections=mine.max_connections, what="exporter"),
+            exporter_listener,
+            exporter_door.serve,
+        )
+        nursery.start_soon(
+            partial(serve, max_connections=mine.max_connections, what="link"), link_listener, link_door.serve
+        )
+        announce({"event": "ready", "name": name, "role": "balancer", "addresses": addresses})

@@ -1,0 +1,134 @@
+"""A collector's tree of tasks.
+
+nursery ── control plane (own listener)
+        ├─ coordinator: joins, reports load each second
+        ├─ figures: event-loop lag
+        ├─ org table: read again when its file changes
+        ├─ link listener ── a task a link, at most `max_links`; batches bounded by `budget_bytes` of credit
+        └─ live listener ── a task a subscriber; each bounded by `live_buffer_bytes`, then sheds
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import attrs
+import trio
+
+from collector.live import LiveDoor, LiveSettings
+from collector.sessions import Collector, CollectorSettings
+from sapflow.cluster.local import LocalCoordinator
+from sapflow.config import Config
+from sapflow.monitor.control import serve_control
+from sapflow.monitor.process import ProcessFigures
+from sapflow.orgs import OrgTable
+from sapflow.runtime.dial import dial
+from sapflow.runtime.serve import address_of, listen, serve
+
+Announce = Callable[[dict[str, Any]], None]
+
+
+async def run(config: Config, name: str, fleet_token: str, announce: Announce) -> None:
+    """Be a collector until cancelled."""
+    mine = config.collector
+    orgs = OrgTable(config.data_path / "orgs.json")
+    settings = CollectorSettings(
+        name=name,
+        fleet_token=fleet_token,
+        budget_bytes=mine.budget_bytes,
+        org_share=mine.org_share,
+        hello_timeout_s=mine.hello_timeout_s,
+        idle_timeout_s=mine.idle_timeout_s,
+    )
+    collector = Collector(settings, orgs.authenticate)
+    live = LiveDoor(LiveSettings(buffer_bytes=mine.live_buffer_bytes), orgs.authenticate, collector.endpoint)
+    figures = ProcessFigures()
+    link_listener = await listen(mine.link, what="links")
+    live_listener = await listen(mine.live, what="live subscribers")
+    rate = _Rate()
+
+    def endpoint_counts() -> dict[str, int]:
+        totals: dict[str, int] = {}
+        for endpoint in collector.endpoints.values():
+            for key, value in attrs.asdict(endpoint.counts).items():
+                totals[key] = totals.get(key, 0) + value
+        return totals
+
+    def load() -> dict[str, Any]:
+        return {
+            "bytes_per_s": rate.of(collector.counts.bytes_in, trio.current_time()),
+            "held_bytes": collector.pool.used_bytes,
+            "budget_bytes": mine.budget_bytes,
+            **figures.read(),
+        }
+
+    def status() -> dict[str, Any]:
+        totals = endpoint_counts()
+        taken, given = totals.get("bytes_in", 0), totals.get("bytes_out", 0)
+        endpoints = collector.endpoints.values()
+        expected = sum(e.counts.bytes_in * (len(e.durable) + len(e.live)) for e in endpoints)
+        return {
+            "name": name,
+            "role": "collector",
+            "counts": {"link": attrs.asdict(collector.counts), "endpoint": totals, "live": attrs.asdict(live.counts)},
+            "gauges": {"held_bytes": collector.pool.used_bytes, "budget_bytes": mine.budget_bytes, **figures.read()},
+            "ratio": {
+                "measured": round((given + live.counts.bytes_out) / taken, 3) if taken else None,
+                "expected": round(expected / taken, 3) if taken else None,
+            },
+            "orgs": {
+                e.org: {
+                    **attrs.asdict(e.counts),
+                    "held_bytes": e.held_bytes,
+                    "streams": len(e.streams),
+                    "durable": len(e.durable),
+                    "live": len(e.live),
+                }
+                for e in endpoints
+            },
+        }
+
+    async with trio.open_nursery() as nursery:
+        control = await nursery.start(serve_control, mine.control, "collector", status)
+        addresses = {"link": address_of(link_listener), "live": address_of(live_listener), "control": control}
+        coordinator = LocalCoordinator(
+            name=name,
+            role="collector",
+            addresses=addresses,
+            fleet_token=fleet_token,
+            dial=partial(dial, config.fleet.coordinator, timeout_s=config.fleet.connect_timeout_s),
+            report_interval_s=config.fleet.report_interval_s,
+            load=load,
+            on_change=lambda _view: None,
+        )
+        nursery.start_soon(figures.run)
+        nursery.start_soon(_reload, orgs)
+        nursery.start_soon(
+            partial(serve, max_connections=mine.max_links, what="link"), link_listener, collector.serve_link
+        )
+        nursery.start_soon(partial(serve, max_connections=mine.max_live, what="live"), live_listener, live.serve)
+        nursery.start_soon(coordinator.run)
+        announce({"event": "ready", "name": name, "role": "collector", "addresses": addresses})
+
+
+async def _reload(orgs: OrgTable) -> None:
+    while True:
+        await trio.sleep(1.0)
+        orgs.reload_if_changed()
+
+
+class _Rate:
+    """Bytes per second between two readings, smoothed over a few."""
+
+    def __init__(self) -> None:
+        self._before = (0, 0.0)
+        self._rate = 0.0
+
+    def of(self, total: int, now: float) -> float:
+        count, at = self._before
+        if at and now > at:
+            self._rate += 0.5 * ((total - count) / (now - at) - self._rate)
+        self._before = (total, now)
+        return round(self._rate, 1)

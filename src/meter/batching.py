@@ -1,0 +1,106 @@
+"""One exporter's transport session into batches; pure, the clock stays outside.
+
+Bytes come in as they were read; whole messages are walked once (every length checked, records counted, templates
+learned) and go out unchanged, behind a prelude of the templates that they need. Batches end at `batch_bytes`, or when
+the owner of the clock says `flush`.
+"""
+
+from __future__ import annotations
+
+from attrs import define, field, frozen
+
+from sapflow.errors import MalformedMessage
+from sapflow.flows.framing import MessageFramer
+from sapflow.flows.limits import FlowLimits
+from sapflow.flows.session import Session
+
+
+@frozen(slots=True)
+class Draft:
+    """A batch that has no number yet."""
+
+    messages: int
+    records: int
+    payload: bytes
+
+
+@define
+class ExporterCounts:
+    """What an exporter's session has brought, for the ledger."""
+
+    bytes: int = 0
+    messages: int = 0
+    records: int = 0
+    lost_records: int = 0
+    undecodable_sets: int = 0
+    ignored_sets: int = 0
+
+
+class Batcher:
+    """Bytes in, drafts out; after a malformed message nothing more is taken and `fault` says why."""
+
+    def __init__(self, limits: FlowLimits, *, batch_bytes: int) -> None:
+        self.counts = ExporterCounts()
+        self.fault: MalformedMessage | None = None
+        self._batch_bytes = batch_bytes
+        self._framer = MessageFramer()
+        self._session = Session(limits)
+        self._open = _Open()
+        self._walked = 0
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of whole messages that are in no draft yet."""
+        return self._open.size
+
+    @property
+    def partial_bytes(self) -> int:
+        """Bytes of a message that has not come whole."""
+        return self._framer.pending_bytes
+
+    def feed(self, data: bytes) -> Draft | None:
+        """Take bytes as they were read: the batch that is full by them, if one is."""
+        assert self.fault is None
+        whole = self._framer.feed(data)
+        self.counts.bytes += len(data)
+        if whole:
+            self._take(whole)
+        if self.fault is None:
+            self.fault = self._framer.fault
+        return self.flush() if self._open.size >= self._batch_bytes else None
+
+    def flush(self) -> Draft | None:
+        """What has come since the last batch, as one."""
+        if not self._open.size:
+            return None
+        done, self._open = self._open, _Open()
+        return Draft(done.messages, done.records, b"".join((self._session.cut(), *done.pieces)))
+
+    def _take(self, whole: bytes) -> None:
+        walk = self._session.walk(whole)
+        counts = self.counts
+        counts.messages += walk.messages
+        counts.records += walk.records
+        counts.lost_records += walk.lost_records
+        counts.undecodable_sets += walk.undecodable_sets
+        counts.ignored_sets += walk.ignored_sets
+        if walk.taken:
+            self._open.add(whole if walk.taken == len(whole) else whole[: walk.taken], walk.messages, walk.records)
+        if walk.fault is not None:
+            fault = walk.fault
+            self.fault = MalformedMessage(fault.what, offset=self._walked + fault.offset, reason=fault.reason)
+        self._walked += walk.taken
+
+
+@define
+class _Open:
+    pieces: list[bytes] = field(factory=list)
+    size: int = 0
+    messages: int = 0
+    records: int = 0
+
+    def add(self, data: bytes, messages: int, records: int) -> None:
+        self.pieces.append(data)
+        self.size += len(data)
+        self.messages += messages
+        self.records += records

@@ -1,0 +1,167 @@
+"""Exporters' TCP sessions into streams: plain IPFIX in, numbered batches out.
+
+Backpressure is TCP's own: while a stream may hold no more unacknowledged bytes its exporter is not read from.
+A malformed message ends its exporter's session; what came whole before it is kept.
+"""
+
+from __future__ import annotations
+
+import structlog
+import trio
+from attrs import define, frozen
+
+from meter.batching import Batcher
+from meter.uplink import Uplink
+from sapflow.errors import MalformedMessage
+from sapflow.flows.limits import FlowLimits
+
+log = structlog.get_logger()
+
+
+@frozen
+class IntakeSettings:
+    """Bounds of an intake; `message_timeout_s` bounds a message that comes a byte at a time."""
+
+    batch_bytes: int = 64 << 10
+    flush_interval_s: float = 1.0
+    message_timeout_s: float = 30.0
+    idle_timeout_s: float = 3600.0
+    receive_bytes: int = 256 << 10
+    drain_timeout_s: float = 3600.0
+    limits: FlowLimits = FlowLimits()
+
+
+@define
+class IntakeCounts:
+    """What all exporters of this intake have brought; never goes down."""
+
+    exporters: int = 0
+    sessions: int = 0
+    bytes: int = 0
+    messages: int = 0
+    records: int = 0
+    batches: int = 0
+    malformed: int = 0
+    timed_out: int = 0
+    lost_records: int = 0
+    undecodable_sets: int = 0
+
+
+class Intake:
+    """Reads exporters' sessions into an uplink's streams."""
+
+    def __init__(self, uplink: Uplink, settings: IntakeSettings) -> None:
+        self.uplink = uplink
+        self.settings = settings
+        self.counts = IntakeCounts()
+
+    async def session(self, stream: trio.abc.Stream, peer: str, org: str) -> None:
+        """Carry one exporter's transport session until it ends; returns when it was read to its end."""
+        reader = _ExporterSession(self, stream, peer, org)
+        self.counts.exporters += 1
+        self.counts.sessions += 1
+        try:
+            await reader.run()
+        finally:
+            self.counts.exporters -= 1
+
+
+class _ExporterSession:
+    def __init__(self, intake: Intake, transport: trio.abc.Stream, peer: str, org: str) -> None:
+        self._intake = intake
+        self._settings = intake.settings
+        self._transport = transport
+        self._peer = peer
+        self._org = org
+        self._batcher = Batcher(self._settings.limits, batch_bytes=self._settings.batch_bytes)
+        self._stream = intake.uplink.open_stream(org, peer)
+
+    async def run(self) -> None:
+        ended = "the exporter closed"
+        try:
+            await self._read()
+        except MalformedMessage as fault:
+            ended = "malformed message"
+            self._intake.counts.malformed += 1
+            log.warning(
+                "exporter cut off",
+                peer=self._peer,
+                org=self._org,
+                offset=fault.offset,
+                what=fault.what,
+                taken_records=self._batcher.counts.records,
+                advice="connection closed; all records before this message are kept. The exporter is faulty or this "
+                "is not IPFIX",
+            )
+        except trio.TooSlowError:
+            ended = "a message did not come whole in time"
+            self._intake.counts.timed_out += 1
+            log.warning("exporter cut off", peer=self._peer, org=self._org, what=ended)
+        except trio.BrokenResourceError:
+            ended = "the connection broke"
+        finally:
+            self._last_words()
+        log.info(
+            "exporter left",
+            peer=self._peer,
+            org=self._org,
+            reason=ended,
+            records=self._batcher.counts.records,
+            lost=self._batcher.counts.lost_records,
+        )
+
+    def _last_words(self) -> None:
+        """What came whole is delivered even after the session ended; the stream's outbox has room for one more."""
+        draft = self._batcher.flush()
+        if draft is not None:
+            self._count(draft.messages, draft.records)
+            self._stream.put_now(draft)
+        counts, total = self._batcher.counts, self._intake.counts
+        total.lost_records += counts.lost_records
+        total.undecodable_sets += counts.undecodable_sets
+        self._stream.end()
+
+    async def _read(self) -> None:
+        settings, batcher, counts = self._settings, self._batcher, self._intake.counts
+        message_since = flush_since = trio.current_time()
+        while True:
+            now = trio.current_time()
+            deadline = now + settings.idle_timeout_s
+            if batcher.partial_bytes:
+                deadline = min(deadline, message_since + settings.message_timeout_s)
+            if batcher.waiting_bytes:
+                deadline = min(deadline, flush_since + settings.flush_interval_s)
+            data = b""
+            with trio.move_on_at(deadline) as scope:
+                data = bytes(await self._transport.receive_some(settings.receive_bytes))
+            now = trio.current_time()
+            if scope.cancelled_caught:
+                if batcher.waiting_bytes and now >= flush_since + settings.flush_interval_s:
+                    draft = batcher.flush()
+                elif batcher.partial_bytes or now >= deadline:
+                    raise trio.TooSlowError
+                else:
+                    continue
+            elif not data:
+                return
+            else:
+                counts.bytes += len(data)
+                was_waiting, was_partial = batcher.waiting_bytes, batcher.partial_bytes
+                taken = batcher.counts.messages
+                draft = batcher.feed(data)
+                if not was_waiting:
+                    flush_since = now
+                if not was_partial or batcher.counts.messages != taken:
+                    message_since = now
+            if draft is not None:
+                self._count(draft.messages, draft.records)
+                await self._stream.put(draft)
+                flush_since = now
+            if batcher.fault is not None:
+                raise batcher.fault
+
+    def _count(self, messages: int, records: int) -> None:
+        counts = self._intake.counts
+        counts.batches += 1
+        counts.messages += messages
+        counts.records += records

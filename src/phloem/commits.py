@@ -1,0 +1,138 @@
+"""Batches into the engine: a channel bounded in bytes, one storage thread, group commit, then the acknowledgements.
+
+An acknowledgement is sent only for what the engine has synced. When the engine fails nothing is acknowledged: all
+links are cut, the engine is reopened, and the collectors send again from their lowest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+import trio
+from attrs import define, frozen
+
+from phloem.engine.embedded import EmbeddedLog, Outcome
+from sapflow.entry import LogEntry
+from sapflow.errors import StorageError
+from sapflow.runtime.channel import ByteChannel
+from sapflow.runtime.threads import ThreadKind
+
+log = structlog.get_logger()
+
+
+class Source(Protocol):
+    """Where batches came from, and where their outcomes go. Calls never wait."""
+
+    def committed(self, commit: Commit, outcome: Outcome) -> None:
+        """The engine has said what became of a batch."""
+
+    def dropped(self, commit: Commit) -> None:
+        """A batch of this source was let go without being durable."""
+
+    def settle(self) -> None:
+        """All outcomes of a commit have been told: answer now."""
+
+    def failed(self) -> None:
+        """The engine failed; what this source gave and saw no outcome of is not durable."""
+
+
+@frozen(slots=True)
+class Commit:
+    """A batch on its way into the log."""
+
+    org: str
+    entry: LogEntry
+    source: Source
+    handle: int
+    size: int
+
+
+@define
+class CommitCounts:
+    """What has become of batches; never goes down."""
+
+    commits: int = 0
+    stored: int = 0
+    stored_bytes: int = 0
+    stored_messages: int = 0
+    stored_records: int = 0
+    duplicates: int = 0
+    refused: int = 0
+    conflicts: int = 0
+    failures: int = 0
+
+
+class Committer:
+    """The one writer of this node's log."""
+
+    def __init__(
+        self, engine: EmbeddedLog, *, channel_bytes: int, commit_bytes: int, on_stored: Callable[[set[str]], None]
+    ) -> None:
+        self.counts = CommitCounts()
+        self.channel: ByteChannel[Commit] = ByteChannel(channel_bytes)
+        self.storage = ThreadKind("storage", 1)
+        self._engine = engine
+        self._commit_bytes = commit_bytes
+        self._on_stored = on_stored
+        self.sources: set[Source] = set()
+
+    async def run(self) -> None:
+        """Commit what comes until cancelled."""
+        while True:
+            group = await self.channel.receive_all(self._commit_bytes)
+            try:
+                outcomes = await self.storage.run(lambda: self._engine.append([(c.org, c.entry) for c in group]))  # noqa: B023
+            except StorageError as error:
+                await self._recover(error, group)
+                continue
+            self.counts.commits += 1
+            self._tell(group, outcomes)
+
+    def _tell(self, group: list[Commit], outcomes: list[Outcome]) -> None:
+        counts = self.counts
+        orgs = set()
+        for commit, outcome in zip(group, outcomes, strict=True):
+            match outcome.kind:
+                case "stored":
+                    counts.stored += 1
+                    counts.stored_bytes += commit.size
+                    counts.stored_messages += commit.entry.messages
+                    counts.stored_records += commit.entry.records
+                    orgs.add(commit.org)
+                case "duplicate":
+                    counts.duplicates += 1
+                case "refused":
+                    counts.refused += 1
+                case "conflict":
+                    counts.conflicts += 1
+            commit.source.committed(commit, outcome)
+        for source in {commit.source for commit in group}:
+            source.settle()
+        if orgs:
+            self._on_stored(orgs)
+
+    async def _recover(self, error: StorageError, group: list[Commit]) -> None:
+        self.counts.failures += 1
+        log.error(
+            "log cannot be written",
+            reason=str(error),
+            data="nothing of this commit was acknowledged; senders keep it",
+            advice="free space or mend the disk; phloem tries again by itself",
+        )
+        for source in list(self.sources):
+            source.failed()
+        while len(self.channel):
+            group += await self.channel.receive_all(self._commit_bytes)
+        for commit in group:
+            commit.source.dropped(commit)
+        while True:
+            await trio.sleep(1.0)
+            try:
+                await self.storage.run(self._engine.reopen)
+            except StorageError as again:
+                log.error("log cannot be reopened", reason=str(again), retry_s=1.0)
+                continue
+            log.info("log reopened")
+            return

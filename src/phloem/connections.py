@@ -1,0 +1,259 @@
+"""Links to collectors: one task for each, with timeouts and jittered back-off, apart from the tasks that carry data.
+
+A link's batches go into the committer's channel under credit from this node's budget, so the channel never has to
+make a link wait; what the engine said comes back as acknowledgements, one a stream and commit.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+
+import structlog
+import trio
+from attrs import define, frozen
+
+from phloem.commits import Commit, Committer
+from phloem.engine.embedded import Outcome
+from sapflow.entry import LogEntry
+from sapflow.errors import SapflowError, Unreachable
+from sapflow.link import (
+    BatchReceived,
+    Connection,
+    CreditPool,
+    CreditWanted,
+    Event,
+    Opened,
+    Side,
+    StreamEnded,
+    Welcomed,
+)
+from sapflow.link.frames import Hint
+from sapflow.runtime.session import LinkSession
+
+log = structlog.get_logger()
+
+
+@frozen
+class ConnectionSettings:
+    """How this node presents itself to collectors, and its bounds."""
+
+    name: str
+    fleet_token: str
+    budget_bytes: int = 256 << 20
+    org_share: float = 0.5
+    connect_timeout_s: float = 2.0
+    idle_timeout_s: float = 30.0
+    backoff_first_s: float = 0.05
+    backoff_most_s: float = 2.0
+
+
+@define
+class ConnectionCounts:
+    """What came over the links; never goes down, but for `links`."""
+
+    links: int = 0
+    dialled: int = 0
+    failed: int = 0
+    bytes_in: int = 0
+    batches_in: int = 0
+    messages_in: int = 0
+    records_in: int = 0
+
+
+class Connections:
+    """Keeps a link to every collector that is known of."""
+
+    def __init__(
+        self,
+        settings: ConnectionSettings,
+        committer: Committer,
+        dial: Callable[[str], Awaitable[trio.abc.Stream]],
+    ) -> None:
+        self.settings = settings
+        self.committer = committer
+        self.counts = ConnectionCounts()
+        self.pool = CreditPool(settings.budget_bytes, org_share=settings.org_share)
+        self.links: dict[int, _CollectorLink] = {}
+        self.dial = dial
+        self._wanted: dict[str, str] = {}
+        self._changed = trio.Event()
+        self._next_number = 1
+
+    def collectors(self, addresses: dict[str, str]) -> None:
+        """The collectors that there are now: link addresses by name."""
+        if addresses != self._wanted:
+            self._wanted = dict(addresses)
+            self._changed.set()
+
+    async def run(self) -> None:
+        """Hold a link to each collector until cancelled."""
+        running: dict[str, tuple[str, trio.CancelScope]] = {}
+        async with trio.open_nursery() as nursery:
+            while True:
+                for name, (address, scope) in list(running.items()):
+                    if self._wanted.get(name) != address:
+                        scope.cancel()
+                        del running[name]
+                for name, address in self._wanted.items():
+                    if name not in running:
+                        scope = trio.CancelScope()
+                        running[name] = (address, scope)
+                        nursery.start_soon(self._keep, name, address, scope)
+                await self._changed.wait()
+                self._changed = trio.Event()
+
+    async def _keep(self, name: str, address: str, scope: trio.CancelScope) -> None:
+        failures = 0
+        with scope:
+            while True:
+                link = _CollectorLink(self, name, address, self._next_number)
+                self._next_number += 1
+                reason = "closed by the collector"
+                try:
+                    self.counts.dialled += 1
+                    await link.run(await self.dial(address))
+                except* (SapflowError, trio.BrokenResourceError) as group:
+                    error: BaseException = group
+                    while isinstance(error, BaseExceptionGroup):
+                        error = error.exceptions[0]
+                    reason = str(error)
+                    if isinstance(error, Unreachable):
+                        self.counts.failed += 1
+                failures = 1 if link.welcomed else failures + 1
+                delay_s = random.uniform(
+                    0, min(self.settings.backoff_most_s, self.settings.backoff_first_s * 2 ** min(failures, 16))
+                )
+                log.info("link to collector lost", collector=name, address=address, reason=reason, retry_s=delay_s)
+                await trio.sleep(delay_s)
+
+    def grant(self) -> None:
+        """Tell collectors what the budget allows now."""
+        for key, limit in self.pool.turn():
+            assert isinstance(key, tuple)
+            self.links[key[0]].grant(key[1], limit)
+
+
+class _CollectorLink:
+    """One link to one collector: a `Source` of commits."""
+
+    def __init__(self, owner: Connections, name: str, address: str, number: int) -> None:
+        self.welcomed = False
+        self._owner = owner
+        self._name = name
+        self._address = address
+        self._number = number
+        self._streams: dict[int, Opened] = {}
+        self._session: LinkSession | None = None
+        self._outcomes: dict[int, Outcome] = {}
+
+    async def run(self, stream: trio.abc.Stream) -> None:
+        owner, settings = self._owner, self._owner.settings
+        connection = Connection(Side.CLIENT)
+        self._session = session = LinkSession(
+            stream,
+            connection,
+            peer=f"{self._name} ({self._address})",
+            idle_timeout_s=settings.idle_timeout_s,
+            max_unsent_bytes=16 << 20,
+            on_in=self._count,
+        )
+        owner.links[self._number] = self
+        owner.committer.sources.add(self)
+        owner.counts.links += 1
+        try:
+            async with session.open():
+                session.send(
+                    connection.hello(
+                        Hint(name=settings.name), role="phloem", name=settings.name, token=settings.fleet_token
+                    ),
+                )
+                async for events in session.events():
+                    for event in events:
+                        self._handle(event)
+                    owner.grant()
+        finally:
+            owner.counts.links -= 1
+            owner.committer.sources.discard(self)
+            del owner.links[self._number]
+            self._session = None
+            for handle in self._streams:
+                owner.pool.close((self._number, handle))
+            owner.grant()
+
+    def grant(self, handle: int, limit: int) -> None:
+        """Let the collector send more of a stream."""
+        if self._session is not None:
+            self._session.send(self._session.connection.grant(handle, limit))
+
+    def committed(self, commit: Commit, outcome: Outcome) -> None:
+        """Give the bytes back to the budget, and remember what to tell the collector."""
+        self._owner.pool.release(commit.org, commit.size)
+        known = self._outcomes.get(commit.handle)
+        if known is None or known.kind in ("stored", "duplicate") or outcome.kind == "conflict":
+            self._outcomes[commit.handle] = outcome
+
+    def settle(self) -> None:
+        """Tell the collector each stream's mark, once a commit."""
+        outcomes, self._outcomes = self._outcomes, {}
+        session = self._session
+        if session is not None:
+            connection = session.connection
+            for handle, outcome in outcomes.items():
+                if handle not in self._streams:
+                    continue
+                session.send(connection.acknowledge(handle, outcome.mark))
+                if outcome.kind == "refused":
+                    session.send(connection.rewind(handle, outcome.mark))
+                elif outcome.kind == "conflict":
+                    session.send(connection.notice(kind="conflict", handle=handle, mark=outcome.mark))
+        self._owner.grant()
+
+    def dropped(self, commit: Commit) -> None:
+        """Give back the bytes of a batch that is not durable; its collector still has it."""
+        self._owner.pool.release(commit.org, commit.size)
+
+    def failed(self) -> None:
+        """The engine failed: cut the link, so that the collector sends again from its lowest."""
+        if self._session is not None:
+            self._session.cut()
+
+    def _count(self, size: int) -> None:
+        self._owner.counts.bytes_in += size
+
+    def _handle(self, event: Event) -> None:
+        owner = self._owner
+        match event:
+            case BatchReceived(handle, batch):
+                opened = self._streams[handle]
+                counts = owner.counts
+                counts.batches_in += 1
+                counts.messages_in += batch.messages
+                counts.records_in += batch.records
+                owner.pool.received((self._number, handle), batch.size)
+                entry = LogEntry(
+                    stream=opened.stream,
+                    seq=batch.seq,
+                    exporter=opened.exporter,
+                    received_us=batch.received_us,
+                    messages=batch.messages,
+                    records=batch.records,
+                    payload=batch.payload,
+                )
+                sent = owner.committer.channel.try_send(Commit(opened.org, entry, self, handle, batch.size), batch.size)
+                assert sent, "credit never exceeds the channel"
+            case CreditWanted(handle, limit):
+                owner.pool.want((self._number, handle), limit)
+            case Opened():
+                owner.pool.open((self._number, event.handle), event.org)
+                self._streams[event.handle] = event
+            case StreamEnded(handle):
+                owner.pool.close((self._number, handle))
+                del self._streams[handle]
+            case Welcomed():
+                self.welcomed = True
+                assert self._session is not None
+                self._session.send(self._session.connection.subscribe(orgs=["*"]))
+                log.info("subscribed", collector=self._name, address=self._address)
+            case _:
+                log.debug("event not for phloem", collector=self._name, got=type(event).__name__)

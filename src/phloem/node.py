@@ -1,0 +1,154 @@
+"""A Phloem node's tree of tasks.
+
+nursery ── control plane (own listener)
+        ├─ coordinator: which collectors there are
+        ├─ connections ── a task a collector: connects, reads, grants credit of `budget_bytes`
+        │       └─ byte-bounded channel ─▶
+        ├─ committer: group commit in the one storage thread, then acknowledgements
+        ├─ retention: bounded steps, each in a storage thread's turn
+        ├─ consume listener ── a task a consumer, fed from the log under its own credit
+        └─ figures, org table
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import attrs
+import structlog
+import trio
+
+from phloem.commits import Committer
+from phloem.connections import Connections, ConnectionSettings
+from phloem.consume import Consumers, ConsumeSettings
+from phloem.engine.embedded import EmbeddedLog
+from sapflow.cluster.local import LocalCoordinator
+from sapflow.cluster.view import View
+from sapflow.config import Config
+from sapflow.monitor.control import serve_control
+from sapflow.monitor.process import ProcessFigures
+from sapflow.orgs import OrgTable
+from sapflow.runtime.dial import dial
+from sapflow.runtime.serve import address_of, listen, serve
+
+log = structlog.get_logger()
+
+Announce = Callable[[dict[str, Any]], None]
+
+
+async def run(config: Config, name: str, fleet_token: str, announce: Announce) -> None:
+    """Be a Phloem node until cancelled."""
+    mine = config.phloem
+    engine = EmbeddedLog.open(config.data_path / "log", map_bytes=mine.map_bytes)
+    try:
+        await _run(config, name, fleet_token, announce, engine)
+    finally:
+        engine.close()
+
+
+async def _run(config: Config, name: str, fleet_token: str, announce: Announce, engine: EmbeddedLog) -> None:
+    mine = config.phloem
+    orgs = OrgTable(config.data_path / "orgs.json")
+    consumers = Consumers(
+        engine,
+        ConsumeSettings(
+            fleet_token=fleet_token, hello_timeout_s=mine.hello_timeout_s, idle_timeout_s=mine.idle_timeout_s
+        ),
+        orgs.authenticate,
+    )
+    committer = Committer(
+        engine, channel_bytes=mine.budget_bytes, commit_bytes=mine.commit_bytes, on_stored=consumers.stored
+    )
+    connections = Connections(
+        ConnectionSettings(
+            name=name,
+            fleet_token=fleet_token,
+            budget_bytes=mine.budget_bytes,
+            org_share=mine.org_share,
+            connect_timeout_s=config.fleet.connect_timeout_s,
+            idle_timeout_s=mine.idle_timeout_s,
+        ),
+        committer,
+        partial(dial, timeout_s=config.fleet.connect_timeout_s),
+    )
+    figures = ProcessFigures()
+    listener = await listen(mine.consume, what="consumers")
+
+    def load() -> dict[str, Any]:
+        return {"held_bytes": connections.pool.used_bytes, "budget_bytes": mine.budget_bytes, **figures.read()}
+
+    def status() -> dict[str, Any]:
+        taken = connections.counts.bytes_in
+        return {
+            "name": name,
+            "role": "phloem",
+            "counts": {
+                "link": attrs.asdict(connections.counts),
+                "commit": attrs.asdict(committer.counts),
+                "consume": attrs.asdict(consumers.counts),
+            },
+            "gauges": {
+                "held_bytes": connections.pool.used_bytes,
+                "channel_bytes": committer.channel.fill_bytes,
+                "budget_bytes": mine.budget_bytes,
+                **figures.read(),
+            },
+            "ratio": {
+                "measured": round(committer.counts.stored_bytes / taken, 3) if taken else None,
+                "expected": 1.0,
+            },
+        }
+
+    def on_change(view: View) -> None:
+        connections.collectors({member.name: member.addresses["link"] for member in view.of_role("collector")})
+
+    async with trio.open_nursery() as nursery:
+        control = await nursery.start(serve_control, mine.control, "phloem", status)
+        addresses = {"consume": address_of(listener), "control": control}
+        coordinator = LocalCoordinator(
+            name=name,
+            role="phloem",
+            addresses=addresses,
+            fleet_token=fleet_token,
+            dial=partial(dial, config.fleet.coordinator, timeout_s=config.fleet.connect_timeout_s),
+            report_interval_s=config.fleet.report_interval_s,
+            load=load,
+            on_change=on_change,
+        )
+        nursery.start_soon(figures.run)
+        nursery.start_soon(_reload, orgs)
+        nursery.start_soon(committer.run)
+        nursery.start_soon(connections.run)
+        nursery.start_soon(coordinator.run)
+        nursery.start_soon(_retain, config, engine, committer)
+        nursery.start_soon(
+            partial(serve, max_connections=mine.max_consumers, what="consume"), listener, consumers.serve
+        )
+        announce({"event": "ready", "name": name, "role": "phloem", "addresses": addresses})
+
+
+async def _retain(config: Config, engine: EmbeddedLog, committer: Committer) -> None:
+    """Remove what is past its retention, a bounded step at a time, in turn with commits."""
+    mine = config.phloem
+    while True:
+        await trio.sleep(mine.retention_interval_s)
+        before_us = int((time.time() - mine.retention_s) * 1e6)
+        for org in await committer.storage.run(engine.orgs):
+            step = partial(
+                engine.remove_oldest, org, before_us=before_us, keep_bytes=mine.retention_bytes_per_org, at_most=200
+            )
+            removed = total = await committer.storage.run(step)
+            while removed == 200:
+                removed = await committer.storage.run(step)
+                total += removed
+            if total:
+                log.info("retention removed", org=org, entries=total)
+
+
+async def _reload(orgs: OrgTable) -> None:
+    while True:
+        await trio.sleep(1.0)
+        orgs.reload_if_changed()

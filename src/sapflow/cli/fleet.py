@@ -1,0 +1,315 @@
+"""`sapflow up`, one role alone, `status`, `config`."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Awaitable, Callable
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import attrs
+import click
+import structlog
+import trio
+
+from sapflow.config import Config, describe, dumps, load
+from sapflow.errors import SapflowError
+from sapflow.orgs import OrgTable
+from sapflow.runtime.supervisor import Child, Supervisor, role_command
+
+CONFIG = click.option("--config", "config_path", type=click.Path(path_type=Path), help="A TOML configuration file.")
+FLEET_FILE = "fleet.json"
+
+
+def start_log() -> None:
+    """Structured log lines on standard error, one JSON object each."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        wrapper_class=structlog.make_filtering_bound_logger("info"),
+    )
+
+
+def fleet_token(config: Config) -> str:
+    """The fleet's own credential, made when there is none. Raises SapflowError."""
+    path = config.data_path / "fleet.token"
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(secrets.token_urlsafe(32))
+        return path.read_text().strip()
+    except OSError as error:
+        raise SapflowError(
+            f"the data directory {config.data_path} cannot be used: {error.strerror}; choose another with --data"
+        ) from error
+
+
+def _say(event: dict[str, Any]) -> None:
+    print(json.dumps(event), flush=True)
+
+
+Role = Callable[[Config, str, str, Callable[[dict[str, Any]], None]], Awaitable[None]]
+
+
+async def _until_signalled(run: Callable[[], Awaitable[None]]) -> None:
+    """Run until it ends, or SIGTERM or Ctrl-C cancels it."""
+    async with trio.open_nursery() as nursery:
+
+        async def watch() -> None:
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                async for _ in signals:
+                    nursery.cancel_scope.cancel()
+
+        nursery.start_soon(watch)
+        await run()
+        nursery.cancel_scope.cancel()
+
+
+def _role_command(role: str) -> click.Command:
+    @click.command(role, help=f"Run one {role}, and nothing else.")
+    @CONFIG
+    @click.option("--name", default=f"{role}-1", show_default=True, help="Its name in the fleet.")
+    def command(config_path: Path | None, name: str) -> None:
+        config = load(config_path)
+        run: Role = import_module(f"{role}.node").run
+        trio.run(_until_signalled, partial(run, config, name, fleet_token(config), _say))
+
+    return command
+
+
+ROLE_COMMANDS = [_role_command(role) for role in ("balancer", "collector", "phloem")]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _ephemeral(config: Config) -> Config:
+    """Free ports: chosen now, so that a process which is started again listens where it did."""
+    local = "127.0.0.1:{}".format
+    return attrs.evolve(
+        config,
+        fleet=attrs.evolve(config.fleet, coordinator=local(_free_port())),
+        balancer=attrs.evolve(config.balancer, ipfix_tcp=local(_free_port()), link=local(_free_port())),
+        phloem=attrs.evolve(config.phloem, consume=local(_free_port())),
+    )
+
+
+@click.command("up")
+@CONFIG
+@click.option("--data", help="The data directory.")
+@click.option("--collectors", type=click.IntRange(1, 64), help="How many collectors.")
+@click.option("--bind", help="The address that the doors listen on.")
+@click.option("--ephemeral", is_flag=True, help="Free ports and a temporary data directory, removed at the end.")
+@click.option("--json", "as_json", is_flag=True, help="Events as JSON, one a line; the first is 'ready'.")
+@click.option("--quiet", is_flag=True, help="Keep the processes' logs in the data directory only.")
+def up_command(
+    config_path: Path | None,
+    data: str | None,
+    collectors: int | None,
+    bind: str | None,
+    ephemeral: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Run the whole fleet on this machine, every role a process of its own, supervised."""
+    config = load(config_path)
+    temporary = tempfile.mkdtemp(prefix="sapflow-") if ephemeral and data is None else None
+    config = attrs.evolve(
+        config, data=str(Path(data or temporary or config.data).absolute()), collectors=collectors or config.collectors
+    )
+    if ephemeral:
+        config = _ephemeral(config)
+    if bind:
+        config = _bound(config, bind)
+    try:
+        trio.run(_until_signalled, partial(_up, config, as_json, quiet))
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _bound(config: Config, bind: str) -> Config:
+    def at(address: str) -> str:
+        return f"{bind}:{address.rpartition(':')[2]}"
+
+    return attrs.evolve(
+        config,
+        balancer=attrs.evolve(config.balancer, ipfix_tcp=at(config.balancer.ipfix_tcp), link=at(config.balancer.link)),
+        phloem=attrs.evolve(config.phloem, consume=at(config.phloem.consume)),
+    )
+
+
+async def _up(config: Config, as_json: bool, quiet: bool) -> None:
+    fleet_token(config)
+    table = OrgTable(config.data_path / "orgs.json")
+    if "default" not in table.names():
+        table.add("default")
+    resolved = config.data_path / "fleet.toml"
+    resolved.write_text(dumps(config))
+    ready = False
+
+    def event(what: dict[str, Any]) -> None:
+        if as_json and ready:
+            _say(what)
+        elif not as_json:
+            click.echo(" ".join(f"{key}={value}" for key, value in what.items()), err=True)
+        if ready:
+            _write_fleet(config, supervisor)
+
+    supervisor = Supervisor(event)
+    children = [Child("balancer", role_command("balancer", "balancer", str(resolved)))]
+    children += [
+        Child(name, role_command("collector", name, str(resolved)))
+        for name in (f"collector-{number}" for number in range(1, config.collectors + 1))
+    ]
+    children.append(Child("phloem-1", role_command("phloem", "phloem-1", str(resolved))))
+    if quiet:
+        log = config.data_path / "fleet.log"
+        for child in children:
+            child.command = ["/bin/sh", "-c", 'exec "$@" 2>>"$0"', str(log), *child.command]
+    async with trio.open_nursery() as nursery:
+        for child in children:
+            await nursery.start(supervisor.keep, child)
+        ready = True
+        _write_fleet(config, supervisor)
+        _announce(supervisor, as_json, config)
+
+
+def _fleet(supervisor: Supervisor) -> dict[str, Any]:
+    children = supervisor.children
+    balancer, phloem = children["balancer"].addresses, children["phloem-1"].addresses
+    collector = next(child for name, child in children.items() if name.startswith("collector"))
+    return {
+        "doors": {
+            "ipfix_tcp": balancer["ipfix_tcp"],
+            "link": balancer["link"],
+            "websocket": f"ws://{collector.addresses['live']}/live",
+            "consume": phloem["consume"],
+        },
+        "control": {name: f"http://{child.addresses['control']}/status" for name, child in children.items()},
+        "metrics": [f"http://{child.addresses['control']}/metrics" for child in children.values()],
+        "processes": {name: child.pid for name, child in children.items()},
+    }
+
+
+def _write_fleet(config: Config, supervisor: Supervisor) -> None:
+    path = config.data_path / FLEET_FILE
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps({**_fleet(supervisor), "up": os.getpid()}))
+    new.replace(path)
+
+
+def _announce(supervisor: Supervisor, as_json: bool, config: Config) -> None:
+    fleet = _fleet(supervisor)
+    if as_json:
+        _say({"event": "ready", **fleet, "data": config.data})
+        return
+    doors = fleet["doors"]
+    click.echo(
+        f"sapflow is up; its data are in {config.data}\n"
+        f"  exporters (IPFIX over TCP)  {doors['ipfix_tcp']}\n"
+        f"  meters (link)               link://{doors['link']}\n"
+        f"  live (WebSocket)            {doors['websocket']}\n"
+        f"  consumers                   link://{doors['consume']}\n"
+        f"Try:  sapflow tail default --data {config.data}\nStop with Ctrl-C."
+    )
+
+
+def read_fleet(data: str) -> dict[str, Any]:
+    """What a running fleet wrote of itself. Raises SapflowError."""
+    path = Path(data) / FLEET_FILE
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SapflowError(f"no fleet found in {data}: {error}; start one with 'sapflow up --data {data}'") from error
+    assert isinstance(found, dict)
+    return found
+
+
+def read_status(fleet: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Each process's status; {"error": …} for one that does not answer within 2 s."""
+    statuses: dict[str, dict[str, Any]] = {}
+    for name, url in fleet["control"].items():
+        try:
+            with urllib.request.urlopen(url, timeout=2.0) as answer:
+                statuses[name] = json.load(answer)
+        except (OSError, ValueError) as error:
+            statuses[name] = {"error": str(error)}
+    return statuses
+
+
+@click.command("status")
+@click.option("--data", default="sapflow-data", show_default=True, help="The fleet's data directory.")
+@click.option("--json", "as_json", is_flag=True, help="Everything, as one JSON object.")
+def status_command(data: str, as_json: bool) -> None:
+    """Show the processes: memory, CPU, what is held, and the ratio out/in beside what it should be."""
+    statuses = read_status(read_fleet(data))
+    if as_json:
+        click.echo(json.dumps(statuses))
+        return
+    click.echo(f"{'process':<14}{'RSS MiB':>9}{'CPU':>7}{'lag ms':>8}{'held MiB':>10}{'out/in':>9}{'expected':>10}")
+    for name, status in statuses.items():
+        if "error" in status:
+            click.echo(f"{name:<14}  does not answer: {status['error']}")
+            continue
+        gauges, ratio = status["gauges"], status["ratio"]
+        held = gauges.get("held_bytes", gauges.get("unacknowledged_bytes", 0))
+        click.echo(
+            f"{name:<14}{gauges['rss_bytes'] / 2**20:>9.1f}{gauges['cpu']:>7.0%}{gauges['lag_s'] * 1000:>8.1f}"
+            f"{held / 2**20:>10.2f}{_figure(ratio['measured']):>9}{_figure(ratio['expected']):>10}"
+        )
+    if any("error" in status for status in statuses.values()):
+        raise SapflowError("a process does not answer; see above")
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+@click.group("config")
+def config_group() -> None:
+    """The configuration: check a file, show what is in force."""
+
+
+@config_group.command("check")
+@click.argument("path", type=click.Path(path_type=Path))
+def check_config(path: Path) -> None:
+    """Check a file: unknown keys and bad values are named."""
+    load(path)
+    click.echo(f"{path}: good")
+
+
+@config_group.command("show")
+@CONFIG
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def show_config(config_path: Path | None, as_json: bool) -> None:
+    """Show every setting, its value, and where that came from."""
+    rows = [
+        (key, value, "default" if value == default else str(config_path))
+        for key, value, default in describe(load(config_path))
+    ]
+    if as_json:
+        click.echo(json.dumps({key: {"value": str(value), "from": origin} for key, value, origin in rows}))
+        return
+    for key, value, origin in rows:
+        click.echo(f"{key:<36} {value!s:<40} {origin}")

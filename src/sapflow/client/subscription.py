@@ -1,0 +1,183 @@
+"""Reading an org's records: from a position in the log, and then live.
+
+Drops what it has seen already by (stream, number), gives gaps as what they are, and holds at most `window_bytes`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import anyio.abc
+from attrs import field, frozen
+
+from sapflow.client.connect import connect
+from sapflow.entry import decode_entry
+from sapflow.errors import LinkError, Refused, Unreachable
+from sapflow.flows.columns import FlowBatch, decode
+from sapflow.link import BatchReceived, Closed, Connection, CreditWanted, Noticed, Side, Welcomed
+from sapflow.link.frames import Close, Hint, LinkLimits
+
+ENTRY = struct.Struct("!QI")
+MAX_FEED_BYTES = 4 << 20
+PING_INTERVAL_S = 10.0
+SILENCE_S = 35.0
+
+
+@frozen
+class ConsumedBatch:
+    """One stored batch: whole IPFIX messages, self-contained, and where they stand in the org's log."""
+
+    position: int
+    org: str
+    stream: bytes
+    seq: int
+    exporter: str
+    received_us: int
+    messages: int
+    records: int
+    payload: bytes = field(repr=False)
+
+    def columns(self) -> list[FlowBatch]:
+        """The records as numpy columns, one FlowBatch for each template."""
+        return decode(self.payload)
+
+
+@frozen
+class Gap:
+    """Positions that are not in the log any more: retention removed them before they were read."""
+
+    after: int
+    next: int
+
+    @property
+    def entries(self) -> int:
+        """How many stored batches are missing."""
+        return self.next - self.after - 1
+
+
+class Subscription:
+    """Iterate over it; `gaps` holds what was found missing, `position` the last position given."""
+
+    def __init__(self, stream: anyio.abc.ByteStream, connection: Connection, org: str) -> None:
+        self.org = org
+        self.gaps: list[Gap] = []
+        self.position = 0
+        self.repeats = 0
+        self._stream = stream
+        self._connection = connection
+        self._marks: dict[bytes, int] = {}
+        self._ended = False
+
+    def __aiter__(self) -> AsyncIterator[ConsumedBatch]:
+        return self._batches()
+
+    async def _batches(self) -> AsyncIterator[ConsumedBatch]:
+        while not self._ended:
+            for event in await self._receive():
+                match event:
+                    case CreditWanted(handle, limit):
+                        await self._stream.send(self._connection.grant(handle, limit))
+                    case BatchReceived(_, batch):
+                        for consumed in self._entries(batch.payload):
+                            yield consumed
+                    case Noticed(fields):
+                        self._noticed(fields)
+                    case Closed(code, reason):
+                        self._ended = True
+                        if code != Close.NORMAL:
+                            raise Refused(f"the consume door closed: {reason}", code=code)
+
+    async def _receive(self) -> list[Any]:
+        quiet_s = 0.0
+        while True:
+            with anyio.move_on_after(PING_INTERVAL_S):
+                try:
+                    data = await self._stream.receive(256 << 10)
+                except (anyio.EndOfStream, anyio.BrokenResourceError):
+                    raise Unreachable(
+                        f"the consume door went away after position {self.position}; read on from there"
+                    ) from None
+                events = self._connection.receive(data)
+                for reply in self._connection.take_replies():
+                    await self._stream.send(reply)
+                return events
+            quiet_s += PING_INTERVAL_S
+            if quiet_s > SILENCE_S:
+                raise Unreachable(f"the consume door is silent; read on from position {self.position}")
+            await self._stream.send(self._connection.ping(0))
+
+    def _entries(self, payload: bytes) -> list[ConsumedBatch]:
+        found = []
+        at = 0
+        while at < len(payload):
+            position, length = ENTRY.unpack_from(payload, at)
+            at += ENTRY.size
+            entry = decode_entry(payload[at : at + length])
+            at += length
+            self.position = position
+            if entry.seq <= self._marks.get(entry.stream, 0):
+                self.repeats += 1
+                continue
+            self._marks[entry.stream] = entry.seq
+            found.append(
+                ConsumedBatch(
+                    position,
+                    self.org,
+                    entry.stream,
+                    entry.seq,
+                    entry.exporter,
+                    entry.received_us,
+                    entry.messages,
+                    entry.records,
+                    bytes(entry.payload),
+                )
+            )
+        return found
+
+    def _noticed(self, fields: dict[str, Any]) -> None:
+        if fields.get("kind") == "gap":
+            self.gaps.append(Gap(int(fields["after"]), int(fields["next"])))
+
+
+@asynccontextmanager
+async def subscribe(
+    url: str,
+    org: str,
+    token: str,
+    *,
+    at: str | int | dict[str, int] = "latest",
+    follow: bool = True,
+    connect_timeout_s: float = 5.0,
+) -> AsyncIterator[Subscription]:
+    """An org's batches from `at`: "earliest", "latest", a position (what comes after it), or {"time_us": …}.
+
+    With `follow=False` iteration ends at what was stored when it got there. Raises Unreachable, Refused, LinkError.
+    """
+    stream = await connect(url, timeout_s=connect_timeout_s)
+    async with stream:
+        connection = Connection(Side.CLIENT, LinkLimits(max_batch_bytes=MAX_FEED_BYTES))
+        with anyio.fail_after(connect_timeout_s):
+            await stream.send(connection.hello(Hint(org=org), role="consumer", token=token))
+            await _welcomed(stream, connection)
+        await stream.send(connection.subscribe(org=org, at=at, follow=follow))
+        yield Subscription(stream, connection, org)
+
+
+async def _welcomed(stream: anyio.abc.ByteStream, connection: Connection) -> None:
+    while True:
+        try:
+            events = connection.receive(await stream.receive())
+        except (anyio.EndOfStream, anyio.BrokenResourceError):
+            raise Unreachable("the consume door closed without a word") from None
+        for event in events:
+            match event:
+                case Welcomed():
+                    return
+                case Closed(code, reason):
+                    raise Refused(f"the consume door refused: {reason}", code=code)
+                case _:
+                    raise LinkError("the consume door did not greet", code=Close.PROTOCOL)

@@ -1,0 +1,82 @@
+"""The control plane of a process: its own listener, answering while the data plane is saturated.
+
+GET /status   what the process knows of itself, as JSON
+GET /metrics  the same figures for Prometheus
+GET /health   204
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import trio
+from hypercorn.config import Config as HypercornConfig
+from hypercorn.trio import serve
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from sapflow.runtime.addresses import join_address
+from sapflow.runtime.serve import listen
+
+Status = Callable[[], dict[str, Any]]
+
+GAUGES = {"links", "exporters", "open", "consumers", "subscribers", "streams", "orgs"}
+
+
+class _Exporter:
+    """Turns a status into metrics when asked: figures under `counts` become counters, those under `gauges` gauges."""
+
+    def __init__(self, role: str, status: Status) -> None:
+        self._role = role
+        self._status = status
+
+    def collect(self) -> Iterator[Metric]:
+        status = self._status()
+        for section, figures in status.get("counts", {}).items():
+            for key, value in figures.items():
+                name = f"sapflow_{self._role}_{section}_{key}"
+                family = GaugeMetricFamily if key in GAUGES else CounterMetricFamily
+                yield family(name, f"{section}: {key.replace('_', ' ')}", value=value)
+        for key, value in status.get("gauges", {}).items():
+            yield GaugeMetricFamily(f"sapflow_{self._role}_{key}", key.replace("_", " "), value=value)
+
+
+async def serve_control(
+    address: str, role: str, status: Status, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Serve until cancelled; `started` gives where it listens. Raises ConfigurationError when it cannot."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Exporter(role, status))
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            while (event := await receive())["type"] != "lifespan.shutdown":
+                await send({"type": f"{event['type']}.complete"})
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+        if scope["type"] != "http":
+            return
+        code, kind, body = 404, b"text/plain", b"there are /status, /metrics and /health\n"
+        if scope["path"] == "/status":
+            code, kind, body = 200, b"application/json", json.dumps(status()).encode()
+        elif scope["path"] == "/metrics":
+            code, kind, body = 200, b"text/plain; version=0.0.4", generate_latest(registry)
+        elif scope["path"] == "/health":
+            code, body = 204, b""
+        await send({"type": "http.response.start", "status": code, "headers": [(b"content-type", kind)]})
+        await send({"type": "http.response.body", "body": body})
+
+    listener = await listen(address, what=f"the control plane of {role}")
+    host, port = listener.socket.getsockname()[:2]
+    duplicate = socket.socket(fileno=socket.dup(listener.socket.fileno()))
+    await listener.aclose()
+    config = HypercornConfig()
+    config.bind = [f"fd://{duplicate.detach()}"]
+    config.errorlog = None
+    config.accesslog = None
+    config.graceful_timeout = 0.5
+    task_status.started(join_address(host, port))
+    await serve(app, config, shutdown_trigger=trio.sleep_forever)  # type: ignore[arg-type]

@@ -1,0 +1,84 @@
+"""A whole fleet of real processes, for the tools and the tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sapflow.cli.fleet import read_fleet, read_status
+from sapflow.orgs import OrgTable
+
+READY_TIMEOUT_S = 60
+
+
+class Fleet:
+    """A running `sapflow up`."""
+
+    def __init__(self, data: Path, process: subprocess.Popen[bytes], ready: dict[str, Any]) -> None:
+        self.data = data
+        self.doors: dict[str, str] = ready["doors"]
+        self._process = process
+
+    def processes(self) -> dict[str, int]:
+        """Process ids by name, now."""
+        found: dict[str, int] = read_fleet(str(self.data))["processes"]
+        return found
+
+    def status(self) -> dict[str, dict[str, Any]]:
+        """Each process's status."""
+        return read_status(read_fleet(str(self.data)))
+
+    def kill(self, name: str) -> None:
+        """kill -9."""
+        os.kill(self.processes()[name], signal.SIGKILL)
+
+    def token(self, org: str) -> str:
+        """A credential of an org, added when there is none."""
+        table = OrgTable(self.data / "orgs.json")
+        if org not in table.names():
+            table.add(org)
+        return table.issue_token(org)
+
+    def fleet_token(self) -> str:
+        """The fleet's own credential, which may read every org."""
+        return (self.data / "fleet.token").read_text().strip()
+
+
+@contextmanager
+def running(data: Path, *, collectors: int = 2, config: Path | None = None) -> Iterator[Fleet]:
+    """Start a fleet on free ports, and stop it at the end; its log is `up.log` in `data`."""
+    data.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "sapflow", "up", "--ephemeral", "--json"]
+    command += ["--data", str(data), "--collectors", str(collectors)]
+    if config is not None:
+        command += ["--config", str(config)]
+    with (data / "up.log").open("wb") as log, (data / "up.out").open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=log)
+        try:
+            yield Fleet(data, process, _ready(process, data))
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _ready(process: subprocess.Popen[bytes], data: Path) -> dict[str, Any]:
+    until = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < until and process.poll() is None:
+        lines = (data / "up.out").read_text().splitlines(keepends=True)
+        if lines and lines[0].endswith("\n"):
+            found: dict[str, Any] = json.loads(lines[0])
+            return found
+        time.sleep(0.05)
+    raise RuntimeError(f"the fleet did not start:\n{(data / 'up.log').read_text()[-4000:]}")
