@@ -110,9 +110,11 @@ async def run(
 def main(seconds: float, every: float, meters: int, orgs: int, collectors: int, seed: int) -> None:
     """Start a fleet, load it, kill its processes at random, and account for every record. Exits 1 if one is missing."""
     start_log()
-    with tempfile.TemporaryDirectory(prefix="sapflow-chaos-") as directory:
-        with running(Path(directory), collectors=collectors) as fleet:
-            account = trio.run(partial(run, fleet, seconds=seconds, every_s=every, meters=meters, orgs=orgs, seed=seed))
+    with (
+        tempfile.TemporaryDirectory(prefix="sapflow-chaos-") as directory,
+        running(Path(directory), collectors=collectors) as fleet,
+    ):
+        account = trio.run(partial(run, fleet, seconds=seconds, every_s=every, meters=meters, orgs=orgs, seed=seed))
     click.echo(json.dumps(asdict(account)))
     sys.exit(0 if account.clean else 1)
 

@@ -31,7 +31,7 @@ CONFIG = click.option("--config", "config_path", type=click.Path(path_type=Path)
 FLEET_FILE = "fleet.json"
 
 
-def start_log() -> None:
+def start_log(level: str = "info") -> None:
     """Structured log lines on standard error, one JSON object each."""
     structlog.configure(
         processors=[
@@ -41,7 +41,7 @@ def start_log() -> None:
             structlog.processors.JSONRenderer(),
         ],
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
-        wrapper_class=structlog.make_filtering_bound_logger("info"),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
     )
 
 
