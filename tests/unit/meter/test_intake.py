@@ -1,0 +1,91 @@
+"""Exporters' sessions in virtual time: flush, deadline, fault, backpressure."""
+
+import trio
+from trio.testing import MockClock, memory_stream_pair
+
+from meter.intake import Intake, IntakeSettings
+from meter.uplink import FixedTarget, Target, Uplink, UplinkSettings
+from sapflow.flows.reference import reference_work
+from sapflow.flows.session import Session
+
+
+async def never(_target: Target) -> trio.abc.Stream:
+    await trio.sleep_forever()
+    raise AssertionError
+
+
+def an_intake(**settings: float) -> Intake:
+    uplink = Uplink(FixedTarget(Target("c", "c:1")), never, UplinkSettings(hello={}, max_unacknowledged_bytes=200_000))
+    return Intake(uplink, IntakeSettings(**settings))  # type: ignore[arg-type]
+
+
+def held(intake: Intake) -> tuple[int, int]:
+    """Batches and records in all outboxes; each batch must read alone."""
+    batches = [batch for stream in intake.uplink.streams for batch in stream.outbox]
+    for batch in batches:
+        walk = Session().walk(batch.payload)
+        assert (walk.fault, walk.undecodable_sets, walk.records) == (None, 0, batch.records)
+    return len(batches), sum(batch.records for batch in batches)
+
+
+async def test_a_little_is_flushed_after_the_interval(autojump_clock: MockClock) -> None:
+    intake = an_intake()
+    theirs, ours = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(intake.session, ours, "192.0.2.1:9", "acme")
+        await theirs.send_all(reference_work(2))
+        await trio.sleep(0.9)
+        assert held(intake) == (0, 0)
+        await trio.sleep(0.2)
+        assert held(intake) == (1, 48)
+        await theirs.send_all(reference_work(3, define=False, sequence=48))
+        await theirs.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        assert held(intake) == (2, 120)
+        nursery.cancel_scope.cancel()
+
+
+async def test_f04_a_message_that_never_comes_whole_ends_its_session_at_the_deadline(
+    autojump_clock: MockClock,
+) -> None:
+    intake = an_intake(message_timeout_s=30.0)
+    theirs, ours = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(intake.session, ours, "192.0.2.1:9", "acme")
+        await theirs.send_all(b"\x00\x0a\xff\xff")
+        began = trio.current_time()
+        while not intake.counts.timed_out:
+            assert trio.current_time() - began < 200
+            await trio.sleep(1)
+            await theirs.send_all(b"\0")
+        assert 29 <= trio.current_time() - began <= 32
+        assert intake.counts.timed_out == 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_came_whole_before_a_malformed_message_is_kept(autojump_clock: MockClock) -> None:
+    intake = an_intake()
+    theirs, ours = memory_stream_pair()
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(intake.session, ours, "192.0.2.1:9", "acme")
+            await theirs.send_all(reference_work(4) + b"\x00\x0a\x00\x00")
+            await trio.testing.wait_all_tasks_blocked()
+            assert intake.counts.malformed == 1
+            assert held(intake) == (1, 96)
+            nursery.cancel_scope.cancel()
+
+
+async def test_an_exporter_is_not_read_while_too_much_is_unacknowledged(autojump_clock: MockClock) -> None:
+    intake = an_intake()
+    theirs, ours = trio.testing.lockstep_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(intake.session, ours, "192.0.2.1:9", "acme")
+        work = reference_work(2000)
+        sent = 0
+        with trio.move_on_after(60):
+            for at in range(0, len(work), 50_000):
+                await theirs.send_all(work[at : at + 50_000])
+                sent += 50_000
+        assert sent < 600_000
+        nursery.cancel_scope.cancel()
