@@ -16,7 +16,9 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Literal
 
@@ -69,6 +71,8 @@ class EmbeddedLog:
         self.path = path
         self._lock = lock
         self._map_bytes = map_bytes
+        self._readers = 0
+        self._gate = threading.Condition()
         self._env = self._open_env()
 
     @classmethod
@@ -105,9 +109,28 @@ class EmbeddedLog:
         self._lock.close()
 
     def reopen(self) -> None:
-        """After a StorageError: start again from what is durable. Raises StorageError."""
-        self._env.close()
-        self._env = self._open_env()
+        """After a StorageError: start again from what is durable. Raises StorageError.
+
+        Waits for reads that are under way, and holds back others: LMDB's pages vanish when it is closed.
+        """
+        with self._gate:
+            self._gate.wait_for(lambda: self._readers == 0)
+            self._env.close()
+            self._env = self._open_env()
+
+    @contextmanager
+    def _reading(self) -> Iterator[lmdb.Transaction]:
+        with self._gate:
+            self._readers += 1
+        try:
+            with self._env.begin() as txn:
+                yield txn
+        except lmdb.Error as error:
+            raise StorageError(f"the log in {self.path} cannot be read: {error}") from error
+        finally:
+            with self._gate:
+                self._readers -= 1
+                self._gate.notify_all()
 
     def _open_env(self) -> lmdb.Environment:
         try:
@@ -190,7 +213,7 @@ class EmbeddedLog:
             return []
         found: list[tuple[int, bytes]] = []
         size = 0
-        with self._env.begin(buffers=False) as txn:
+        with self._reading() as txn:
             cursor = txn.cursor(self._entries)
             if not cursor.set_range(KEY.pack(number, after + 1)):
                 return []
@@ -198,7 +221,7 @@ class EmbeddedLog:
                 owner, position = KEY.unpack(key)
                 if owner != number or len(found) >= max_entries or (found and size + len(value) > max_bytes):
                     break
-                found.append((position, value))
+                found.append((position, bytes(value)))
                 size += len(value)
         return found
 
@@ -218,7 +241,7 @@ class EmbeddedLog:
         number = self._org_number(org)
         if number is None:
             return Tail()
-        with self._env.begin() as txn:
+        with self._reading() as txn:
             return self._tail(txn, number)
 
     def first_position(self, org: str) -> int:
@@ -243,7 +266,7 @@ class EmbeddedLog:
 
     def orgs(self) -> list[str]:
         """Every org that has a log."""
-        with self._env.begin() as txn:
+        with self._reading() as txn:
             return [bytes(key).decode() for key in txn.cursor(self._names).iternext(values=False)]
 
     def marks(self, org: str) -> dict[bytes, int]:
@@ -253,17 +276,17 @@ class EmbeddedLog:
             return {}
         prefix = ORG.pack(number)
         marks = {}
-        with self._env.begin() as txn:
+        with self._reading() as txn:
             cursor = txn.cursor(self._marks)
             if cursor.set_range(prefix):
                 for key, value in cursor:
                     if key[:4] != prefix:
                         break
-                    marks[key[4:]] = MARK.unpack(value)[0]
+                    marks[bytes(key[4:])] = MARK.unpack(value)[0]
         return marks
 
     def _org_number(self, org: str) -> int | None:
-        with self._env.begin() as txn:
+        with self._reading() as txn:
             value = txn.get(org.encode(), db=self._names)
         return ORG.unpack(value)[0] if value is not None else None
 

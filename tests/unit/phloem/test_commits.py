@@ -1,0 +1,76 @@
+"""Acknowledged only when synced; a failing disk acknowledges nothing and loses nothing."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import trio
+from attrs import define, field
+
+from phloem.commits import Commit, Committer
+from phloem.engine.embedded import EmbeddedLog, Outcome
+from sapflow.entry import LogEntry
+from sapflow.errors import StorageError
+
+STREAM = b"0123456789abcdef"
+
+
+@define(eq=False)
+class Source:
+    outcomes: list[Outcome] = field(factory=list)
+    dropped_batches: int = 0
+    failures: int = 0
+    settled: trio.Event = field(factory=trio.Event)
+    failed_once: trio.Event = field(factory=trio.Event)
+
+    def committed(self, commit: Commit, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+
+    def dropped(self, commit: Commit) -> None:
+        self.dropped_batches += 1
+
+    def settle(self) -> None:
+        self.settled.set()
+
+    def failed(self) -> None:
+        self.failures += 1
+        self.failed_once.set()
+
+
+class FailingLog(EmbeddedLog):
+    """A log whose disk fails at one commit."""
+
+    failures_due = 0
+
+    def append(self, batches: Sequence[tuple[str, LogEntry]]) -> list[Outcome]:
+        if self.failures_due:
+            self.failures_due -= 1
+            raise StorageError("input/output error")
+        return super().append(batches)
+
+
+def a_commit(source: Source, seq: int) -> Commit:
+    return Commit("acme", LogEntry(STREAM, seq, "x", 1, 1, 1, b"payload"), source, 1, 7)
+
+
+async def test_c08_a_commit_that_failed_is_never_acknowledged_and_the_next_ones_are(tmp_path: Path) -> None:
+    log = FailingLog.open(tmp_path)
+    assert isinstance(log, FailingLog)
+    log.failures_due = 1
+    source = Source()
+    stored: set[str] = set()
+    committer = Committer(log, channel_bytes=1000, commit_bytes=1000, on_stored=stored.update)
+    committer.sources.add(source)
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(committer.run)
+            assert committer.channel.try_send(a_commit(source, 1), 7)
+            await source.failed_once.wait()
+            assert (source.outcomes, source.failures) == ([], 1)
+            assert committer.channel.try_send(a_commit(source, 1), 7)
+            await source.settled.wait()
+            nursery.cancel_scope.cancel()
+    assert [outcome.kind for outcome in source.outcomes] == ["stored"]
+    assert source.dropped_batches == 1
+    assert stored == {"acme"}
+    assert log.marks("acme") == {STREAM: 1}
+    log.close()
