@@ -1,0 +1,110 @@
+"""Live subscribers: their own org's batches, and none held up for them."""
+
+import json
+
+import pytest
+import trio
+import trio_websocket
+from trio.testing import memory_stream_pair
+
+from collector.endpoints import Endpoint
+from collector.live import LiveDoor, LiveSettings
+from sapflow.flows.reference import reference_work
+from sapflow.link import Batch, Connection, CreditPool, Side, StreamId
+from sapflow.runtime.session import LinkSession
+
+
+def a_door(buffer_bytes: int = 1 << 20) -> tuple[LiveDoor, dict[str, Endpoint]]:
+    pool = CreditPool(8 << 20)
+    pool.used_bytes = 8 << 20
+    endpoints: dict[str, Endpoint] = {}
+
+    def endpoint(org: str) -> Endpoint:
+        return endpoints.setdefault(org, Endpoint(org, pool, lambda: None))
+
+    door = LiveDoor(LiveSettings(buffer_bytes=buffer_bytes), {"a-token": "acme", "g-token": "globex"}.get, endpoint)
+    return door, endpoints
+
+
+async def subscribed(nursery: trio.Nursery, door: LiveDoor, token: str | None) -> trio_websocket.WebSocketConnection:
+    ours, theirs = memory_stream_pair()
+    nursery.start_soon(door.serve, ours, "peer")
+    headers = [] if token is None else [(b"authorization", f"Bearer {token}".encode())]
+    return await trio_websocket.wrap_client_stream(nursery, theirs, "localhost", "/live", extra_headers=headers)
+
+
+def publish(endpoint: Endpoint, seq: int, payload: bytes) -> None:
+    stream, _ = memory_stream_pair()
+    session = LinkSession(stream, Connection(Side.SERVER), peer="m", idle_timeout_s=30, max_unsent_bytes=1 << 20)
+    state = endpoint.attach(StreamId(b"0123456789abcdef"), "192.0.2.1:9", (session, 1))
+    endpoint.publish(state, Batch(seq, 1, 48, 7, payload))
+
+
+async def test_a_subscriber_gets_its_own_orgs_batches() -> None:
+    door, endpoints = a_door()
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            acme = await subscribed(nursery, door, "a-token")
+            globex = await subscribed(nursery, door, "g-token")
+            while len(endpoints) < 2:
+                await trio.sleep(0.01)
+            publish(endpoints["acme"], 1, reference_work(2))
+            message = await acme.get_message()
+            assert isinstance(message, bytes)
+            head, _, payload = message.partition(b"\n")
+            assert payload == reference_work(2)
+            assert json.loads(head)["records"] == 48
+            with trio.move_on_after(0.2) as nothing:
+                await globex.get_message()
+            assert nothing.cancelled_caught
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("token", [None, "wrong", "a-token x"])
+async def test_w09_without_its_credential_a_subscriber_is_answered_401(token: str | None) -> None:
+    door, endpoints = a_door()
+
+    async def attempt() -> None:
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                await subscribed(nursery, door, token)
+
+    rejected = pytest.RaisesExc(trio_websocket.ConnectionRejected, check=lambda error: error.status_code == 401)
+    with pytest.RaisesGroup(rejected, flatten_subgroups=True):
+        await attempt()
+    assert not endpoints
+    assert door.counts.unauthorized == 1
+
+
+async def test_what_does_not_fit_is_shed_counted_and_told() -> None:
+    door, endpoints = a_door(buffer_bytes=10_000)
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            socket = await subscribed(nursery, door, "a-token")
+            while "acme" not in endpoints:
+                await trio.sleep(0.01)
+            for seq in range(1, 11):
+                publish(endpoints["acme"], seq, reference_work(2))
+            assert door.counts.batches_shed == 7
+            for _ in range(3):
+                await socket.get_message()
+            publish(endpoints["acme"], 11, reference_work(2))
+            message = await socket.get_message()
+            assert isinstance(message, bytes)
+            assert json.loads(message.partition(b"\n")[0])["shed"] == 7
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_subscriber_that_leaves_takes_its_subscription_with_it() -> None:
+    door, endpoints = a_door()
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            socket = await subscribed(nursery, door, "a-token")
+            while not door.counts.subscribers:
+                await trio.sleep(0.01)
+            assert len(endpoints["acme"].live) == 1
+            await socket.aclose()
+            while door.counts.subscribers:
+                await trio.sleep(0.01)
+            assert endpoints["acme"].live == []
+            nursery.cancel_scope.cancel()
