@@ -23,7 +23,7 @@ from sapflow.cluster.local import LocalCoordinator
 from sapflow.config import Config
 from sapflow.monitor.control import serve_control
 from sapflow.monitor.process import ProcessFigures
-from sapflow.orgs import OrgTable
+from sapflow.orgs import OrgTable, keep_fresh
 from sapflow.runtime.dial import dial
 from sapflow.runtime.serve import address_of, listen, serve
 
@@ -104,19 +104,13 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
             on_change=lambda _view: None,
         )
         nursery.start_soon(figures.run)
-        nursery.start_soon(_reload, orgs)
+        nursery.start_soon(keep_fresh, orgs)
         nursery.start_soon(
             partial(serve, max_connections=mine.max_links, what="link"), link_listener, collector.serve_link
         )
         nursery.start_soon(partial(serve, max_connections=mine.max_live, what="live"), live_listener, live.serve)
         nursery.start_soon(coordinator.run)
         announce({"event": "ready", "name": name, "role": "collector", "addresses": addresses})
-
-
-async def _reload(orgs: OrgTable) -> None:
-    while True:
-        await trio.sleep(1.0)
-        orgs.reload_if_changed()
 
 
 class _Rate:

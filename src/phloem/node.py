@@ -30,7 +30,7 @@ from sapflow.cluster.view import View
 from sapflow.config import Config
 from sapflow.monitor.control import serve_control
 from sapflow.monitor.process import ProcessFigures
-from sapflow.orgs import OrgTable
+from sapflow.orgs import OrgTable, keep_fresh
 from sapflow.runtime.dial import dial
 from sapflow.runtime.serve import address_of, listen, serve
 
@@ -119,7 +119,7 @@ async def _run(config: Config, name: str, fleet_token: str, announce: Announce, 
             on_change=on_change,
         )
         nursery.start_soon(figures.run)
-        nursery.start_soon(_reload, orgs)
+        nursery.start_soon(keep_fresh, orgs)
         nursery.start_soon(committer.run)
         nursery.start_soon(connections.run)
         nursery.start_soon(coordinator.run)
@@ -146,9 +146,3 @@ async def _retain(config: Config, engine: EmbeddedLog, committer: Committer) -> 
                 total += removed
             if total:
                 log.info("retention removed", org=org, entries=total)
-
-
-async def _reload(orgs: OrgTable) -> None:
-    while True:
-        await trio.sleep(1.0)
-        orgs.reload_if_changed()

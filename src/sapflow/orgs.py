@@ -13,7 +13,12 @@ import re
 import secrets
 from pathlib import Path
 
+import structlog
+import trio
+
 from sapflow.errors import ConfigurationError, StorageError
+
+log = structlog.get_logger()
 
 ORG_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
@@ -109,6 +114,20 @@ class OrgTable:
         except OSError as error:
             raise StorageError(f"the org table {self.path} cannot be written: {error.strerror}") from error
         self.reload_if_changed()
+
+
+async def keep_fresh(table: OrgTable, *, interval_s: float = 1.0) -> None:
+    """Read the table again whenever its file changes; while it cannot be read, the last one holds."""
+    failing = False
+    while True:
+        await trio.sleep(interval_s)
+        try:
+            table.reload_if_changed()
+            failing = False
+        except StorageError as error:
+            if not failing:
+                log.error("org table not read again", reason=str(error), meaning="the credentials known before hold")
+            failing = True
 
 
 def _hash(token: str) -> str:
