@@ -143,6 +143,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
             },
             "ratio": {"measured": round(uplink.bytes_out / taken, 3) if taken else None, "expected": 1.0},
             "loads": places.policy.loads(trio.current_time()),
+            "claims": coordinator_server.claims.by_owner(),
             "members": [attrs.asdict(member) for member in coordinator_server.membership.view().members],
         }
 

@@ -69,6 +69,7 @@ class Connections:
         settings: ConnectionSettings,
         committer: Committer,
         dial: Callable[[str], Awaitable[trio.abc.Stream]],
+        on_org: Callable[[str], None] = lambda _org: None,
     ) -> None:
         self.settings = settings
         self.committer = committer
@@ -76,6 +77,9 @@ class Connections:
         self.pool = CreditPool(settings.budget_bytes, org_share=settings.org_share)
         self.links: dict[int, _CollectorLink] = {}
         self.dial = dial
+        self.orgs: set[str] = set()
+        """Orgs whose streams have come here."""
+        self._on_org = on_org
         self._wanted: dict[str, str] = {}
         self._changed = trio.Event()
         self._next_number = 1
@@ -126,6 +130,12 @@ class Connections:
                 )
                 log.info("link to collector lost", collector=name, address=address, reason=reason, retry_s=delay_s)
                 await trio.sleep(delay_s)
+
+    def met(self, org: str) -> None:
+        """A stream of this org came: `on_org` is told of the first."""
+        if org not in self.orgs:
+            self.orgs.add(org)
+            self._on_org(org)
 
     def grant(self) -> None:
         """Tell collectors what the budget allows now."""
@@ -245,6 +255,7 @@ class _CollectorLink:
             case CreditWanted(handle, limit):
                 owner.pool.want((self._number, handle), limit)
             case Opened():
+                owner.met(event.org)
                 owner.pool.open((self._number, event.handle), event.org)
                 self._streams[event.handle] = event
             case StreamEnded(handle):

@@ -73,6 +73,7 @@ async def _run(config: Config, name: str, fleet_token: str, announce: Announce, 
         ),
         committer,
         partial(dial, timeout_s=config.fleet.connect_timeout_s),
+        on_org=lambda org: coordinator.want(org),
     )
     figures = ProcessFigures()
     listener = await listen(mine.consume, what="consumers")
@@ -94,6 +95,8 @@ async def _run(config: Config, name: str, fleet_token: str, announce: Announce, 
                 "held_bytes": connections.pool.used_bytes,
                 "channel_bytes": committer.channel.fill_bytes,
                 "budget_bytes": mine.budget_bytes,
+                "orgs": len(connections.orgs),
+                "claims_held": len(coordinator.held),
                 **figures.read(),
             },
             "ratio": {

@@ -1,16 +1,19 @@
 """The local coordinator's server, on the balancer's control plane.
 
-A member joins, then reports each second; everyone is told of each change at once, and of loads once a second. On one
-host a connection that ends is a process that ended, so its lease ends with it; leases cover what hangs.
+A member joins, then reports each second; everyone is told of each change at once, and of loads once a second. A claim
+of orgs is answered at once, to the one who claims. On one host a connection that ends is a process that ended, so its
+lease and its claims end with it; leases cover what hangs.
 """
 
 from __future__ import annotations
 
 import hmac
+from typing import Any
 
 import structlog
 import trio
 
+from sapflow.cluster.claims import Claims
 from sapflow.cluster.lines import receive_lines, send_line
 from sapflow.cluster.view import Member, Membership, converter
 from sapflow.errors import LinkError
@@ -22,62 +25,119 @@ HELLO_TIMEOUT_S = 2.0
 
 
 class CoordinatorServer:
-    """Membership for one host."""
+    """Membership and claims for one host."""
 
     def __init__(self, fleet_token: str, *, lease_s: float, tell_interval_s: float) -> None:
         self.membership = Membership(lease_s)
+        self.claims = Claims()
         self.operations = 0
         self._fleet_token = fleet_token
         self._tell_interval_s = tell_interval_s
         self._changed = trio.lowlevel.ParkingLot()
+        self._sessions: dict[tuple[str, str], _MemberSession] = {}
 
     async def run(self) -> None:
         """End leases that ran out, until cancelled."""
         while True:
             await trio.sleep(self.membership.lease_s / 6)
-            for name in self.membership.expire(trio.current_time()):
-                log.warning("member silent", member=name, lease_s=self.membership.lease_s)
-                self._changed.unpark_all()
+            for member in self.membership.expire(trio.current_time()):
+                log.warning("member silent", member=member.name, lease_s=self.membership.lease_s)
+                # Cut off, so that one which wakes up again knows that its claims are gone.
+                self._sessions[member.name, member.generation].cut()
 
     async def serve(self, stream: trio.abc.Stream, peer: str) -> None:
         """One member's connection."""
-        member: Member | None = None
+        session = _MemberSession(self, stream)
         try:
-            async with trio.open_nursery() as nursery:
-                with trio.fail_after(HELLO_TIMEOUT_S) as hello:
-                    async for fields in receive_lines(stream):
-                        self.operations += 1
-                        if member is None:
-                            member = self._join(fields)
-                            hello.deadline = float("inf")
-                            nursery.start_soon(self._tell, stream)
-                        elif not self.membership.renew(
-                            member.name, member.generation, fields.get("load", {}), trio.current_time()
-                        ):
-                            self.membership.join(member, trio.current_time())
-                            self._changed.unpark_all()
-                nursery.cancel_scope.cancel()
+            await session.run()
         except* (LinkError, trio.TooSlowError, trio.BrokenResourceError) as group:
             log.warning("coordinator client cut off", peer=peer, reason=str(group.exceptions[0]))
         finally:
-            if member is not None:
-                self.membership.leave(member.name, member.generation)
-                log.info("member left", member=member.name, pid=member.pid)
-                self._changed.unpark_all()
+            if session.member is not None:
+                self._left(session.member)
 
-    def _join(self, fields: dict[str, object]) -> Member:
+    def joined(self, session: _MemberSession, fields: dict[str, object]) -> Member:
+        """A member says who it is. Raises LinkError when its credential is not the fleet's."""
         token = str(fields.get("token", ""))
         if not hmac.compare_digest(token.encode(), self._fleet_token.encode()):
             raise LinkError("the fleet's credential is not accepted", code=4401)
         member = converter.structure(fields.get("join"), Member)
         self.membership.join(member, trio.current_time())
+        self._sessions[member.name, member.generation] = session
         log.info("member joined", member=member.name, role=member.role, pid=member.pid)
         self._changed.unpark_all()
         return member
 
-    async def _tell(self, stream: trio.abc.Stream) -> None:
+    def _left(self, member: Member) -> None:
+        key = member.name, member.generation
+        del self._sessions[key]
+        self.membership.leave(*key)
+        freed = self.claims.left(*key)
+        log.info("member left", member=member.name, pid=member.pid, claims=len(freed))
+        self._changed.unpark_all()
+
+    async def news(self) -> None:
+        """Until something changed, or loads are due to be told."""
+        with trio.move_on_after(self._tell_interval_s):
+            await self._changed.park()
+
+    def answered(self) -> None:
+        """An answer waits to be told."""
+        self._changed.unpark_all()
+
+
+class _MemberSession:
+    """One member's connection: a task that reads it, and one that tells it."""
+
+    def __init__(self, server: CoordinatorServer, stream: trio.abc.Stream) -> None:
+        self.member: Member | None = None
+        self._server = server
+        self._stream = stream
+        self._scope = trio.CancelScope()
+        self._answer: dict[str, object] = {}
+
+    def cut(self) -> None:
+        """End it."""
+        self._scope.cancel()
+
+    async def run(self) -> None:
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                with trio.fail_after(HELLO_TIMEOUT_S) as hello:
+                    async for fields in receive_lines(self._stream):
+                        self._server.operations += 1
+                        if self.member is None:
+                            self.member = self._server.joined(self, fields)
+                            hello.deadline = float("inf")
+                            nursery.start_soon(self._tell)
+                        else:
+                            self._reported(self.member, fields)
+                nursery.cancel_scope.cancel()
+
+    def _reported(self, member: Member, fields: dict[str, Any]) -> None:
+        server = self._server
+        if not server.membership.renew(member.name, member.generation, fields.get("load", {}), trio.current_time()):
+            raise LinkError(f"another process has joined as {member.name}", code=4409)
+        claim, release = _names(fields, "claim"), _names(fields, "release")
+        if release:
+            server.claims.release(release, member.name, member.generation)
+        if claim:
+            held, others = server.claims.claim(claim, member.name, member.generation)
+            self._answer = {"held": held, "others": others}
+            server.answered()
+
+    async def _tell(self) -> None:
         while True:
+            line = {"view": converter.unstructure(self._server.membership.view()), **self._answer}
+            self._answer = {}
             with trio.fail_after(SEND_TIMEOUT_S):
-                await send_line(stream, {"view": converter.unstructure(self.membership.view())})
-            with trio.move_on_after(self._tell_interval_s):
-                await self._changed.park()
+                await send_line(self._stream, line)
+            if not self._answer:
+                await self._server.news()
+
+
+def _names(fields: dict[str, Any], key: str) -> list[str]:
+    found = fields.get(key, [])
+    if not isinstance(found, list):
+        raise LinkError(f"'{key}' is not a list of orgs", code=1002)
+    return [str(org) for org in found]

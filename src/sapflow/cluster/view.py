@@ -70,11 +70,11 @@ class Membership:
             del self._leases[name]
             self.version += 1
 
-    def expire(self, now: float) -> list[str]:
+    def expire(self, now: float) -> list[Member]:
         """End the leases that ran out: whose they were."""
-        gone = [name for name, lease in self._leases.items() if lease.until <= now]
-        for name in gone:
-            del self._leases[name]
+        gone = [lease.member for lease in self._leases.values() if lease.until <= now]
+        for member in gone:
+            del self._leases[member.name]
         self.version += bool(gone)
         return gone
 

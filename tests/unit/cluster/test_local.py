@@ -5,6 +5,7 @@ from typing import Any
 import trio
 from trio.testing import MockClock, memory_stream_pair
 
+from sapflow.cluster.claims import Claims
 from sapflow.cluster.lines import receive_lines, send_line
 from sapflow.cluster.local import LocalCoordinator
 from sapflow.cluster.server import CoordinatorServer
@@ -138,5 +139,86 @@ def test_a_lease_ends_when_its_member_is_silent_and_only_its_own_generation_ends
     assert not membership.renew("c1", "old", {}, 2.0)
     assert membership.renew("c1", "new", {"x": 1}, 2.0)
     assert membership.expire(4.9) == []
-    assert membership.expire(5.0) == ["c1"]
+    assert membership.expire(5.0) == [new]
     assert membership.view() == View()
+
+
+def test_a_claim_is_its_owners_until_released_or_its_lease_ends() -> None:
+    claims = Claims(max_orgs=3)
+    assert claims.claim(["a", "b"], "p1", "g1") == (["a", "b"], {})
+    assert claims.claim(["a", "b", "c"], "p2", "g2") == (["c"], {"a": "p1", "b": "p1"})
+    assert claims.claim(["a"], "p1", "g1") == (["a"], {})
+    assert claims.claim(["a"], "p1", "g9") == ([], {"a": "p1"}), "one that came back holds nothing of before"
+    assert claims.claim(["d"], "p1", "g1") == ([], {"d": ""}), "the table is full"
+    assert claims.by_owner() == {"p1": 2, "p2": 1}
+    assert claims.release(["a", "c"], "p1", "g1") == ["a"]
+    assert claims.left("p1", "g1") == ["b"]
+    assert claims.claim(["a", "b"], "p2", "g2") == (["a", "b"], {})
+
+
+async def test_orgs_are_claimed_once_and_pass_on_when_their_owner_dies(autojump_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        host = Host(nursery)
+        await host.start()
+        first, second = a_member(host, "p1", []), a_member(host, "p2", [])
+        life = trio.CancelScope()
+
+        async def run_first() -> None:
+            with life:
+                await first.run()
+
+        first.want("acme")
+        first.want("globex")
+        nursery.start_soon(run_first)
+        await trio.sleep(2)
+        second.want("acme")
+        nursery.start_soon(second.run)
+        await trio.sleep(3)
+        assert (first.held, second.held) == ({"acme", "globex"}, set())
+        first.release("globex")
+        second.want("globex")
+        await trio.sleep(3)
+        assert second.held == {"globex"}
+        life.cancel()
+        await trio.sleep(3)
+        assert second.held == {"acme", "globex"}
+        nursery.cancel_scope.cancel()
+
+
+async def test_claims_are_made_again_when_the_coordinator_comes_back(autojump_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        host = Host(nursery)
+        await host.start()
+        member = a_member(host, "p1", [])
+        member.want("acme")
+        nursery.start_soon(member.run)
+        await trio.sleep(2)
+        assert member.held == {"acme"}
+        host.stop()
+        await trio.sleep(5)
+        await host.start()
+        await trio.sleep(3)
+        assert member.held == {"acme"}
+        assert host.server is not None
+        assert host.server.claims.by_owner() == {"p1": 1}
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_member_that_hangs_loses_its_lease_its_claims_and_its_connection(autojump_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        host = Host(nursery)
+        await host.start()
+        stream = await host.dial()
+        join = {"name": "p1", "role": "phloem", "generation": "g", "pid": 1, "addresses": {}}
+        await send_line(stream, {"token": "f-token", "join": join})
+        await send_line(stream, {"load": {}, "claim": ["acme"]})
+        await trio.sleep(0.5)
+        assert host.server is not None
+        assert host.server.claims.by_owner() == {"p1": 1}
+        await trio.sleep(5)
+        assert host.server.claims.by_owner() == {}
+        assert host.server.membership.view() == View()
+        with trio.fail_after(1):
+            lines = [line async for line in receive_lines(stream)]
+        assert all("view" in line for line in lines)
+        nursery.cancel_scope.cancel()
