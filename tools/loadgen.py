@@ -1,15 +1,20 @@
-"""Load: simulated meters of many orgs in one process, each with a link through the balancer's door.
+"""Load: simulated meters and plain exporters of many orgs in one process.
 
-python -m tools.loadgen --data DIR --meters 200 --orgs 3 --seconds 30 --rate 500
+A meter holds a link through the balancer's door and knows when each batch is durable; an exporter speaks plain IPFIX
+over TCP and knows only what it sent.
+
+python -m tools.loadgen --data DIR --meters 2000 --exporters 50 --orgs 20 --seconds 30 --rate 500 --ramp 10
 """
 
 from __future__ import annotations
 
 import json
 import random
+import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 import trio
@@ -18,12 +23,17 @@ from attrs import define, field
 from meter.batching import Draft
 from meter.uplink import FixedTarget, Target, Uplink, UplinkSettings, UplinkStream
 from sapflow.cli.fleet import read_fleet, start_log
+from sapflow.errors import Unreachable
 from sapflow.flows.encode import Encoder
 from sapflow.flows.reference import reference_records, reference_template
+from sapflow.flows.wire import MESSAGE_HEADER, VERSION
 from sapflow.link import Batch
 from sapflow.link.frames import Hint
 from sapflow.orgs import OrgTable
 from sapflow.runtime.dial import dial
+
+QUANTILES = (50, 90, 99, 99.9)
+MAX_LATENCIES = 1_000_000
 
 
 @define
@@ -36,6 +46,9 @@ class Ledger:
     acknowledged: dict[str, dict[bytes, int]] = field(factory=dict)
     """By org and stream: the highest number acknowledged."""
     sent: dict[str, dict[bytes, int]] = field(factory=dict)
+    exported_records: int = 0
+    """Written to sockets by plain exporters, which are told nothing more."""
+    exporters_cut: int = 0
     latencies_s: list[float] = field(factory=list)
 
     def quantiles(self) -> dict[str, float]:
@@ -43,13 +56,59 @@ class Ledger:
         found = sorted(self.latencies_s)
         if not found:
             return {}
-        return {f"p{q}": round(found[min(len(found) - 1, int(len(found) * q / 100))], 4) for q in (50, 99)}
+        last = len(found) - 1
+        return {
+            **{f"p{q:g}": round(found[min(last, int(len(found) * q / 100))], 4) for q in QUANTILES},
+            "max": round(found[last], 4),
+        }
+
+
+class _Messages:
+    """The same data records again and again, each time a message with its own time and sequence number."""
+
+    def __init__(self, records: int, domain: int) -> None:
+        template = reference_template()
+        size = template.record_bytes
+        rows = reference_records(records)
+        encoder = Encoder(domain=domain)
+        self.records = records
+        self.domain = domain
+        self._sequence = 0
+        self._templates = encoder.templates([template], export_time=0)[MESSAGE_HEADER.size :]
+        whole = encoder.records(
+            template, [rows[at : at + size] for at in range(0, records * size, size)], export_time=0
+        )
+        self._data = whole[MESSAGE_HEADER.size :]
+
+    def templates(self) -> bytes:
+        return self._head(self._templates) + self._templates
+
+    def next(self) -> bytes:
+        head = self._head(self._data)
+        self._sequence = (self._sequence + self.records) & 0xFFFFFFFF
+        return head + self._data
+
+    def _head(self, body: bytes) -> bytes:
+        length = MESSAGE_HEADER.size + len(body)
+        return MESSAGE_HEADER.pack(VERSION, length, int(time.time()), self._sequence, self.domain)
+
+
+@define
+class Pace:
+    """`records` in a batch, one each `interval_s`."""
+
+    interval_s: float
+    records: int
+
+    async def begin(self) -> None:
+        """Senders do not all send at the same moment."""
+        await trio.sleep(random.uniform(0, self.interval_s))
 
 
 class Meter:
-    """One simulated meter: its own link and one stream, a batch each `interval_s`."""
+    """One simulated meter: its own link and one stream."""
 
-    def __init__(self, name: str, org: str, token: str, address: str, ledger: Ledger, records: bytes) -> None:
+    def __init__(self, name: str, org: str, token: str, address: str, ledger: Ledger) -> None:
         self.org = org
         self.uplink = Uplink(
             FixedTarget(Target("the door", address)),
@@ -60,31 +119,26 @@ class Meter:
         )
         self._name = name
         self._ledger = ledger
-        self._template = reference_template()
-        self._records = records
         self._put_at: dict[int, float] = {}
 
-    async def run(self, stop: trio.Event, *, interval_s: float, records: int) -> None:
+    async def run(self, stop: trio.Event, pace: Pace) -> None:
         """Send until `stop`, then wait until all is durable."""
-        encoder = Encoder(domain=1)
+        messages = _Messages(pace.records, domain=1)
+        ledger = self._ledger
         async with trio.open_nursery() as nursery:
             await nursery.start(self.uplink.run)
             stream = self.uplink.open_stream(self.org, self._name)
             stream.on_acknowledged = partial(self._acknowledged, stream)
-            mine = self._ledger.sent.setdefault(self.org, {})
-            await trio.sleep(random.uniform(0, interval_s))
+            mine = ledger.sent.setdefault(self.org, {})
+            await pace.begin()
             while not stop.is_set():
-                due = trio.current_time() + interval_s
-                size = self._template.record_bytes
-                rows = [self._records[at : at + size] for at in range(0, records * size, size)]
-                now = int(time.time())
-                payload = encoder.templates([self._template], export_time=now)
-                payload += encoder.records(self._template, rows, export_time=now)
-                seq = await stream.put(Draft(2, records, payload))
+                due = trio.current_time() + pace.interval_s
+                # Each batch stands alone, so its template comes with it.
+                seq = await stream.put(Draft(2, pace.records, messages.templates() + messages.next()))
                 self._put_at[seq] = trio.current_time()
                 mine[stream.id] = seq
-                self._ledger.sent_batches += 1
-                self._ledger.sent_records += records
+                ledger.sent_batches += 1
+                ledger.sent_records += pace.records
                 with trio.move_on_at(due):
                     await stop.wait()
             await stream.drained()
@@ -95,8 +149,27 @@ class Meter:
         ledger.acknowledged_records += batch.records
         ledger.acknowledged.setdefault(self.org, {})[stream.id] = batch.seq
         put_at = self._put_at.pop(batch.seq, None)
-        if put_at is not None and len(ledger.latencies_s) < 200_000:
+        if put_at is not None and len(ledger.latencies_s) < MAX_LATENCIES:
             ledger.latencies_s.append(trio.current_time() - put_at)
+
+
+async def export(number: int, address: str, ledger: Ledger, stop: trio.Event, pace: Pace) -> None:
+    """One plain exporter until `stop`; it connects again when it is cut off."""
+    await pace.begin()
+    while not stop.is_set():
+        messages = _Messages(pace.records, domain=number)
+        try:
+            async with await dial(address, timeout_s=5.0) as connection:
+                await connection.send_all(messages.templates())
+                while not stop.is_set():
+                    due = trio.current_time() + pace.interval_s
+                    await connection.send_all(messages.next())
+                    ledger.exported_records += pace.records
+                    with trio.move_on_at(due):
+                        await stop.wait()
+        except (Unreachable, trio.BrokenResourceError):
+            ledger.exporters_cut += 1
+            await trio.sleep(random.uniform(0, 1.0))
 
 
 async def load(
@@ -108,27 +181,39 @@ async def load(
     meters: int,
     interval_s: float,
     records: int,
+    ramp_s: float = 0.0,
+    exporters: int = 0,
+    exporter_door: str = "",
 ) -> None:
-    """`meters` meters spread over the orgs of `tokens`, until `stop` and all is durable."""
+    """Meters spread over the orgs of `tokens`, and exporters, until `stop` and all that meters sent is durable.
+
+    They start evenly over `ramp_s` seconds.
+    """
     orgs = list(tokens)
-    rows = reference_records(records)
+    pace = Pace(interval_s, records)
     async with trio.open_nursery() as nursery:
-        for number in range(meters):
-            org = orgs[number % len(orgs)]
-            meter = Meter(f"meter-{number}", org, tokens[org], door, ledger, rows)
-            nursery.start_soon(partial(meter.run, stop, interval_s=interval_s, records=records))
+        for number in range(meters + exporters):
+            if number < meters:
+                org = orgs[number % len(orgs)]
+                nursery.start_soon(Meter(f"meter-{number}", org, tokens[org], door, ledger).run, stop, pace)
+            else:
+                nursery.start_soon(export, number, exporter_door, ledger, stop, pace)
+            if ramp_s:
+                with trio.move_on_after(ramp_s / (meters + exporters)):
+                    await stop.wait()
 
 
-@click.command()
-@click.option("--data", default="sapflow-data", show_default=True, help="The data directory of a fleet on this host.")
-@click.option("--meters", default=200, show_default=True)
-@click.option("--orgs", default=3, show_default=True)
-@click.option("--seconds", default=10.0, show_default=True)
-@click.option("--rate", default=24.0, show_default=True, help="Records per second of each meter.")
-@click.option("--interval", default=1.0, show_default=True, help="Seconds between a meter's batches.")
-def main(data: str, meters: int, orgs: int, seconds: float, rate: float, interval: float) -> None:
-    """Load a running fleet, and report what was sent and what was acknowledged, as JSON."""
-    start_log()
+async def _progress(ledger: Ledger) -> None:
+    before = 0
+    while True:
+        await trio.sleep(1)
+        rate, before = ledger.sent_records - before, ledger.sent_records
+        waiting = ledger.sent_records - ledger.acknowledged_records
+        line = f"\r{rate:>12,} records/s  {ledger.sent_records:>14,} sent  {waiting:>12,} not yet durable"
+        print(line, end="", file=sys.stderr, flush=True)
+
+
+def _tokens(data: str, orgs: int) -> dict[str, str]:
     table = OrgTable(Path(data) / "orgs.json")
     tokens = {}
     for number in range(1, orgs + 1):
@@ -136,31 +221,79 @@ def main(data: str, meters: int, orgs: int, seconds: float, rate: float, interva
         if org not in table.names():
             table.add(org)
         tokens[org] = table.issue_token(org)
+    return tokens
+
+
+@click.command()
+@click.option("--data", default="sapflow-data", show_default=True, help="The data directory of a fleet on this host.")
+@click.option("--meters", default=200, show_default=True)
+@click.option("--exporters", default=0, show_default=True, help="Plain IPFIX over TCP, for the default org.")
+@click.option("--orgs", default=3, show_default=True)
+@click.option("--seconds", default=10.0, show_default=True, help="How long, once the ramp has begun.")
+@click.option("--ramp", default=0.0, show_default=True, help="Seconds over which senders start.")
+@click.option("--rate", default=24.0, show_default=True, help="Records per second of each sender.")
+@click.option("--interval", default=1.0, show_default=True, help="Seconds between a sender's batches.")
+@click.option("--drain", default=60.0, show_default=True, help="Seconds to wait at the end for what is not durable.")
+def main(
+    data: str,
+    meters: int,
+    exporters: int,
+    orgs: int,
+    seconds: float,
+    ramp: float,
+    rate: float,
+    interval: float,
+    drain: float,
+) -> None:
+    """Load a running fleet; report what was sent, what is durable and how long that took, as JSON.
+
+    Exits 1 when something that meters sent was not acknowledged by the end.
+    """
+    start_log("error")
+    doors = read_fleet(data)["doors"]
+    tokens = _tokens(data, orgs)
     ledger = Ledger()
 
     async def work() -> None:
         await trio.sleep(1.5)  # collectors read the org table once a second
         stop = trio.Event()
-        async with trio.open_nursery() as nursery:
-            door = read_fleet(data)["doors"]["link"]
-            records = max(1, int(rate * interval))
-            nursery.start_soon(
-                partial(load, door, tokens, ledger, stop, meters=meters, interval_s=interval, records=records)
-            )
-            await trio.sleep(seconds)
-            stop.set()
+        sending = partial(
+            load,
+            doors["link"],
+            tokens,
+            ledger,
+            stop,
+            meters=meters,
+            interval_s=interval,
+            records=max(1, int(rate * interval)),
+            ramp_s=ramp,
+            exporters=exporters,
+            exporter_door=doors["ipfix_tcp"],
+        )
+        async with trio.open_nursery() as outer:
+            if sys.stderr.isatty():
+                outer.start_soon(_progress, ledger)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(sending)
+                await trio.sleep(seconds)
+                stop.set()
+                nursery.cancel_scope.deadline = trio.current_time() + drain
+            outer.cancel_scope.cancel()
 
     trio.run(work)
-    click.echo(
-        json.dumps(
-            {
-                "meters": meters,
-                "sent_records": ledger.sent_records,
-                "acknowledged_records": ledger.acknowledged_records,
-                "latency_s": ledger.quantiles(),
-            }
-        )
-    )
+    report: dict[str, Any] = {
+        "meters": meters,
+        "exporters": exporters,
+        "orgs": orgs,
+        "seconds": seconds,
+        "sent_records": ledger.sent_records,
+        "acknowledged_records": ledger.acknowledged_records,
+        "exported_records": ledger.exported_records,
+        "exporters_cut": ledger.exporters_cut,
+        "latency_s": ledger.quantiles(),
+    }
+    click.echo(json.dumps(report))
+    sys.exit(0 if ledger.acknowledged_records == ledger.sent_records else 1)
 
 
 if __name__ == "__main__":

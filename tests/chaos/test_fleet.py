@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from tools.chaos import run
+from tools.chaos import Plan, run
 from tools.fleet import Fleet, running
 
 from sapflow.client import subscribe
@@ -25,7 +25,7 @@ def sapflow(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[
 @pytest.mark.timeout(200)
 def test_random_kills_lose_nothing_acknowledged_and_store_nothing_twice(tmp_path: Path) -> None:
     with running(tmp_path, collectors=2) as fleet:
-        account = trio.run(partial(run, fleet, seconds=60, every_s=4, meters=30, orgs=3, seed=1))
+        account = trio.run(partial(run, fleet, Plan(every_s=4, seed=1), seconds=60, meters=30, orgs=3))
     assert len(account.faults) >= 8
     assert account.acknowledged_records == account.sent_records > 10_000
     assert account.stored_records == account.sent_records

@@ -1,0 +1,61 @@
+"""The account: every record that the log holds beside every one that was acknowledged."""
+
+from __future__ import annotations
+
+import trio
+from attrs import define, field
+
+from sapflow.client import subscribe
+from sapflow.flows.session import Session
+from tools.fleet import Fleet
+from tools.loadgen import Ledger
+
+READ_TIMEOUT_S = 120
+
+
+@define
+class Account:
+    """What the log holds beside what was acknowledged; of the figures all but the first three must be 0."""
+
+    sent_records: int = 0
+    acknowledged_records: int = 0
+    stored_records: int = 0
+    faults: list[str] = field(factory=list)
+    latency_s: dict[str, float] = field(factory=dict)
+    lost_batches: int = 0
+    duplicated_batches: int = 0
+    foreign_batches: int = 0
+    disordered_batches: int = 0
+    unreadable_batches: int = 0
+
+    @property
+    def clean(self) -> bool:
+        """Nothing acknowledged is lost, nothing is stored twice, foreign, out of order or unreadable."""
+        return not (
+            self.lost_batches
+            or self.duplicated_batches
+            or self.foreign_batches
+            or self.disordered_batches
+            or self.unreadable_batches
+        )
+
+
+async def count(fleet: Fleet, ledger: Ledger, account: Account) -> None:
+    """Read every org's log from its beginning, and compare it with the ledger."""
+    for org, acknowledged in ledger.acknowledged.items():
+        seen: dict[bytes, int] = {}
+        known = ledger.sent[org]
+        url = f"link://{fleet.doors['consume']}"
+        with trio.fail_after(READ_TIMEOUT_S):
+            async with subscribe(url, org, fleet.fleet_token(), at="earliest", follow=False) as batches:
+                async for batch in batches:
+                    account.foreign_batches += batch.stream not in known
+                    account.disordered_batches += batch.seq != seen.get(batch.stream, 0) + 1
+                    seen[batch.stream] = batch.seq
+                    walk = Session().walk(batch.payload)
+                    account.unreadable_batches += walk.fault is not None or walk.records != batch.records
+                    account.stored_records += batch.records
+                account.duplicated_batches += batches.repeats
+        account.lost_batches += sum(max(0, through - seen.get(stream, 0)) for stream, through in acknowledged.items())
+    account.sent_records, account.acknowledged_records = ledger.sent_records, ledger.acknowledged_records
+    account.latency_s = ledger.quantiles()
