@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
 import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +19,11 @@ from rich.live import Live
 from rich.table import Table
 
 from sapflow.cli.fleet import start_log
+from sapflow.client import subscribe
 from tools.chaos import Account, count
 from tools.fleet import Fleet, running
 from tools.loadgen import Ledger, load
+from tools.peers import find
 
 ORGS = ("acme", "globex", "initech")
 METERS = 200
@@ -36,7 +42,7 @@ class View:
     async def table(self) -> Table:
         """One row a process: rate, load, what is held, its ratio out/in and what that should be."""
         statuses = await trio.to_thread.run_sync(self._fleet.status, limiter=_LIMITER)
-        table = Table(title="sapflow", caption=self.news)
+        table = Table(title="sapflow", min_width=78)
         for name in ("process", "MB/s in", "CPU", "RSS MiB", "held MiB", "out/in", "expected"):
             table.add_column(name, justify="left" if name == "process" else "right")
         for name, status in statuses.items():
@@ -56,8 +62,8 @@ class View:
             )
         ledger = self._ledger
         backlog = ledger.sent_records - ledger.acknowledged_records
-        table.add_section()
-        table.add_row(f"{METERS} meters", f"{ledger.sent_records:,} records sent, {backlog:,} not yet durable")
+        sent = f"{METERS} meters: {ledger.sent_records:,} records sent, {backlog:,} not yet durable"
+        table.caption = f"{sent}\n{self.news}"
         return table
 
     def _rate(self, name: str, status: dict[str, Any]) -> float:
@@ -82,21 +88,74 @@ async def demo(fleet: Fleet, console: Console, *, seconds: float, keep: bool) ->
     view = View(fleet, ledger)
     stop = trio.Event()
     await trio.sleep(1.5)  # collectors read the org table once a second
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(
-            partial(load, fleet.doors["link"], tokens, ledger, stop, meters=METERS, interval_s=0.5, records=48)
-        )
-        nursery.start_soon(_kill, fleet, view, account)
-        with Live(await view.table(), console=console, auto_refresh=False) as live:
-            until = trio.current_time() + (float("inf") if keep else seconds)
-            while trio.current_time() < until:
-                await trio.sleep(1)
-                live.update(await view.table(), refresh=True)
-        stop.set()
-        nursery.cancel_scope.deadline = trio.current_time() + 30
+    async with _softflowd(fleet.doors["ipfix_tcp"], fleet.data) as said:
+        console.print(said)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(
+                partial(load, fleet.doors["link"], tokens, ledger, stop, meters=METERS, interval_s=0.5, records=48)
+            )
+            nursery.start_soon(_kill, fleet, view, account)
+            with Live(await view.table(), console=console, auto_refresh=False) as live:
+                await _show(view, live, seconds=float("inf") if keep else seconds)
+            stop.set()
+            nursery.cancel_scope.deadline = trio.current_time() + 30
     console.print("load has ended; reading the whole log back …")
     await count(fleet, ledger, account)
+    exported = await _stored(fleet, "default")
+    console.print(f"softflowd's flow records in the log, of org default: {exported:,}")
     return account
+
+
+async def _show(view: View, live: Live, *, seconds: float) -> None:
+    """A new view each second, until the time is over or Ctrl-C."""
+    with trio.open_signal_receiver(signal.SIGINT) as interrupts, trio.move_on_after(seconds):
+        async with trio.open_nursery() as nursery:
+
+            async def until_interrupted() -> None:
+                async for _ in interrupts:
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(until_interrupted)
+            while True:
+                await trio.sleep(1)
+                live.update(await view.table(), refresh=True)
+
+
+@asynccontextmanager
+async def _softflowd(door: str, directory: Path) -> AsyncIterator[str]:
+    """A real exporter on the loopback interface, when it is installed and allowed: what to say of it."""
+    program = find("softflowd")
+    if program is None:
+        yield "softflowd is not installed; the demo goes on without a real exporter"
+        return
+    command = [program, "-d", "-i", "lo", "-n", door, "-v", "10", "-P", "tcp", "-c", "none"]
+    command += ["-p", str(directory / "softflowd.pid"), "-t", "maxlife=5", "-t", "expint=2"]
+    with (directory / "softflowd.log").open("wb") as out:
+        process = await trio.lowlevel.open_process(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+    try:
+        with trio.move_on_after(1.0):
+            await process.wait()
+        if process.returncode is None:
+            yield "softflowd exports the flows of the loopback interface, as org default"
+        else:
+            reason = (directory / "softflowd.log").read_text().strip().splitlines()[-1:]
+            yield f"softflowd may not capture here ({', '.join(reason) or process.returncode})"
+    finally:
+        with trio.CancelScope(shield=True), trio.move_on_after(5):
+            if process.returncode is None:
+                process.terminate()
+            await process.wait()
+
+
+async def _stored(fleet: Fleet, org: str) -> int:
+    """An org's records in the log, counted by reading them."""
+    records = 0
+    with trio.fail_after(60):
+        url = f"link://{fleet.doors['consume']}"
+        async with subscribe(url, org, fleet.fleet_token(), at="earliest", follow=False) as batches:
+            async for batch in batches:
+                records += batch.records
+    return records
 
 
 async def _kill(fleet: Fleet, view: View, account: Account) -> None:

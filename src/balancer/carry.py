@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from collections.abc import Callable
 from typing import Protocol
 
 import trio
@@ -18,10 +19,11 @@ _GONE = {errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT, errno.E
 
 
 class RelayCounts(Protocol):
-    """Where the bytes of both directions are counted."""
+    """Where bytes are counted: from the client, on to the upstream, and what went back."""
 
     bytes_in: int
     bytes_out: int
+    bytes_back: int
 
 
 async def relay(
@@ -29,21 +31,33 @@ async def relay(
 ) -> None:
     """Carry bytes both ways until both directions have ended, or one side was reset."""
 
-    def count_in(size: int) -> None:
+    def taken(size: int) -> None:
         counters.bytes_in += size
 
-    def count_out(size: int) -> None:
+    def given(size: int) -> None:
         counters.bytes_out += size
 
+    def back(size: int) -> None:
+        counters.bytes_back += size
+
+    def nothing(_size: int) -> None: ...
+
     async with trio.open_nursery() as nursery:
-        for source, destination, count in ((client, upstream, count_in), (upstream, client, count_out)):
-            nursery.start_soon(_one_way, source, destination, count, pipe_bytes, nursery.cancel_scope)
+        for source, destination, read, wrote in (
+            (client, upstream, taken, given),
+            (upstream, client, nothing, back),
+        ):
+            nursery.start_soon(_one_way, source, destination, read, wrote, pipe_bytes, nursery.cancel_scope)
 
 
 async def _one_way(
-    source: trio.SocketStream, destination: trio.SocketStream, count: object, pipe_bytes: int, both: trio.CancelScope
+    source: trio.SocketStream,
+    destination: trio.SocketStream,
+    read: Callable[[int], None],
+    wrote: Callable[[int], None],
+    pipe_bytes: int,
+    both: trio.CancelScope,
 ) -> None:
-    assert callable(count)
     out_end, in_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         fcntl.fcntl(in_end, F_SETPIPE_SZ, pipe_bytes)
@@ -52,10 +66,12 @@ async def _one_way(
             moved = await _splice(from_fd, in_end, pipe_bytes, wait_read=from_fd, wait_write=None)
             if not moved:
                 break
+            read(moved)
             left = moved
             while left:
-                left -= await _splice(out_end, to_fd, left, wait_read=None, wait_write=to_fd)
-            count(moved)
+                gone = await _splice(out_end, to_fd, left, wait_read=None, wait_write=to_fd)
+                wrote(gone)
+                left -= gone
         await destination.send_eof()
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         both.cancel()

@@ -13,13 +13,14 @@ from ipaddress import ip_address, ip_network
 
 import structlog
 import trio
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from balancer.carry import relay
+from balancer.hints import MAX_HINT_BYTES, read_hint
 from meter.intake import Intake
 from sapflow.errors import LinkError, Unreachable
 from sapflow.link import LinkLimits
-from sapflow.link.frames import PREAMBLE, Hint, decode_preamble
+from sapflow.link.frames import Hint
 from sapflow.runtime.addresses import split_address
 
 log = structlog.get_logger()
@@ -42,6 +43,7 @@ class DoorCounts:
     refused: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
+    bytes_back: int = 0
 
 
 class ExporterDoor:
@@ -97,7 +99,7 @@ class LinkDoor:
         """One link, from its preamble until either side ends it."""
         try:
             with trio.fail_after(self.preamble_timeout_s):
-                hint = await self._peek(stream)
+                hint = await self._peek(stream, peer)
             with trio.fail_after(self.place_timeout_s):
                 name, upstream = await self._reach(hint)
         except LinkError as error:
@@ -117,16 +119,16 @@ class LinkDoor:
             self.counts.open -= 1
             self.left(name, hint)
 
-    async def _peek(self, stream: trio.SocketStream) -> Hint:
-        size = PREAMBLE.size + self.limits.max_hint_bytes
+    async def _peek(self, stream: trio.SocketStream, peer: str) -> Hint:
         seen = -1
         while True:
-            data = await stream.socket.recv(size, socket.MSG_PEEK)
+            data = await stream.socket.recv(MAX_HINT_BYTES, socket.MSG_PEEK)
             if not data:
                 raise LinkError("closed before its preamble", code=0)
-            found = decode_preamble(data, self.limits)
-            if found is not None:
-                return found[0]
+            hint = read_hint(data, self.limits)
+            if hint is not None:
+                # Reservations are kept by name; a link that gives none has one of its own.
+                return hint if hint.name else evolve(hint, name=peer)
             if len(data) == seen:
                 # A peek finds the same bytes again at once: look for more at a pace that cannot spin.
                 await trio.sleep(0.01)

@@ -126,7 +126,8 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
         return {"unacknowledged_bytes": uplink.unacknowledged_bytes, **figures.read()}
 
     def status() -> dict[str, Any]:
-        taken = intake.counts.bytes
+        taken = intake.counts.bytes + link_door.counts.bytes_in
+        given = uplink.bytes_out + link_door.counts.bytes_out
         return {
             "name": name,
             "role": "balancer",
@@ -141,7 +142,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
                 "streams": len(uplink.streams),
                 **figures.read(),
             },
-            "ratio": {"measured": round(uplink.bytes_out / taken, 3) if taken else None, "expected": 1.0},
+            "ratio": {"measured": round(given / taken, 3) if taken else None, "expected": 1.0},
             "loads": places.policy.loads(trio.current_time()),
             "claims": coordinator_server.claims.by_owner(),
             "members": [attrs.asdict(member) for member in coordinator_server.membership.view().members],

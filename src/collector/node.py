@@ -26,6 +26,7 @@ from sapflow.monitor.process import ProcessFigures
 from sapflow.orgs import OrgTable, keep_fresh
 from sapflow.runtime.dial import dial
 from sapflow.runtime.serve import address_of, listen, serve
+from sapflow.runtime.transport import server_tls
 
 Announce = Callable[[dict[str, Any]], None]
 
@@ -41,6 +42,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
         org_share=mine.org_share,
         hello_timeout_s=mine.hello_timeout_s,
         idle_timeout_s=mine.idle_timeout_s,
+        tls=server_tls(mine.tls_certificate, mine.tls_key) if mine.tls_certificate else None,
     )
     collector = Collector(settings, orgs.authenticate)
     live = LiveDoor(LiveSettings(buffer_bytes=mine.live_buffer_bytes), orgs.authenticate, collector.endpoint)

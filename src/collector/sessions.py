@@ -8,6 +8,7 @@ it is published: a malformed one closes its link, with the peer, the org and the
 from __future__ import annotations
 
 import hmac
+import ssl
 from collections.abc import Callable, Hashable
 
 import structlog
@@ -36,6 +37,7 @@ from sapflow.link import (
     Subscribed,
 )
 from sapflow.runtime.session import LinkSession
+from sapflow.runtime.transport import accept_link
 
 log = structlog.get_logger()
 
@@ -53,6 +55,7 @@ class CollectorSettings:
     hello_timeout_s: float = 5.0
     idle_timeout_s: float = 30.0
     limits: FlowLimits = FlowLimits()
+    tls: ssl.SSLContext | None = None
 
 
 @define
@@ -109,6 +112,17 @@ class Collector:
 
     async def serve_link(self, stream: trio.abc.Stream, peer: str) -> None:
         """One link from its first byte to its last. A fault of its ends it alone."""
+        try:
+            with trio.fail_after(self.settings.hello_timeout_s):
+                link = await accept_link(stream, self.settings.tls)
+        except (LinkError, trio.TooSlowError, trio.BrokenResourceError) as error:
+            self.counts.link_errors += 1
+            log.warning("link closed", peer=peer, reason=str(error) or "no hello in time")
+            await trio.aclose_forcefully(stream)
+            return
+        await self._serve(link, peer)
+
+    async def _serve(self, stream: trio.abc.Stream, peer: str) -> None:
         connection = Connection(Side.SERVER)
         session = LinkSession(
             stream,

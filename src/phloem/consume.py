@@ -65,12 +65,17 @@ class Consumers:
     """The consume door of one Phloem node."""
 
     def __init__(
-        self, engine: EmbeddedLog, settings: ConsumeSettings, authenticate: Callable[[str], str | None]
+        self,
+        engine: EmbeddedLog,
+        settings: ConsumeSettings,
+        authenticate: Callable[[str], str | None],
+        is_org: Callable[[str], bool],
     ) -> None:
         self.counts = ConsumeCounts()
         self.settings = settings
         self.engine = engine
         self.authenticate = authenticate
+        self.is_org = is_org
         self.reading = ThreadKind("reading", settings.reading_threads)
         self._followers: dict[str, set[trio.Event]] = {}
 
@@ -137,11 +142,7 @@ class _Feed:
                             case Subscribed(fields) if not self._started:
                                 self._started = True
                                 org = str(fields.get("org", ""))
-                                if not self._fleet and org != self._org:
-                                    await self._session.finish(
-                                        Close.FORBIDDEN, "this credential does not name that org"
-                                    )
-                                    raise LinkError("a consumer asked for another org", code=Close.FORBIDDEN)
+                                await self._check(org)
                                 nursery.start_soon(self._send, org, fields)
                             case CreditGranted():
                                 self._granted.set()
@@ -150,6 +151,18 @@ class _Feed:
             if hello.cancelled_caught:
                 await self._session.finish(Close.TIMEOUT, "no hello in time")
             nursery.cancel_scope.cancel()
+
+    async def _check(self, org: str) -> None:
+        """Raises LinkError, after telling the consumer, for an org that is not its own, or that nobody has."""
+        owner = self._owner
+        if not self._fleet and org != self._org:
+            code, reason = Close.FORBIDDEN, "this credential does not name that org"
+        elif self._fleet and not owner.is_org(org) and not await owner.reading.run(lambda: owner.engine.holds(org)):
+            code, reason = Close.UNKNOWN, f"no org '{org}'; see 'sapflow orgs list'"
+        else:
+            return
+        await self._session.finish(code, reason)
+        raise LinkError(f"a consumer asked for another org: {reason}", code=code)
 
     async def _greet(self, fields: dict[str, Any]) -> bool:
         owner = self._owner

@@ -58,6 +58,7 @@ async def _run(config: Config, name: str, fleet_token: str, announce: Announce, 
             fleet_token=fleet_token, hello_timeout_s=mine.hello_timeout_s, idle_timeout_s=mine.idle_timeout_s
         ),
         orgs.authenticate,
+        lambda org: org in orgs.names(),
     )
     committer = Committer(
         engine, channel_bytes=mine.budget_bytes, commit_bytes=mine.commit_bytes, on_stored=consumers.stored

@@ -73,6 +73,10 @@ class CollectorConfig:
     idle_timeout_s: float = 30.0
     live_buffer_bytes: int = 4 << 20
     max_live: int = 1000
+    tls_certificate: str = ""
+    """A PEM file; with it the link door also speaks TLS 1.3 (`links://`, `wss://`)."""
+    tls_key: str = ""
+    """A PEM file; empty when the key is in the certificate's file."""
 
 
 @frozen

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from tools.chaos import Plan, run
+from tools.chaos import FAULTS, Plan, run
 from tools.fleet import Fleet, running
 
 from sapflow.client import subscribe
@@ -29,6 +29,16 @@ def test_random_kills_lose_nothing_acknowledged_and_store_nothing_twice(tmp_path
     assert len(account.faults) >= 8
     assert account.acknowledged_records == account.sent_records > 10_000
     assert account.stored_records == account.sent_records
+    assert account.clean, account
+
+
+@pytest.mark.timeout(200)
+def test_faults_of_every_kind_lose_nothing_acknowledged_and_store_nothing_twice(tmp_path: Path) -> None:
+    plan = Plan(kinds=FAULTS, every_s=3, stop_s=2, seed=7)
+    with running(tmp_path, collectors=2) as fleet:
+        account = trio.run(partial(run, fleet, plan, seconds=45, meters=20, orgs=2))
+    assert len({fault.split()[0] for fault in account.faults}) >= 4
+    assert account.acknowledged_records == account.sent_records == account.stored_records > 5_000
     assert account.clean, account
 
 

@@ -132,6 +132,7 @@ def _haproxy(port: int, backend: int) -> str:
 class _Counts:
     bytes_in: int = 0
     bytes_out: int = 0
+    bytes_back: int = 0
 
 
 async def _serve(port: int, backend: int) -> None:

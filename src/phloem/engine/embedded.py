@@ -264,6 +264,10 @@ class EmbeddedLog:
                 high = middle
         return low
 
+    def holds(self, org: str) -> bool:
+        """Whether this log has ever stored anything of an org."""
+        return self._org_number(org) is not None
+
     def orgs(self) -> list[str]:
         """Every org that has a log."""
         with self._reading() as txn:

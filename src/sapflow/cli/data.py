@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import ssl
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
-from urllib.parse import urlsplit
+from typing import BinaryIO
+from urllib.parse import urlencode, urlsplit
 
 import click
 import trio
@@ -23,7 +25,9 @@ from sapflow.flows.formats import FORMATS, open_writer
 from sapflow.flows.limits import FlowLimits
 from sapflow.flows.records import Context
 from sapflow.link.frames import Hint
+from sapflow.runtime import websocket
 from sapflow.runtime.dial import dial
+from sapflow.runtime.transport import LinkUrl, client_tls, dial_link, link_url
 
 READ_BYTES = 256 << 10
 
@@ -88,7 +92,7 @@ def decode_command(files: tuple[Path, ...], format_: str, fields: str | None, ou
         raise SapflowError("; ".join(faults))
 
 
-def _drafts(path: Path, batcher: Batcher, stack: ExitStack) -> Any:
+def _drafts(path: Path, batcher: Batcher, stack: ExitStack) -> Iterator[bytes]:
     try:
         file = sys.stdin.buffer if str(path) == "-" else stack.enter_context(path.open("rb"))
     except OSError as error:
@@ -104,25 +108,36 @@ def _drafts(path: Path, batcher: Batcher, stack: ExitStack) -> Any:
 
 @click.command("send")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
-@click.option("--to", "url", required=True, help="ipfix+tcp://HOST:PORT or link://HOST:PORT.")
+@click.option("--to", "url", required=True, help="ipfix+tcp://, link://, links:// (TLS), ws:// or wss://HOST:PORT.")
 @click.option("--org", default="", help="The org, as a hint to the balancer; the token decides.")
 @click.option("--token-file", type=click.Path(path_type=Path, exists=True), help="The org's token, for a link.")
+@click.option("--ca", type=click.Path(path_type=Path, exists=True), help="Certificate authorities to trust (PEM).")
 @click.option("--loop", default=1, show_default=True, type=click.IntRange(1), help="Play the files so many times.")
 @click.option("--json", "as_json", is_flag=True, help="The result as one JSON object.")
 def send_command(
-    files: tuple[Path, ...], url: str, org: str, token_file: Path | None, loop: int, as_json: bool
+    files: tuple[Path, ...],
+    url: str,
+    org: str,
+    token_file: Path | None,
+    ca: Path | None,
+    loop: int,
+    as_json: bool,
 ) -> None:
     """Play IPFIX Files into a door. Over a link it ends when all is durable."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("ipfix+tcp", "link") or not parts.hostname or not parts.port:
-        raise click.UsageError(f"'{url}' is not a door; write ipfix+tcp://HOST:PORT or link://HOST:PORT")
-    address = f"{parts.hostname}:{parts.port}"
-    if parts.scheme == "link":
+    if url.startswith("ipfix+tcp://"):
+        parts = urlsplit(url)
+        if not parts.hostname or not parts.port:
+            raise click.UsageError(f"'{url}' is not a door; write ipfix+tcp://HOST:PORT")
+        result = trio.run(_send_plain, files, f"{parts.hostname}:{parts.port}", loop)
+    else:
+        try:
+            link = link_url(url)
+        except ConfigurationError as error:
+            raise click.UsageError(f"{error}, or ipfix+tcp://HOST:PORT") from error
         if token_file is None:
             raise click.UsageError("a link needs the org's token: --token-file FILE (see 'sapflow orgs token')")
-        result = trio.run(_send_link, files, address, org, token_file.read_text().strip(), loop)
-    else:
-        result = trio.run(_send_plain, files, address, loop)
+        tls = client_tls(str(ca) if ca else None) if link.secure else None
+        result = trio.run(partial(_send_link, files, link, org, token_file.read_text().strip(), loop, tls))
     if as_json:
         click.echo(json.dumps(result))
     else:
@@ -153,26 +168,29 @@ async def _send_plain(files: tuple[Path, ...], address: str, loop: int) -> dict[
     return sent
 
 
-async def _send_link(files: tuple[Path, ...], address: str, org: str, token: str, loop: int) -> dict[str, int]:
+async def _send_link(
+    files: tuple[Path, ...], url: LinkUrl, org: str, token: str, loop: int, tls: ssl.SSLContext | None
+) -> dict[str, int]:
+    path = f"{websocket.PATH}?{urlencode({'org': org, 'name': 'send'})}"
     uplink = Uplink(
-        FixedTarget(Target("the door", address)),
-        lambda target: dial(target.address, timeout_s=5.0),
+        FixedTarget(Target("the door", url.address)),
+        lambda _: dial_link(url, timeout_s=5.0, tls=tls, target=path),
         UplinkSettings(hello={"role": "meter", "token": token, "name": "send"}, hint=Hint(org=org, name="send")),
     )
     done = {"records": 0, "batches": 0}
     async with trio.open_nursery() as nursery:
         await nursery.start(uplink.run)
         nursery.start_soon(_until_refused, uplink)
-        for path in files * loop:
+        for file_path in files * loop:
             batcher = Batcher(FlowLimits(), batch_bytes=64 << 10)
-            stream = uplink.open_stream(org, str(path))
-            with path.open("rb") as file:
+            stream = uplink.open_stream(org, str(file_path))
+            with file_path.open("rb") as file:
                 while data := file.read(READ_BYTES):
                     draft = batcher.feed(data)
                     if draft is not None:
                         await stream.put(draft)
                     if batcher.fault is not None:
-                        raise SapflowError(f"{path}: {batcher.fault}; nothing from there on was sent")
+                        raise SapflowError(f"{file_path}: {batcher.fault}; nothing from there on was sent")
             rest = batcher.flush()
             if rest is not None:
                 await stream.put(rest)
@@ -227,8 +245,6 @@ def tail_command(
 
 
 def _position(at: str) -> str | int | dict[str, int]:
-    from datetime import UTC, datetime
-
     if at in ("earliest", "latest"):
         return at
     if at.isdigit():

@@ -67,6 +67,7 @@ class Close(enum.IntEnum):
     PROTOCOL = 1002
     UNAUTHORIZED = 4401
     FORBIDDEN = 4403
+    UNKNOWN = 4404
     CONFLICT = 4409
     OVERLOADED = 4429
     TIMEOUT = 4408

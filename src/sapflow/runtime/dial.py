@@ -33,4 +33,4 @@ async def dial(address: str, *, timeout_s: float, tls: ssl.SSLContext | None = N
     except trio.TooSlowError:
         raise Unreachable(f"{join_address(host, port)} did not answer within {timeout_s:g} s") from None
     except (OSError, trio.BrokenResourceError) as error:
-        raise Unreachable(f"{join_address(host, port)} cannot be reached: {error}") from error
+        raise Unreachable(f"{join_address(host, port)} cannot be reached: {error.__cause__ or error}") from error

@@ -21,6 +21,7 @@ log = structlog.get_logger()
 RECEIVE_BYTES = 256 << 10
 SEND_JOIN_BYTES = 1 << 20
 MAX_REPLY_BYTES = 1 << 20
+_REFUSALS = {Close.UNAUTHORIZED, Close.FORBIDDEN, Close.UNKNOWN, Close.CONFLICT, Close.PROTOCOL}
 
 
 class LinkSession:
@@ -121,7 +122,7 @@ class LinkSession:
                     return
 
     def _raise_for(self, closed: Closed) -> None:
-        if closed.code in (Close.UNAUTHORIZED, Close.FORBIDDEN, Close.CONFLICT, Close.PROTOCOL):
+        if closed.code in _REFUSALS:
             raise Refused(f"{self.peer} refused: {closed.reason}", code=closed.code)
         if closed.code == Close.OVERLOADED:
             raise Overloaded(f"{self.peer} is full: {closed.reason}")

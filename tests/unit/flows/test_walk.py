@@ -251,3 +251,24 @@ def test_the_reference_work_is_counted_and_decoded_to_the_record() -> None:
     (batch,) = decode(work)
     assert (walk.records, walk.lost_records, batch.records) == (1200, 0, 1200)
     assert batch.order.tolist() == list(range(1200))
+
+
+def test_f05_a_message_of_65_535_bytes_is_decoded_in_full() -> None:
+    template = make_template(300, [(0, 4, 1), (0, 7, 2), (0, 11, 2)])
+    rows = [bytes((6, 0, 80, number >> 8 & 255, number & 255)) for number in range(13_103)]
+    largest = make_message(make_set(300, b"".join(rows)), domain=1)
+    assert len(largest) == 65_535
+    data = make_message(make_set(2, template.raw), domain=1) + largest
+    assert MessageFramer().feed(data) == data
+    assert Session().walk(data).records == 13_103
+    (batch,) = decode(data)
+    assert batch.columns["destinationTransportPort"].tolist() == list(range(13_103))
+
+
+def test_f14_65_515_records_of_one_byte_are_all_decoded() -> None:
+    data = make_message(make_set(2, make_template(300, [(0, 4, 1)]).raw), domain=1)
+    data += make_message(make_set(300, bytes(range(256)) * 255 + bytes(235)), domain=1)
+    assert Session().walk(data).records == 65_515
+    (batch,) = decode(data)
+    assert batch.records == 65_515
+    assert batch.columns["protocolIdentifier"][:256].tolist() == list(range(256))
