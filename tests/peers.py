@@ -11,7 +11,7 @@ from tools.peers import find, install_line
 def needs(*names: str) -> pytest.MarkDecorator:
     """Skip, or fail under SAPFLOW_REQUIRE_PEERS=1, unless these are installed."""
     missing = [name for name in names if find(name) is None]
-    required = os.environ.get("SAPFLOW_REQUIRE_PEERS") == "1"
-    if missing and required:
-        raise RuntimeError(f"peers are required, and {', '.join(missing)} is missing: {install_line(missing[0])}")
-    return pytest.mark.skipif(bool(missing), reason=f"needs {missing}: {install_line(missing[0]) if missing else ''}")
+    if missing and os.environ.get("SAPFLOW_REQUIRE_PEERS") == "1":
+        raise RuntimeError(f"peers are required, and {', '.join(missing)} is missing: {install_line(*missing)}")
+    reason = f"needs {', '.join(missing)}: {install_line(*missing)}" if missing else ""
+    return pytest.mark.skipif(bool(missing), reason=reason)
