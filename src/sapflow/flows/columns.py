@@ -7,6 +7,7 @@ width; elements of variable length as object arrays of bytes. A length that its 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -18,11 +19,15 @@ from sapflow.errors import MalformedMessage
 from sapflow.flows.limits import FlowLimits
 from sapflow.flows.registry import InformationElement, registry
 from sapflow.flows.session import Session
+from sapflow.flows.structured import holds_lists
 from sapflow.flows.templates import Field, Template, variable_records
 from sapflow.flows.wire import FIRST_DATA_SET, MESSAGE_AND_SET, MESSAGE_HEADER, SET_HEADER, VARIABLE_LENGTH
 
 Column = NDArray[Any]
 NTP_TO_UNIX_S = 2_208_988_800
+
+MAX_SNAPSHOTS = 64
+"""How often the templates of lists may change within data decoded at once; lists after that are left undecoded."""
 
 _UNSIGNED = {"unsigned8", "unsigned16", "unsigned32", "unsigned64"}
 _SIGNED = {"signed8", "signed16", "signed32", "signed64"}
@@ -39,6 +44,8 @@ class FlowBatch:
     """By element name; a name that is repeated in the template gets `_2`, `_3`, …"""
     order: NDArray[np.int64]
     """Each record's place among all records of the data decoded."""
+    templates: Mapping[int, Template] = field(factory=dict)
+    """What its lists refer to, by id: the templates of its domain as they were then. Without lists, none."""
 
     @property
     def records(self) -> int:
@@ -53,19 +60,58 @@ class _Gathered:
     pieces: list[bytes] = field(factory=list)
     firsts: list[int] = field(factory=list)
     counts: list[int] = field(factory=list)
+    templates: Mapping[int, Template] = field(factory=dict)
+
+
+@define
+class _Gathering:
+    """What is gathered; of a template with lists only until templates change, for they mean others from then on."""
+
+    found: dict[tuple[int, int], _Gathered] = field(factory=dict)
+    _closed: list[_Gathered] = field(factory=list)
+    _listing: list[tuple[int, int]] = field(factory=list)
+    _snapshots: dict[int, Mapping[int, Template]] = field(factory=dict)
+    _snapshots_left: int = MAX_SNAPSHOTS
+
+    def begin(self, domain: int, template: Template, known: Mapping[int, Template]) -> _Gathered:
+        item = self.found[domain, id(template)] = _Gathered(domain, template)
+        if holds_lists(template):
+            self._listing.append((domain, id(template)))
+            item.templates = self._snapshot(domain, known)
+        return item
+
+    def templates_changed(self) -> None:
+        self._closed += [self.found.pop(key) for key in self._listing]
+        self._listing.clear()
+
+    def gathered(self) -> list[_Gathered]:
+        return [*self._closed, *self.found.values()]
+
+    def _snapshot(self, domain: int, known: Mapping[int, Template]) -> Mapping[int, Template]:
+        now = {key & 0xFFFF: template for key, template in known.items() if key >> 16 == domain}
+        last = self._snapshots.get(domain, {})
+        if len(now) == len(last) and all(key in last and last[key].raw == now[key].raw for key in now):
+            return last
+        if not self._snapshots_left:
+            return {}
+        self._snapshots_left -= 1
+        self._snapshots[domain] = now
+        return now
 
 
 def decode(data: bytes, session: Session | None = None) -> list[FlowBatch]:
     """Whole self-contained messages to columns, one FlowBatch for each template.
 
-    Sets whose template is not known are left out. Raises MalformedMessage for what is not IPFIX.
+    Of one whose records have lists there are more when templates changed between them. Sets whose template is not
+    known are left out. Raises MalformedMessage for what is not IPFIX.
     """
     gathered = _gather(data, session or Session(FlowLimits()))
     return [_columns(item) for item in gathered]
 
 
 def _gather(data: bytes, session: Session) -> list[_Gathered]:
-    found: dict[tuple[int, int], _Gathered] = {}
+    gathering = _Gathering()
+    found = gathering.found
     at, end, ordinal = 0, len(data), 0
     unpack = MESSAGE_AND_SET.unpack_from
     last = end - MESSAGE_AND_SET.size
@@ -78,7 +124,7 @@ def _gather(data: bytes, session: Session) -> list[_Gathered]:
                     count = (set_length - 4) // template.record_bytes
                     item = found.get((domain, id(template)))
                     if item is None:
-                        item = found[domain, id(template)] = _Gathered(domain, template)
+                        item = gathering.begin(domain, template, session.templates)
                     body = at + 20
                     item.pieces.append(data[body : body + count * template.record_bytes])
                     item.firsts.append(ordinal)
@@ -86,13 +132,11 @@ def _gather(data: bytes, session: Session) -> list[_Gathered]:
                     ordinal += count
                     at += length
                     continue
-        at, ordinal = _gather_message(data, at, session, found, ordinal)
-    return list(found.values())
+        at, ordinal = _gather_message(data, at, session, gathering, ordinal)
+    return gathering.gathered()
 
 
-def _gather_message(
-    data: bytes, start: int, session: Session, found: dict[tuple[int, int], _Gathered], ordinal: int
-) -> tuple[int, int]:
+def _gather_message(data: bytes, start: int, session: Session, gathering: _Gathering, ordinal: int) -> tuple[int, int]:
     """One message of several sets, or of records that vary, or with templates: walked first, then its sets."""
     if len(data) - start < MESSAGE_HEADER.size:
         raise MalformedMessage("a message header is cut off", offset=start, reason="truncated")
@@ -111,7 +155,8 @@ def _gather_message(
         if set_id >= FIRST_DATA_SET:
             template = learned.get(domain << 16 | set_id)
             if template is not None:
-                ordinal = _gather_set(message, body, stop, domain, template, found, ordinal)
+                item = gathering.found.get((domain, id(template))) or gathering.begin(domain, template, learned)
+                ordinal = _gather_set(message, body, stop, item, ordinal)
         elif set_id in (2, 3):
             # Sets see the templates that stand before them in the message.
             part = Session(FlowLimits())
@@ -124,20 +169,13 @@ def _gather_message(
                 else template
                 for key, template in part.templates.items()
             }
+            gathering.templates_changed()
         at = stop
     return start + length, ordinal
 
 
-def _gather_set(
-    message: bytes,
-    body: int,
-    stop: int,
-    domain: int,
-    template: Template,
-    found: dict[tuple[int, int], _Gathered],
-    ordinal: int,
-) -> int:
-    item = found.setdefault((domain, id(template)), _Gathered(domain, template))
+def _gather_set(message: bytes, body: int, stop: int, item: _Gathered, ordinal: int) -> int:
+    template = item.template
     if template.record_bytes:
         count = (stop - body) // template.record_bytes
         item.pieces.append(message[body : body + count * template.record_bytes])
@@ -169,7 +207,7 @@ def _columns(item: _Gathered) -> FlowBatch:
     order = np.repeat(np.array(item.firsts, dtype=np.int64), item.counts)
     starts = np.cumsum([0, *item.counts[:-1]], dtype=np.int64)
     order += np.arange(total, dtype=np.int64) - np.repeat(starts, item.counts)
-    return FlowBatch(item.domain, template, elements, columns, order)
+    return FlowBatch(item.domain, template, elements, columns, order, item.templates)
 
 
 @lru_cache(maxsize=1024)

@@ -2,7 +2,8 @@
 
 Messages are walked once and never changed. A message is taken whole or not at all: its template changes count only
 when all of it is well formed. `cut` ends a batch: it gives the messages that define the templates which the batch
-used and did not itself define, so that the batch can be read alone.
+used and did not itself define, so that the batch can be read alone. What lists refer to is not looked for: a batch
+with templates that hold lists (RFC 6313) gets all templates that their observation domain had when it began.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from attrs import define
 
 from sapflow.errors import MalformedMessage
 from sapflow.flows.limits import FlowLimits
+from sapflow.flows.structured import holds_lists
 from sapflow.flows.templates import Template, Withdrawal, count_variable, parse_template_set
 from sapflow.flows.wire import (
     FIRST_DATA_SET,
@@ -59,11 +61,19 @@ class Session:
     def __init__(self, limits: FlowLimits | None = None) -> None:
         self.templates: dict[int, Template] = {}
         """By domain << 16 | template id."""
+        self.changes = 0
+        """How often a template was defined that was not known so, or withdrawn."""
         self._limits = limits or FlowLimits()
         self._domains: dict[int, _Domain] = {}
         self._template_bytes = 0
         self._used: dict[int, Template | None] = {}
         """Templates that data of this batch used (None: defined in the batch itself)."""
+        self._before: dict[int, Template | None] = {}
+        """What this batch defined anew or withdrew, as it was when the batch began."""
+        self._listing: set[int] = set()
+        """Templates held whose records have lists."""
+        self._whole: set[int] = set()
+        """Domains in which this batch defined or withdrew such templates."""
 
     def walk(self, data: bytes) -> Walk:
         """Go through whole messages, learning their templates. Never raises for what the data say."""
@@ -106,7 +116,7 @@ class Session:
     def cut(self) -> bytes:
         """End the batch: the messages that must stand before it, b"" when none need to."""
         needed: dict[int, list[Template]] = {}
-        for key, template in self._used.items():
+        for key, template in self._needed().items():
             if template is not None:
                 needed.setdefault(key >> 16, []).append(template)
         pieces = []
@@ -116,7 +126,23 @@ class Session:
         for domain in self._domains.values():
             domain.first_sequence = None
         self._used.clear()
+        self._before.clear()
+        self._whole.clear()
         return b"".join(pieces)
+
+    def _needed(self) -> dict[int, Template | None]:
+        whole = self._whole.union(key >> 16 for key in self._listing.intersection(self._used))
+        if not whole:
+            return self._used
+        began = {**self.templates, **self._before}
+        return {**self._used, **{key: template for key, template in began.items() if key >> 16 in whole}}
+
+    def definitions(self) -> list[bytes]:
+        """Messages that define all templates held; as few as hold them."""
+        by_domain: dict[int, list[Template]] = {}
+        for key, template in self.templates.items():
+            by_domain.setdefault(key >> 16, []).append(template)
+        return [message for domain, templates in by_domain.items() for message in _definitions(templates, domain, 0, 0)]
 
     def _message(self, data: bytes, start: int, end: int, result: Walk) -> tuple[int, int]:
         """One message in full: where the next begins, and its records. Raises before anything has changed."""
@@ -234,6 +260,8 @@ class _Sets:
             raise MalformedMessage(f"{what}{limits.max_template_bytes:,})", offset=0, reason="templates")
         for key, template in self._changes.items():
             old = session.templates.pop(key, None)
+            self._note_lists(key, old, template)
+            session.changes += template is None or old is None or old.raw != template.raw
             if template is not None:
                 self._result.redefined += old is not None and old.raw != template.raw
                 session.templates[key] = template
@@ -241,6 +269,19 @@ class _Sets:
         session._used.update(self._used)
         self._result.undecodable_sets += self.undecodable
         self._result.ignored_sets += self._ignored
+
+    def _note_lists(self, key: int, old: Template | None, new: Template | None) -> None:
+        session = self._session
+        session._before.setdefault(key, old)
+        listed = key in session._listing
+        same = old is not None and new is not None and old.raw == new.raw
+        lists = listed if same else new is not None and holds_lists(new)
+        if lists or listed:
+            session._whole.add(self._domain_id)
+        if lists:
+            session._listing.add(key)
+        else:
+            session._listing.discard(key)
 
 
 def _definitions(templates: list[Template], domain_id: int, export_time: int, sequence: int) -> list[bytes]:
