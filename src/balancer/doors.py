@@ -8,8 +8,8 @@ links without ending them: it peeks at the clear preamble for a hint, places by 
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable
-from ipaddress import ip_address, ip_network
+from collections.abc import Awaitable, Callable, Iterable
+from ipaddress import IPv6Address, ip_address, ip_network
 
 import structlog
 import trio
@@ -34,6 +34,21 @@ class SourceBinding:
     org: str
 
 
+class SourceBindings:
+    """Which org a source's plain exporters belong to: default deny, the longest prefix decides."""
+
+    def __init__(self, bindings: Iterable[SourceBinding]) -> None:
+        self._bindings = [(ip_network(binding.prefix), binding.org) for binding in bindings]
+
+    def org_of(self, address: str) -> str | None:
+        """The org of an address; None when no prefix holds it."""
+        source = ip_address(address)
+        if isinstance(source, IPv6Address) and source.ipv4_mapped is not None:
+            source = source.ipv4_mapped
+        found = [(net.prefixlen, org) for net, org in self._bindings if net.version == source.version and source in net]
+        return max(found)[1] if found else None
+
+
 @define
 class DoorCounts:
     """What came through a door; never goes down, but for `open`."""
@@ -49,10 +64,10 @@ class DoorCounts:
 class ExporterDoor:
     """Plain IPFIX over TCP: default deny, but for sources bound to an org."""
 
-    def __init__(self, intake: Intake, bindings: list[SourceBinding]) -> None:
+    def __init__(self, intake: Intake, bindings: SourceBindings) -> None:
         self.counts = DoorCounts()
         self._intake = intake
-        self._bindings = [(ip_network(binding.prefix), binding.org) for binding in bindings]
+        self._bindings = bindings
 
     async def serve(self, stream: trio.SocketStream, peer: str) -> None:
         """One exporter's session."""
@@ -74,12 +89,8 @@ class ExporterDoor:
             self.counts.open -= 1
 
     def org_of(self, peer: str) -> str | None:
-        """The org of the longest prefix that holds the peer's address."""
-        address = ip_address(split_address(peer)[0])
-        found = [
-            (net.prefixlen, org) for net, org in self._bindings if net.version == address.version and address in net
-        ]
-        return max(found)[1] if found else None
+        """The org of a peer, given as host:port."""
+        return self._bindings.org_of(split_address(peer)[0])
 
 
 @define

@@ -3,6 +3,7 @@
 nursery ── control plane (own listener), coordinator server (own listener)
         ├─ coordinator: which collectors there are, and what they report ─▶ placement
         ├─ exporter listener ── a task an exporter: intake, batches, its stream on the uplink
+        ├─ exporters' UDP door ── one task reads, another flushes; a stream for each exporter, which drops when full
         ├─ uplink ── a task a collector: connects, sends under credit, re-homes streams
         └─ link listener ── a task a link: peek, place, relay
 """
@@ -17,9 +18,12 @@ import attrs
 import structlog
 import trio
 
-from balancer.doors import ExporterDoor, LinkDoor, SourceBinding
+from balancer.doors import ExporterDoor, LinkDoor, SourceBinding, SourceBindings
 from balancer.placement import Decision, Placement, Report
+from meter.datagrams import DatagramIntake, DatagramSettings
 from meter.intake import Intake, IntakeSettings
+from meter.templates import TemplateStore
+from meter.udp import UdpDoor, bind_udp
 from meter.uplink import Target, Uplink, UplinkSettings, UplinkStream
 from sapflow.cluster.local import LocalCoordinator
 from sapflow.cluster.server import CoordinatorServer
@@ -108,7 +112,22 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
             idle_timeout_s=config.intake.idle_timeout_s,
         ),
     )
-    exporter_door = ExporterDoor(intake, [SourceBinding(source.prefix, source.org) for source in mine.sources])
+    bindings = SourceBindings(SourceBinding(source.prefix, source.org) for source in mine.sources)
+    exporter_door = ExporterDoor(intake, bindings)
+    templates = TemplateStore(config.data_path / "templates", lifetime_s=config.intake.template_lifetime_s)
+    datagrams = DatagramIntake(
+        uplink,
+        DatagramSettings(
+            batch_bytes=config.intake.batch_bytes,
+            flush_interval_s=config.intake.flush_interval_s,
+            max_exporters=config.intake.max_udp_exporters,
+            idle_timeout_s=config.intake.idle_timeout_s,
+            max_unacknowledged_bytes=config.intake.max_unacknowledged_bytes,
+        ),
+        bindings.org_of,
+        remembered=templates.load(),
+    )
+    udp_door = UdpDoor(datagrams, templates, bind_udp(mine.udp))
     link_door = LinkDoor(
         place=places.place_link,
         dial=connect,
@@ -126,13 +145,18 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
         return {"unacknowledged_bytes": uplink.unacknowledged_bytes, **figures.read()}
 
     def status() -> dict[str, Any]:
-        taken = intake.counts.bytes + link_door.counts.bytes_in
+        taken = intake.counts.bytes + datagrams.counts.bytes + link_door.counts.bytes_in
         given = uplink.bytes_out + link_door.counts.bytes_out
         return {
             "name": name,
             "role": "balancer",
             "counts": {
                 "intake": attrs.asdict(intake.counts),
+                "udp": {
+                    **attrs.asdict(datagrams.counts),
+                    "lost_units": datagrams.lost_units,
+                    "kernel_drops": udp_door.kernel_drops(),
+                },
                 "exporter_door": attrs.asdict(exporter_door.counts),
                 "link_door": attrs.asdict(link_door.counts),
                 "coordinator": {"operations": coordinator_server.operations},
@@ -140,6 +164,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
             "gauges": {
                 "unacknowledged_bytes": uplink.unacknowledged_bytes,
                 "streams": len(uplink.streams),
+                "udp_buffer_bytes": udp_door.buffer_bytes,
                 **figures.read(),
             },
             "ratio": {"measured": round(given / taken, 3) if taken else None, "expected": 1.0},
@@ -152,6 +177,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
         control = await nursery.start(serve_control, mine.control, "balancer", status)
         addresses = {
             "ipfix_tcp": address_of(exporter_listener),
+            "udp": udp_door.address,
             "link": address_of(link_listener),
             "coordinator": address_of(coordinator_listener),
             "control": control,
@@ -173,6 +199,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
         )
         nursery.start_soon(coordinator.run)
         nursery.start_soon(uplink.run)
+        nursery.start_soon(udp_door.run)
         nursery.start_soon(
             partial(serve, max_connections=mine.max_connections, what="exporter"),
             exporter_listener,

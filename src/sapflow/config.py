@@ -40,6 +40,8 @@ class BalancerConfig:
     """The front doors."""
 
     ipfix_tcp: str = "127.0.0.1:4739"
+    udp: str = "127.0.0.1:4739"
+    """NetFlow v5 and v9, IPFIX and sFlow v5, whichever comes."""
     link: str = "127.0.0.1:4740"
     control: str = "127.0.0.1:0"
     max_connections: int = 5000
@@ -57,6 +59,9 @@ class IntakeConfig:
     message_timeout_s: float = 30.0
     idle_timeout_s: float = 3600.0
     max_unacknowledged_bytes: int = 4 << 20
+    max_udp_exporters: int = 10_000
+    template_lifetime_s: float = 5400.0
+    """Templates of UDP exporters are believed for so long after a restart of ours."""
 
 
 @frozen

@@ -96,8 +96,8 @@ def _role_command(role: str) -> click.Command:
 ROLE_COMMANDS = [_role_command(role) for role in ("balancer", "collector", "phloem")]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
+def _free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
+    with socket.socket(socket.AF_INET, kind) as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
@@ -109,7 +109,12 @@ def _ephemeral(config: Config) -> Config:
     return attrs.evolve(
         config,
         fleet=attrs.evolve(config.fleet, coordinator=local(_free_port())),
-        balancer=attrs.evolve(config.balancer, ipfix_tcp=local(_free_port()), link=local(_free_port())),
+        balancer=attrs.evolve(
+            config.balancer,
+            ipfix_tcp=local(_free_port()),
+            udp=local(_free_port(socket.SOCK_DGRAM)),
+            link=local(_free_port()),
+        ),
         phloem=attrs.evolve(config.phloem, consume=local(_free_port())),
     )
 
@@ -154,7 +159,12 @@ def _bound(config: Config, bind: str) -> Config:
 
     return attrs.evolve(
         config,
-        balancer=attrs.evolve(config.balancer, ipfix_tcp=at(config.balancer.ipfix_tcp), link=at(config.balancer.link)),
+        balancer=attrs.evolve(
+            config.balancer,
+            ipfix_tcp=at(config.balancer.ipfix_tcp),
+            udp=at(config.balancer.udp),
+            link=at(config.balancer.link),
+        ),
         phloem=attrs.evolve(config.phloem, consume=at(config.phloem.consume)),
     )
 
@@ -202,6 +212,7 @@ def _fleet(supervisor: Supervisor) -> dict[str, Any]:
     return {
         "doors": {
             "ipfix_tcp": balancer["ipfix_tcp"],
+            "udp": balancer["udp"],
             "link": balancer["link"],
             "websocket": f"ws://{collector.addresses['live']}/live",
             "consume": phloem["consume"],
@@ -228,6 +239,7 @@ def _announce(supervisor: Supervisor, as_json: bool, config: Config) -> None:
     click.echo(
         f"sapflow is up; its data are in {config.data}\n"
         f"  exporters (IPFIX over TCP)  {doors['ipfix_tcp']}\n"
+        f"  exporters (UDP)             {doors['udp']}\n"
         f"  meters (link)               link://{doors['link']}\n"
         f"  live (WebSocket)            {doors['websocket']}\n"
         f"  consumers                   link://{doors['consume']}\n"

@@ -1,0 +1,222 @@
+"""Exporters' datagrams into streams: one stream for each source address, port and protocol.
+
+There is no telling an exporter to wait. When its stream may hold no more that is unacknowledged, what comes is dropped
+and counted, for that exporter only. No sockets here: `udp` reads them, and says what time it is.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+
+import structlog
+from attrs import define, field, frozen
+
+from meter.batching import Batcher, Draft
+from meter.uplink import Uplink, UplinkStream
+from sapflow.flows.datagrams import DatagramSession, Protocol, protocol_of
+from sapflow.flows.limits import FlowLimits
+
+log = structlog.get_logger()
+
+Source = tuple[str, int]
+"""Address and port."""
+ExporterKey = tuple[str, int, Protocol]
+
+
+@frozen
+class DatagramSettings:
+    """Bounds of an intake of datagrams."""
+
+    batch_bytes: int = 64 << 10
+    flush_interval_s: float = 1.0
+    max_exporters: int = 10_000
+    idle_timeout_s: float = 3600.0
+    max_unacknowledged_bytes: int = 4 << 20
+    limits: FlowLimits = FlowLimits()
+
+
+@define
+class DatagramIntakeCounts:
+    """What all exporters together have brought; never goes down, but for `exporters`."""
+
+    exporters: int = 0
+    datagrams: int = 0
+    bytes: int = 0
+    messages: int = 0
+    records: int = 0
+    batches: int = 0
+    unbound: int = 0
+    """Datagrams from sources that no org is bound to."""
+    unknown: int = 0
+    """Datagrams of no protocol that is known here."""
+    malformed: int = 0
+    dropped_full: int = 0
+    """Datagrams dropped because their exporter's stream was full."""
+    evicted: int = 0
+    lost_units: int = 0
+    """Flows (v5), packets (v9), records (IPFIX), datagrams (sFlow) that did not come; of exporters that have left."""
+
+
+@define(eq=False)
+class Exporter:
+    """One source's session, batch and stream."""
+
+    key: ExporterKey
+    org: str
+    session: DatagramSession
+    batcher: Batcher
+    stream: UplinkStream
+    heard_at: float
+    waiting_since: float = 0.0
+    dropped: int = 0
+    faults: int = 0
+    saved_templates: int = 0
+
+    @property
+    def name(self) -> str:
+        """As exporters are called in records and logs."""
+        return f"{self.key[0]}:{self.key[1]}"
+
+
+@define
+class DatagramIntake:
+    """The exporters that are known, and their way onto the uplink."""
+
+    uplink: Uplink
+    settings: DatagramSettings
+    org_of: Callable[[str], str | None]
+    remembered: dict[ExporterKey, list[bytes]] = field(factory=dict)
+    """Templates from before a restart, by exporter; each is taken when its exporter is heard again."""
+    counts: DatagramIntakeCounts = field(factory=DatagramIntakeCounts)
+    exporters: OrderedDict[ExporterKey, Exporter] = field(factory=OrderedDict)
+
+    def take(self, datagrams: Iterable[tuple[bytes, Source]], now: float, received_s: float) -> None:
+        """Datagrams in the order they came. `now` is this process's clock, `received_s` the time of day."""
+        by_exporter: dict[ExporterKey, list[bytes]] = {}
+        for data, (address, port) in datagrams:
+            protocol = protocol_of(data)
+            if protocol is None:
+                self.counts.unknown += 1
+                continue
+            by_exporter.setdefault((address, port, protocol), []).append(data)
+        for key, its in by_exporter.items():
+            exporter = self.exporters.get(key) or self._met(key, now)
+            if exporter is None:
+                self.counts.unbound += len(its)
+                continue
+            self._take(exporter, its, now, received_s)
+
+    def flush(self, now: float) -> None:
+        """End batches that have waited for long enough."""
+        due = now - self.settings.flush_interval_s
+        for exporter in self.exporters.values():
+            if exporter.batcher.waiting_bytes and exporter.waiting_since <= due:
+                self._put(exporter, exporter.batcher.flush())
+
+    def expire(self, now: float) -> list[Exporter]:
+        """Let go of exporters that have been silent for long: which."""
+        gone = []
+        while self.exporters:
+            exporter = next(iter(self.exporters.values()))
+            if exporter.heard_at > now - self.settings.idle_timeout_s:
+                break
+            self._leave(exporter)
+            gone.append(exporter)
+        return gone
+
+    def close(self) -> None:
+        """What has come is delivered; nothing more will."""
+        for exporter in list(self.exporters.values()):
+            self._leave(exporter)
+
+    @property
+    def lost_units(self) -> int:
+        """As `counts.lost_units`, of all exporters there ever were."""
+        return self.counts.lost_units + sum(exporter.session.lost for exporter in self.exporters.values())
+
+    def _met(self, key: ExporterKey, now: float) -> Exporter | None:
+        org = self.org_of(key[0])
+        if org is None:
+            return None
+        if len(self.exporters) >= self.settings.max_exporters:
+            oldest = next(iter(self.exporters.values()))
+            log.warning("exporter evicted", exporter=oldest.name, limit=self.settings.max_exporters)
+            self.counts.evicted += 1
+            self._leave(oldest)
+        address, port, protocol = key
+        limits = self.settings.limits
+        exporter = Exporter(
+            key=key,
+            org=org,
+            session=DatagramSession(protocol, limits),
+            batcher=Batcher(limits, batch_bytes=self.settings.batch_bytes),
+            stream=self.uplink.open_stream(org, f"{address}:{port}"),
+            heard_at=now,
+        )
+        self.exporters[key] = exporter
+        self.counts.exporters += 1
+        known = self.remembered.pop(key, None)
+        if known is not None:
+            exporter.batcher.feed(exporter.session.restore(known))
+        log.info("exporter met", exporter=exporter.name, org=org, protocol=protocol, templates_known=known is not None)
+        return exporter
+
+    def _take(self, exporter: Exporter, datagrams: list[bytes], now: float, received_s: float) -> None:
+        counts, session, batcher = self.counts, exporter.session, exporter.batcher
+        counts.datagrams += len(datagrams)
+        counts.bytes += sum(map(len, datagrams))
+        exporter.heard_at = now
+        self.exporters.move_to_end(exporter.key)
+        if exporter.stream.outbox.held_bytes >= self.settings.max_unacknowledged_bytes:
+            counts.dropped_full += len(datagrams)
+            exporter.dropped += len(datagrams)
+            return
+        messages = session.take(datagrams, received_s)
+        self._fault(exporter)
+        if not messages:
+            return
+        if not batcher.waiting_bytes:
+            exporter.waiting_since = now
+        before = batcher.counts.messages, batcher.counts.records
+        self._put(exporter, batcher.feed(messages))
+        assert batcher.fault is None, batcher.fault
+        counts.messages += batcher.counts.messages - before[0]
+        counts.records += batcher.counts.records - before[1]
+
+    def _fault(self, exporter: Exporter) -> None:
+        faults = sum(exporter.session.counts.malformed.values())
+        if faults == exporter.faults:
+            return
+        self.counts.malformed += faults - exporter.faults
+        if faults & (faults - 1) == 0:  # the 1st, 2nd, 4th, 8th …: one that is always faulty fills no log
+            fault = exporter.session.counts.last_fault
+            log.warning(
+                "datagram dropped",
+                exporter=exporter.name,
+                org=exporter.org,
+                what=str(fault),
+                faulty_datagrams=faults,
+                advice="its other datagrams are taken; the exporter is faulty, or this is another protocol",
+            )
+        exporter.faults = faults
+
+    def _put(self, exporter: Exporter, draft: Draft | None) -> None:
+        if draft is not None:
+            exporter.stream.put_now(draft)
+            self.counts.batches += 1
+
+    def _leave(self, exporter: Exporter) -> None:
+        del self.exporters[exporter.key]
+        self._put(exporter, exporter.batcher.flush())
+        exporter.stream.end()
+        self.counts.exporters -= 1
+        self.counts.lost_units += exporter.session.lost
+        log.info(
+            "exporter left",
+            exporter=exporter.name,
+            org=exporter.org,
+            records=exporter.batcher.counts.records,
+            lost=exporter.session.lost,
+            dropped=exporter.dropped,
+        )

@@ -1,0 +1,139 @@
+"""The exporters' UDP door: a socket read many datagrams at a time, with the kernel's own drops counted.
+
+Several processes may share the port (SO_REUSEPORT): the kernel keeps one exporter with one of them. The socket's buffer
+is made as large as the kernel allows, and its size is shown; what overflowed it is read from /proc/net.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+import trio
+from attrs import define, field
+
+from meter.datagrams import DatagramIntake, Source
+from meter.templates import TemplateStore
+from sapflow.errors import ConfigurationError
+from sapflow.runtime.addresses import join_address, split_address
+
+log = structlog.get_logger()
+
+BUFFER_BYTES = 32 << 20
+MAX_DATAGRAM_BYTES = 65_535
+READS_PER_TURN = 128
+"""Datagrams read before other tasks get their turn."""
+FLUSH_CHECK_S = 0.1
+UPKEEP_S = 10.0
+_SO_RCVBUFFORCE = 33
+
+
+@define
+class UdpDoor:
+    """A bound socket and the tasks that read it into an intake. `run()` is its task tree."""
+
+    intake: DatagramIntake
+    store: TemplateStore | None
+    sock: socket.socket
+    clock: Callable[[], float] = time.time
+    _buffer: bytearray = field(factory=lambda: bytearray(MAX_DATAGRAM_BYTES))
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        host, port = self.sock.getsockname()[:2]
+        return join_address(host, port)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """What the kernel gave for datagrams that were not read yet."""
+        return self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
+
+    def kernel_drops(self) -> int:
+        """Datagrams that came when the buffer was full."""
+        inode = str(os.fstat(self.sock.fileno()).st_ino)
+        for table in ("udp", "udp6"):
+            path = Path("/proc/self/net") / table
+            if path.exists():
+                for line in path.read_text().splitlines()[1:]:
+                    fields = line.split()
+                    if fields[9] == inode:
+                        return int(fields[-1])
+        return 0
+
+    async def run(self) -> None:
+        """Read until cancelled; then what has come is handed to the uplink."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._flush)
+                nursery.start_soon(self._upkeep)
+                await self._read()
+        finally:
+            self.intake.close()
+            self.sock.close()
+
+    async def _read(self) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(self.sock)
+            found = self._drain()
+            if found:
+                self.intake.take(found, trio.current_time(), self.clock())
+            # Others get their turn even while datagrams come without end.
+            await trio.lowlevel.checkpoint()
+
+    def _drain(self) -> list[tuple[bytes, Source]]:
+        found: list[tuple[bytes, Source]] = []
+        buffer, receive = memoryview(self._buffer), self.sock.recvfrom_into
+        for _ in range(READS_PER_TURN):
+            try:
+                size, source = receive(buffer)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                log.debug("datagram not read", reason=str(error))
+                break
+            found.append((bytes(buffer[:size]), (source[0], source[1])))
+        return found
+
+    async def _flush(self) -> None:
+        while True:
+            await trio.sleep(FLUSH_CHECK_S)
+            self.intake.flush(trio.current_time())
+
+    async def _upkeep(self) -> None:
+        """Keep templates in files, and let go of exporters that are silent."""
+        while True:
+            await trio.sleep(UPKEEP_S)
+            if self.store is not None:
+                await self.store.save(self.intake.exporters.values())
+            self.intake.expire(trio.current_time())
+
+
+def bind_udp(address: str) -> socket.socket:
+    """A socket that shares its port with others of this host. Raises ConfigurationError that says what to do."""
+    host, port = split_address(address)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    sock.setblocking(False)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        _enlarge(sock)
+        sock.bind((host, port))
+    except OSError as error:
+        sock.close()
+        raise ConfigurationError(
+            f"cannot listen on {address} for exporters (UDP): {error.strerror}; choose another address in the "
+            "configuration (balancer.udp)"
+        ) from error
+    return sock
+
+
+def _enlarge(sock: socket.socket) -> None:
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, BUFFER_BYTES)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)

@@ -1,0 +1,35 @@
+"""Exporters' clocks: times that are relative to when a device started, made absolute.
+
+Uptime is counted in milliseconds in 32 bits and wraps after 49.7 days, so a flow's time is taken as its distance from
+the header's uptime, backwards: a flow that seems to lie in the future is one from before the wrap, unless it lies there
+by no more than clocks differ. A header whose own time is nonsense (some exporters send their uptime
+there) is replaced by the time it was received.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FUTURE_MS = 3_600_000
+EARLIEST_S = 946_684_800
+"""2000-01-01: a header that says less has no clock."""
+
+
+def header_ms(seconds: int, nanos: int, received_s: float) -> int:
+    """A header's time in milliseconds since 1970; the time of receipt when the header has none that can be."""
+    if seconds < EARLIEST_S:
+        return int(received_s * 1000)
+    return seconds * 1000 + min(nanos // 1_000_000, 999)
+
+
+def absolute_ms(
+    relative: NDArray[Any], uptime_ms: NDArray[np.int64] | int, now_ms: NDArray[np.int64] | int
+) -> NDArray[np.int64]:
+    """Times of a device's uptime (ms, unsigned 32 bits) as milliseconds since 1970; same shape as `relative`."""
+    ages: NDArray[np.int64] = (np.asarray(uptime_ms, np.int64) - relative.astype(np.int64)) & 0xFFFFFFFF
+    ages[ages > 0xFFFFFFFF - FUTURE_MS] -= 1 << 32
+    result: NDArray[np.int64] = np.asarray(now_ms, np.int64) - ages
+    return result

@@ -1,0 +1,52 @@
+"""Data sets that came before their template: kept within bounds, given back when it comes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Generic, TypeVar
+
+from attrs import define, field
+
+T = TypeVar("T")
+Key = tuple[int, int]
+"""Observation domain, template id: a late template of another domain never decodes them."""
+
+
+@define
+class Parking(Generic[T]):
+    """Bodies of sets with what is known of their message; the oldest are dropped, and counted, when it is full."""
+
+    max_bytes: int = 1 << 20
+    max_sets: int = 1024
+    parked: int = 0
+    replayed: int = 0
+    dropped: int = 0
+    held_bytes: int = 0
+    _waiting: OrderedDict[Key, list[tuple[bytes, T]]] = field(factory=OrderedDict)
+    _sets: int = 0
+
+    def park(self, key: Key, body: bytes, head: T) -> None:
+        """Keep a set until `take` of its key."""
+        self.parked += 1
+        self._waiting.setdefault(key, []).append((body, head))
+        self.held_bytes += len(body)
+        self._sets += 1
+        while self._waiting and (self.held_bytes > self.max_bytes or self._sets > self.max_sets):
+            self._drop_one()
+
+    def take(self, key: Key) -> list[tuple[bytes, T]]:
+        """What waited for this template, oldest first."""
+        found = self._waiting.pop(key, [])
+        self.held_bytes -= sum(len(body) for body, _ in found)
+        self._sets -= len(found)
+        self.replayed += len(found)
+        return found
+
+    def _drop_one(self) -> None:
+        key, waiting = next(iter(self._waiting.items()))
+        body, _ = waiting.pop(0)
+        if not waiting:
+            del self._waiting[key]
+        self.held_bytes -= len(body)
+        self._sets -= 1
+        self.dropped += 1

@@ -1,0 +1,84 @@
+"""Sequence numbers of datagrams: what was lost on the way, told apart from what is late, repeated, or a restart.
+
+The unit is the protocol's own: NetFlow v5 counts flows, v9 packets (RFC 3954, 5.1), IPFIX data records (RFC 7011, 3.1).
+Numbers wrap at 2^32. A gap is kept (the newest few are): what comes late fills it and is lost no more; what fills none
+is a repeat. The counter never steps back for either, until repeats follow on each other for so long that the exporter
+must have begun anew.
+"""
+
+from __future__ import annotations
+
+from attrs import define, field
+
+_HALF = 1 << 31
+_MASK = 0xFFFFFFFF
+MAX_GAPS = 64
+RESTART_AFTER = 8
+"""Repeats in a row, each following on the one before, that are a new beginning."""
+UPTIME_SLACK_MS = 60_000
+
+
+@define(slots=True)
+class SequenceCounter:
+    """One exporter's numbers in one observation domain."""
+
+    lost: int = 0
+    late: int = 0
+    repeats: int = 0
+    restarts: int = 0
+    _expected: int | None = None
+    _uptime_ms: int | None = None
+    _gaps: list[tuple[int, int]] = field(factory=list)
+    """(first number, how many), oldest first."""
+    _chain: int = 0
+    _chain_next: int | None = None
+
+    def follow(self, number: int, count: int | None, uptime_ms: int | None = None) -> None:
+        """A datagram with this number came, holding `count` units (None: not known, so what comes next is not either).
+
+        `uptime_ms` is the exporter's own, where its protocol says it: one that is much less than before, on a number
+        that does not follow, is a restart.
+        """
+        gap = 0 if self._expected is None else (number - self._expected) & _MASK
+        if gap and self._uptime_fell(uptime_ms):
+            self._begin_anew()
+        elif gap >= _HALF:
+            if not self._behind(number, count):
+                return
+        elif gap:
+            assert self._expected is not None
+            self.lost += gap
+            self._gaps = [*self._gaps[1 - MAX_GAPS :], (self._expected, gap)]
+        self._expected = None if count is None else (number + count) & _MASK
+        self._chain, self._chain_next = 0, None
+        if uptime_ms is not None:
+            self._uptime_ms = uptime_ms
+
+    def _uptime_fell(self, uptime_ms: int | None) -> bool:
+        # Uptime wraps after 49.7 days; then it is far less than before, but by modulus it went on.
+        known = self._uptime_ms
+        if uptime_ms is None or known is None:
+            return False
+        return uptime_ms + UPTIME_SLACK_MS < known and (uptime_ms - known) & _MASK >= _HALF
+
+    def _begin_anew(self) -> None:
+        self.restarts += 1
+        self._gaps.clear()
+
+    def _behind(self, number: int, count: int | None) -> bool:
+        """A number from before: fills a gap, or repeats; True when it is neither but a new beginning."""
+        for index, (first, size) in enumerate(self._gaps):
+            inside = (number - first) & _MASK
+            if inside < size and count is not None and inside + count <= size:
+                self.late += 1
+                self.lost -= count
+                rest = [(first, inside), ((number + count) & _MASK, size - inside - count)]
+                self._gaps[index : index + 1] = [part for part in rest if part[1]]
+                return False
+        self._chain = self._chain + 1 if number == self._chain_next else 1
+        self._chain_next = None if count is None else (number + count) & _MASK
+        if self._chain < RESTART_AFTER:
+            self.repeats += 1
+            return False
+        self._begin_anew()
+        return True

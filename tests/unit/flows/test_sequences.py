@@ -1,0 +1,70 @@
+"""Numbers of datagrams: lost, late, repeated, begun anew."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sapflow.flows.sequences import RESTART_AFTER, SequenceCounter
+
+WRAP = 1 << 32
+
+
+def follow(numbers: list[int], count: int = 1) -> SequenceCounter:
+    counter = SequenceCounter()
+    for number in numbers:
+        counter.follow(number % WRAP, count)
+    return counter
+
+
+def test_a_gap_is_lost_and_what_comes_late_fills_it() -> None:
+    assert follow([1, 2, 6]).lost == 3
+    found = follow([1, 2, 6, 4, 3, 7])
+    assert (found.lost, found.late, found.repeats, found.restarts) == (1, 2, 0, 0)
+
+
+def test_f29_a_repeat_is_neither_lost_nor_late() -> None:
+    found = follow([1, 2, 2, 4, 1])
+    assert (found.lost, found.late, found.repeats) == (1, 0, 2)
+
+
+def test_f29_wrapping_is_no_gap() -> None:
+    assert follow([WRAP - 20, WRAP - 10, 0, 10], count=10).lost == 0
+    assert follow([WRAP - 20, 0], count=10).lost == 10
+
+
+def test_what_follows_on_an_unknown_count_is_no_loss() -> None:
+    counter = SequenceCounter()
+    counter.follow(10, None)
+    counter.follow(500, 3)
+    counter.follow(503, 1)
+    assert counter.lost == 0
+
+
+def test_a_restart_without_uptime_is_found_when_repeats_go_on_and_on() -> None:
+    numbers = list(range(1000, 1010)) + list(range(30))
+    found = follow(numbers)
+    assert (found.lost, found.restarts, found.repeats) == (0, 1, RESTART_AFTER - 1)
+
+
+def test_a_restart_with_uptime_is_found_at_once_and_a_wrapped_uptime_is_none() -> None:
+    counter = SequenceCounter()
+    for number, uptime in ((100, WRAP - 500), (101, 400), (102, 1400), (0, 0)):
+        counter.follow(number, 1, uptime)
+    assert (counter.lost, counter.restarts) == (0, 0)
+    counter = SequenceCounter()
+    for number, uptime in ((100, 900_000), (0, 400), (1, 500)):
+        counter.follow(number, 1, uptime)
+    assert (counter.lost, counter.restarts, counter.repeats) == (0, 1, 0)
+
+
+@given(st.integers(0, WRAP - 1), st.sets(st.integers(1, 58), max_size=20), st.randoms(use_true_random=False))
+def test_the_gaps_are_exact_whatever_is_dropped_and_shuffled_within_a_window(
+    begin: int, dropped: set[int], chance
+) -> None:  # type: ignore[no-untyped-def]
+    """Of 60 datagrams of 7 units each some are dropped, and neighbours swapped."""
+    order = [index for index in range(60) if index not in dropped]
+    for at in range(1, len(order) - 2, 2):
+        if chance.random() < 0.5:
+            order[at], order[at + 1] = order[at + 1], order[at]
+    found = follow([begin + 7 * index for index in order], count=7)
+    assert found.lost == 7 * len(dropped)
+    assert found.restarts == found.repeats == 0

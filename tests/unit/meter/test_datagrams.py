@@ -1,0 +1,139 @@
+"""UDP exporters into streams: each its own, bounded, flushed in time, its templates remembered."""
+
+import socket
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from meter.datagrams import DatagramIntake, DatagramSettings
+from meter.templates import TemplateStore
+from meter.udp import UdpDoor, bind_udp
+from meter.uplink import FixedTarget, Target, Uplink, UplinkSettings, UplinkStream
+from sapflow.errors import ConfigurationError
+from tests.unit.flows.test_datagrams import PORTS, define, ipfix, ports, source_ports
+from tests.unit.flows.test_netflow import FLOW, flow, flowset, v5, v5_record, v9
+
+R1, R2 = ("192.0.2.1", 9), ("192.0.2.2", 9)
+
+
+def an_intake(**settings: object) -> DatagramIntake:
+    async def nowhere(_: Target) -> trio.abc.Stream:
+        raise AssertionError("nothing is sent here")
+
+    uplink = Uplink(FixedTarget(Target("c", "c:1")), nowhere, UplinkSettings(hello={}))
+    bound = {"192.0.2.1": "acme", "192.0.2.2": "globex", "127.0.0.1": "acme"}
+    return DatagramIntake(uplink, DatagramSettings(**settings), bound.get)  # type: ignore[arg-type]
+
+
+def streams(intake: DatagramIntake) -> dict[str, UplinkStream]:
+    return {stream.exporter: stream for stream in intake.uplink.streams}
+
+
+def payload(stream: UplinkStream) -> bytes:
+    return b"".join(batch.payload for batch in stream.outbox)
+
+
+def test_each_source_and_protocol_has_its_stream_in_its_org() -> None:
+    intake = an_intake()
+    intake.take([(ipfix(define(PORTS), ports(1)), R1), (v5(v5_record()), R2), (v9(flowset(0, FLOW)), R1)], 0, 0)
+    intake.flush(10)
+    found = [(stream.org, stream.exporter, len(stream.outbox)) for stream in intake.uplink.streams]
+    assert sorted(found) == [("acme", "192.0.2.1:9", 1), ("acme", "192.0.2.1:9", 1), ("globex", "192.0.2.2:9", 1)]
+    assert intake.counts.exporters == 3
+    assert intake.counts.records == 2
+
+
+def test_sources_that_no_org_is_bound_to_and_unknown_protocols_are_counted() -> None:
+    intake = an_intake()
+    intake.take([(ipfix(ports(1)), ("198.51.100.1", 9)), (b"hello", R1), (b"", R1)], 0, 0)
+    assert (intake.counts.unbound, intake.counts.unknown, intake.counts.exporters) == (1, 2, 0)
+
+
+def test_a_batch_ends_when_it_is_full_or_has_waited() -> None:
+    intake = an_intake(batch_bytes=200, flush_interval_s=1.0)
+    intake.take([(ipfix(define(PORTS), ports(1)), R1)], 5.0, 0)
+    intake.flush(5.9)
+    assert intake.counts.batches == 0
+    intake.flush(6.0)
+    assert intake.counts.batches == 1
+    intake.take([(ipfix(ports(*range(100)), number=1), R1)], 6.5, 0)
+    assert intake.counts.batches == 2
+    assert source_ports(payload(streams(intake)["192.0.2.1:9"])) == [1, *range(100)]
+
+
+def test_a_full_stream_drops_and_counts_and_no_other_does() -> None:
+    intake = an_intake(batch_bytes=100, max_unacknowledged_bytes=1000)
+    for number in range(40):
+        intake.take([(ipfix(define(PORTS), ports(*range(50)), number=number * 50), R1)], 0, 0)
+    assert intake.counts.dropped_full > 20
+    assert streams(intake)["192.0.2.1:9"].outbox.held_bytes < 1400
+    intake.take([(ipfix(define(PORTS), ports(*range(50))), R2)], 0, 0)
+    assert len(streams(intake)["192.0.2.2:9"].outbox) == 1
+
+
+def test_exporters_are_bounded_and_the_one_silent_longest_goes_first() -> None:
+    intake = an_intake(max_exporters=2)
+    for at, port in enumerate((1, 2, 1, 3)):
+        intake.take([(ipfix(define(PORTS), ports(port)), ("192.0.2.1", port))], float(at), 0)
+    assert [key[1] for key in intake.exporters] == [1, 3]
+    assert intake.counts.evicted == 1
+    assert source_ports(payload(streams(intake)["192.0.2.1:2"])) == [2], "what it brought is delivered"
+
+
+def test_a_silent_exporter_is_let_go_with_its_loss_kept() -> None:
+    intake = an_intake(idle_timeout_s=100.0)
+    intake.take([(ipfix(define(PORTS), ports(1)), R1), (ipfix(ports(1), number=5), R1)], 0, 0)
+    assert intake.expire(99) == []
+    assert len(intake.expire(101)) == 1
+    assert (intake.lost_units, intake.counts.exporters) == (4, 0)
+
+
+async def test_templates_are_kept_in_files_and_known_after_a_restart(tmp_path: Path) -> None:
+    store = TemplateStore(tmp_path)
+    intake = an_intake()
+    intake.take([(ipfix(define(PORTS)), R1), (v9(flowset(0, FLOW)), R2)], 0, 0)
+    await store.save(intake.exporters.values())
+    again = an_intake()
+    again.remembered = TemplateStore(tmp_path).load()
+    again.take([(ipfix(ports(53)), R1), (v9(flowset(300, flow(80)), number=1), R2)], 0, 0)
+    again.flush(10)
+    assert again.counts.records == 2
+    assert source_ports(payload(streams(again)["192.0.2.1:9"])) == [53]
+
+
+def test_a_damaged_or_old_file_of_templates_is_let_go(tmp_path: Path) -> None:
+    (tmp_path / "ipfix_9_192.0.2.1.templates").write_bytes(b"\0\0\1\0short")
+    (tmp_path / "other_9_192.0.2.1.templates").write_bytes(b"")
+    assert TemplateStore(tmp_path).load() == {}
+    (tmp_path / "ipfix_9_192.0.2.1.templates").write_bytes(b"")
+    assert TemplateStore(tmp_path, lifetime_s=-1).load() == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_the_door_reads_a_socket_and_knows_its_buffer_and_drops(autojump_clock: MockClock) -> None:
+    intake = an_intake(flush_interval_s=0.5)
+    door = UdpDoor(intake, None, bind_udp("127.0.0.1:0"))
+    host, port = door.address.split(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as exporter:
+        exporter.connect((host, int(port)))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(door.run)
+            exporter.send(ipfix(define(PORTS), ports(1, 2)))
+            exporter.send(b"nonsense")
+            with trio.fail_after(5):
+                while intake.counts.batches == 0:
+                    await trio.sleep(0.1)
+            assert (intake.counts.records, intake.counts.unknown) == (2, 1)
+            assert door.buffer_bytes >= 100_000
+            assert door.kernel_drops() == 0
+            nursery.cancel_scope.cancel()
+
+
+def test_two_processes_may_share_the_port_and_a_bad_address_is_said_clearly() -> None:
+    first = bind_udp("127.0.0.1:0")
+    with first, bind_udp(f"127.0.0.1:{first.getsockname()[1]}") as second:
+        assert first.getsockname() == second.getsockname()
+    with pytest.raises(ConfigurationError, match="choose another address"):
+        bind_udp("192.0.2.99:4739")
