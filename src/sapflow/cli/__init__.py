@@ -6,9 +6,11 @@ import sys
 
 import click
 
-from sapflow.cli.data import decode_command, send_command, tail_command
+from sapflow.cli.decode import decode_command
 from sapflow.cli.fleet import ROLE_COMMANDS, config_group, start_log, status_command, up_command
 from sapflow.cli.orgs import orgs_group
+from sapflow.cli.send import send_command
+from sapflow.cli.tail import tail_command
 from sapflow.errors import SapflowError
 
 

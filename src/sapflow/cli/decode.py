@@ -1,0 +1,98 @@
+"""`sapflow decode`: flow records out of files, without a fleet."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+
+from sapflow.cli.inputs import Decoder, arrivals, described, opened
+from sapflow.cli.options import FIELDS, FORMAT, OUT, field_names, open_output
+from sapflow.errors import MalformedMessage, SapflowError
+from sapflow.flows.formats import Writer, open_writer
+from sapflow.flows.records import Context
+
+BATCH_BYTES = 1 << 20
+
+
+@click.command("decode")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@FORMAT
+@FIELDS
+@OUT
+@click.option("--stats", is_flag=True, help="What each exporter and domain brought and lost, instead of records.")
+@click.option("--templates", is_flag=True, help="The templates instead of records, one JSON object a line.")
+def decode_command(
+    files: tuple[Path, ...], format_: str, fields: str | None, output: Path | None, stats: bool, templates: bool
+) -> None:
+    """Decode IPFIX Files, captures (pcap, pcapng) or flow datagrams; '-' is standard input. Needs no fleet.
+
+    What is malformed is named at the end, with exit code 1; everything before it has been written by then.
+    """
+    faults: list[str] = []
+    with ExitStack() as stack:
+        out = open_output(output, stack)
+        writer = None if stats or templates else open_writer(format_, out, field_names(fields))
+        for path in files:
+            faults += _decode(path, writer, stats=stats, templates=templates)
+        if writer is not None:
+            writer.close()
+    if faults:
+        raise SapflowError("; ".join(faults))
+
+
+def _decode(path: Path, writer: Writer | None, *, stats: bool, templates: bool) -> list[str]:
+    decoder = Decoder(batch_bytes=BATCH_BYTES, tally=stats)
+    skipped: Counter[str] = Counter()
+    faults: list[str] = []
+
+    def write(exporter: str, payload: bytes) -> None:
+        if writer is not None:
+            writer.write(payload, Context(exporter=exporter))
+        elif templates:
+            for template in described(payload):
+                line = json.dumps({"exporter": exporter, **template})
+                if line not in told:
+                    told.add(line)
+                    click.echo(line)
+
+    told: set[str] = set()
+    with opened(path) as file:
+        try:
+            for arrival in arrivals(file, str(path), skipped):
+                if (found := decoder.feed(arrival)) is not None:
+                    write(found[0], found[1].payload)
+        except MalformedMessage as fault:
+            faults.append(f"{path}: {fault}; what came before it was decoded")
+    for exporter, draft in decoder.flush():
+        write(exporter, draft.payload)
+    if stats:
+        for line in _stats(path, decoder, skipped):
+            click.echo(json.dumps(line))
+    return faults + [fault if fault.startswith(str(path)) else f"{path}: {fault}" for fault in decoder.faults]
+
+
+def _stats(path: Path, decoder: Decoder, skipped: Counter[str]) -> list[dict[str, object]]:
+    lines: list[dict[str, object]] = []
+    for name, stats in decoder.stats.items():
+        lines.append(
+            {
+                "file": str(path),
+                "exporter": name.rpartition(" ")[0],
+                "protocol": stats.protocol,
+                "bytes": stats.bytes,
+                "datagrams": stats.datagrams,
+                "messages": sum(domain.messages for domain in stats.domains.values()),
+                "records": sum(domain.records for domain in stats.domains.values()),
+                "lost": stats.lost,
+                "undecodable_sets": stats.undecodable_sets,
+                "errors": dict(stats.errors),
+                "domains": {str(number): domain.as_json() for number, domain in stats.domains.items()},
+            }
+        )
+    if skipped:
+        lines.append({"file": str(path), "skipped": dict(skipped)})
+    return lines
