@@ -18,7 +18,7 @@ from tests.peers import needs
 FLOWS = 40
 
 
-def a_capture(path: Path) -> None:
+def a_capture(path: Path, *, apart_s: int = 0) -> None:
     """UDP packets of FLOWS flows, two each, on Ethernet."""
     packets = []
     for number in range(FLOWS):
@@ -31,7 +31,7 @@ def a_capture(path: Path) -> None:
             packets.append(bytes(12) + b"\x08\x00" + head + udp)
     data = struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65_535, 1)
     for number, packet in enumerate(packets):
-        data += struct.pack("<IIII", 1_750_000_000, number, len(packet), len(packet)) + packet
+        data += struct.pack("<IIII", 1_750_000_000 + apart_s * number, number, len(packet), len(packet)) + packet
     path.write_bytes(data)
 
 

@@ -21,7 +21,7 @@ from attrs import define
 from balancer.carry import relay
 from sapflow.runtime.dial import dial
 from sapflow.runtime.serve import listen, serve
-from tools.bench.pipeline import _free_port, _wait_for
+from tools.bench.rivals import await_port, free_port
 from tools.peers import find
 
 SECONDS = 2.0
@@ -33,17 +33,17 @@ def run() -> list[dict[str, Any]]:
     """Medians of rounds that alternate, Gbit/s, with 1 and 16 connections."""
     rows = []
     with _sink() as backend:
-        ports = {"sapflow": _free_port(socket.SOCK_STREAM)}
+        ports = {"sapflow": free_port(socket.SOCK_STREAM)}
         with _started([sys.executable, "-m", "tools.bench.relay", str(ports["sapflow"]), str(backend)]):
-            _wait_for(ports["sapflow"])
+            await_port(ports["sapflow"])
             if find("haproxy") is None:
                 return [_row("sapflow", connections, _rates(ports, connections)) for connections in (1, 16)]
-            ports["haproxy"] = _free_port(socket.SOCK_STREAM)
+            ports["haproxy"] = free_port(socket.SOCK_STREAM)
             with tempfile.NamedTemporaryFile("w", suffix=".cfg") as config:
                 config.write(_haproxy(ports["haproxy"], backend))
                 config.flush()
                 with _started([str(find("haproxy")), "-db", "-f", config.name]):
-                    _wait_for(ports["haproxy"])
+                    await_port(ports["haproxy"])
                     for connections in (1, 16):
                         rates = _rates(ports, connections)
                         rows += [_row(name, connections, rates) for name in ports]

@@ -54,10 +54,10 @@ _ALL = (
     Peer("kafka", Jars(), for_tests=True),
     Peer("zookeeper", Jars(), for_tests=True),
     Peer("haproxy", Debian("haproxy")),
-    Peer("pmacctd", Debian("pmacct")),
+    Peer("pmacctd", Debian("pmacct"), for_tests=True),
     Peer("nfacctd", Debian("pmacct")),
     Peer("fprobe", Debian("fprobe")),
-    Peer("tshark", Debian("tshark")),
+    Peer("tshark", Debian("tshark"), for_tests=True),
     Peer("tcpdump", Debian("tcpdump")),
     Peer("goflow2", GoModule("github.com/netsampler/goflow2/v2/cmd/goflow2@v2.2.6")),
 )
