@@ -36,6 +36,7 @@ class EndpointCounts:
     repeats: int = 0
     batches_out: int = 0
     bytes_out: int = 0
+    messages_out: int = 0
     records_out: int = 0
 
 
@@ -75,12 +76,13 @@ class DurableSubscription:
     def pump(self, stream: StreamState) -> None:
         """Send what credit allows."""
         sender = self._senders[stream.id]
-        before = sender.bytes_sent, sender.batches_sent, sender.records_sent
+        before = sender.bytes_sent, sender.batches_sent, sender.records_sent, sender.messages_sent
         self._session.send(*sender.pump())
         counts = self.endpoint.counts
         counts.bytes_out += sender.bytes_sent - before[0]
         counts.batches_out += sender.batches_sent - before[1]
         counts.records_out += sender.records_sent - before[2]
+        counts.messages_out += sender.messages_sent - before[3]
 
     def rewind(self, stream: StreamState) -> None:
         """The subscriber lacks a batch: send again from the lowest."""

@@ -17,6 +17,7 @@ import trio
 from attrs import define, frozen
 
 from phloem.engine.embedded import EmbeddedLog
+from sapflow.entry import entry_counts
 from sapflow.errors import LinkError, Refused, StorageError
 from sapflow.link import (
     Batch,
@@ -58,6 +59,8 @@ class ConsumeCounts:
     consumers: int = 0
     entries_out: int = 0
     bytes_out: int = 0
+    messages_out: int = 0
+    records_out: int = 0
     unauthorized: int = 0
 
 
@@ -219,6 +222,10 @@ class _Feed:
             session.send(*session.connection.batch(handle, Batch(seq, len(found), 0, 0, payload)))
             owner.counts.entries_out += len(found)
             owner.counts.bytes_out += len(payload)
+            for _, entry in found:
+                messages, records = entry_counts(entry)
+                owner.counts.messages_out += messages
+                owner.counts.records_out += records
             after = found[-1][0]
 
     async def _credit(self, handle: int, size: int) -> None:

@@ -89,6 +89,7 @@ async def _run(config: Config, name: str, fleet_token: str, announce: Announce, 
             "role": "phloem",
             "counts": {
                 "link": attrs.asdict(connections.counts),
+                "channel": attrs.asdict(committer.channel.counts),
                 "commit": attrs.asdict(committer.counts),
                 "consume": attrs.asdict(consumers.counts),
             },

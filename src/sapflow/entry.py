@@ -66,3 +66,9 @@ def received_us(data: bytes) -> int:
     """When an encoded entry was taken in, without checking the rest."""
     found: int = FIXED.unpack_from(data, HEAD.size)[2]
     return found
+
+
+def entry_counts(data: bytes) -> tuple[int, int]:
+    """Messages and records of an encoded entry, without checking the rest."""
+    fixed = FIXED.unpack_from(data, HEAD.size)
+    return fixed[3], fixed[4]

@@ -55,7 +55,7 @@ _ALL = (
     Peer("zookeeper", Jars(), for_tests=True),
     Peer("haproxy", Debian("haproxy")),
     Peer("pmacctd", Debian("pmacct"), for_tests=True),
-    Peer("nfacctd", Debian("pmacct")),
+    Peer("nfacctd", Debian("pmacct"), for_tests=True),
     Peer("fprobe", Debian("fprobe")),
     Peer("tshark", Debian("tshark"), for_tests=True),
     Peer("tcpdump", Debian("tcpdump")),

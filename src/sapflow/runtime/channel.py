@@ -6,8 +6,19 @@ from collections import deque
 from typing import Generic, TypeVar
 
 import trio
+from attrs import define
 
 T = TypeVar("T")
+
+
+@define
+class ChannelCounts:
+    """What went through a channel; never goes down."""
+
+    items_in: int = 0
+    bytes_in: int = 0
+    items_out: int = 0
+    bytes_out: int = 0
 
 
 class ByteChannel(Generic[T]):
@@ -19,6 +30,7 @@ class ByteChannel(Generic[T]):
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.fill_bytes = 0
+        self.counts = ChannelCounts()
         self._items: deque[tuple[T, int]] = deque()
         self._room = trio.lowlevel.ParkingLot()
         self._filled = trio.lowlevel.ParkingLot()
@@ -32,6 +44,8 @@ class ByteChannel(Generic[T]):
             return False
         self._items.append((item, size))
         self.fill_bytes += size
+        self.counts.items_in += 1
+        self.counts.bytes_in += size
         self._filled.unpark()
         return True
 
@@ -51,5 +65,7 @@ class ByteChannel(Generic[T]):
             taken.append(item)
             total += size
         self.fill_bytes -= total
+        self.counts.items_out += len(taken)
+        self.counts.bytes_out += total
         self._room.unpark_all()
         return taken
