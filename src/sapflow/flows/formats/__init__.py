@@ -9,6 +9,7 @@ from sapflow.errors import ConfigurationError
 from sapflow.flows.formats.ipfix import IpfixWriter
 from sapflow.flows.formats.text import CsvWriter, JsonLinesWriter
 from sapflow.flows.records import Context
+from sapflow.flows.stages import Stage
 
 FORMATS = ("jsonl", "csv", "ipfix")
 
@@ -23,16 +24,16 @@ class Writer(Protocol):
         """Write what is due at the end."""
 
 
-def open_writer(name: str, out: BinaryIO, fields: Sequence[str] | None = None) -> Writer:
-    """A writer by its format's name. Raises ConfigurationError."""
+def open_writer(name: str, out: BinaryIO, fields: Sequence[str] | None = None, stages: Sequence[Stage] = ()) -> Writer:
+    """A writer by its format's name; `stages` are applied to what is decoded. Raises ConfigurationError."""
     match name:
         case "jsonl":
-            return JsonLinesWriter(out, fields)
+            return JsonLinesWriter(out, fields, stages)
         case "csv":
-            return CsvWriter(out, fields)
+            return CsvWriter(out, fields, stages)
         case "ipfix":
-            if fields is not None:
-                raise ConfigurationError("ipfix output holds whole records; leave --fields out")
+            if fields is not None or stages:
+                raise ConfigurationError("ipfix output holds whole records as they were; leave fields and stages out")
             return IpfixWriter(out)
         case _:
             raise ConfigurationError(f"no format '{name}'; there are {', '.join(FORMATS)}")

@@ -10,14 +10,15 @@ from typing import Any, BinaryIO
 
 from sapflow.flows.columns import decode
 from sapflow.flows.records import Context, values_of
+from sapflow.flows.stages import Stage, staged
 
 CONTEXT_FIELDS = ("_org", "_exporter", "_stream", "_domain", "_template", "_position")
 
 
-def rows_of(data: bytes, context: Context) -> Iterator[dict[str, Any]]:
+def rows_of(data: bytes, context: Context, stages: Sequence[Stage] = ()) -> Iterator[dict[str, Any]]:
     """Records in the order they came, the context's fields first."""
     ordered: list[tuple[int, dict[str, Any]]] = []
-    for batch in decode(data):
+    for batch in (staged(batch, context, stages) for batch in decode(data)):
         head = {
             "_org": context.org,
             "_exporter": context.exporter,
@@ -37,14 +38,15 @@ def rows_of(data: bytes, context: Context) -> Iterator[dict[str, Any]]:
 class JsonLinesWriter:
     """One JSON object a line."""
 
-    def __init__(self, out: BinaryIO, fields: Sequence[str] | None = None) -> None:
+    def __init__(self, out: BinaryIO, fields: Sequence[str] | None = None, stages: Sequence[Stage] = ()) -> None:
         self._out = out
         self._fields = fields
+        self._stages = stages
 
     def write(self, data: bytes, context: Context, limit: int | None = None) -> int:
         """Write records: returns how many."""
         lines: list[str] = []
-        for row in rows_of(data, context):
+        for row in rows_of(data, context, self._stages):
             if limit is not None and len(lines) >= limit:
                 break
             chosen = row if self._fields is None else {name: row[name] for name in self._fields if name in row}
@@ -65,19 +67,20 @@ class CsvWriter:
     it, which a fixed header has no place for.
     """
 
-    def __init__(self, out: BinaryIO, fields: Sequence[str] | None = None) -> None:
+    def __init__(self, out: BinaryIO, fields: Sequence[str] | None = None, stages: Sequence[Stage] = ()) -> None:
         self.left_out: set[str] = set()
         self._out = out
         self._named = fields is not None
         self._fields: Sequence[str] | None = fields
         self._begun = False
+        self._stages = stages
 
     def write(self, data: bytes, context: Context, limit: int | None = None) -> int:
         """Write records: returns how many."""
         text = io.StringIO(newline="")
         rows = csv.writer(text)
         count = 0
-        for row in rows_of(data, context):
+        for row in rows_of(data, context, self._stages):
             if limit is not None and count >= limit:
                 break
             if self._fields is None:
