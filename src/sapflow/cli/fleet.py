@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import urllib.request
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -29,6 +31,7 @@ from sapflow.runtime.supervisor import Child, Supervisor, role_command
 
 CONFIG = click.option("--config", "config_path", type=click.Path(path_type=Path), help="A TOML configuration file.")
 FLEET_FILE = "fleet.json"
+FREE_PORTS = (10_000, 32_000)
 
 
 def start_log(level: str = "info") -> None:
@@ -97,10 +100,12 @@ ROLE_COMMANDS = [_role_command(role) for role in ("balancer", "collector", "phlo
 
 
 def _free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port below those that the kernel gives to connections, which could take it while its process is away."""
+    while True:
+        port = random.SystemRandom().randrange(*FREE_PORTS)
+        with socket.socket(socket.AF_INET, kind) as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _ephemeral(config: Config) -> Config:

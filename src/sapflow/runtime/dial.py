@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import ssl
 
 import trio
@@ -24,6 +26,10 @@ async def dial(address: str, *, timeout_s: float, tls: ssl.SSLContext | None = N
     try:
         with trio.fail_after(timeout_s):
             tcp = await trio.open_tcp_stream(host, port)
+            if tcp.socket.getsockname() == tcp.socket.getpeername():
+                # Nobody listens there, and the kernel gave this socket the very port that it was to connect to.
+                await trio.aclose_forcefully(tcp)
+                raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
             tune_bulk(tcp)
             if tls is None:
                 return tcp
@@ -33,4 +39,14 @@ async def dial(address: str, *, timeout_s: float, tls: ssl.SSLContext | None = N
     except trio.TooSlowError:
         raise Unreachable(f"{join_address(host, port)} did not answer within {timeout_s:g} s") from None
     except (OSError, trio.BrokenResourceError) as error:
-        raise Unreachable(f"{join_address(host, port)} cannot be reached: {error.__cause__ or error}") from error
+        raise Unreachable(f"{join_address(host, port)} cannot be reached: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """What the system said, out of what Trio made of it."""
+    cause = error.__cause__ or error
+    while isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
+    if isinstance(cause, OSError) and cause.errno is not None and cause.errno > 0:
+        return os.strerror(cause.errno)
+    return str(cause)
