@@ -9,7 +9,6 @@ import secrets
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 import urllib.request
 from collections.abc import Awaitable, Callable
@@ -21,7 +20,6 @@ from typing import Any
 
 import attrs
 import click
-import structlog
 import trio
 
 from sapflow.config import Config, describe, dumps, load
@@ -32,20 +30,6 @@ from sapflow.runtime.supervisor import Child, Supervisor, role_command
 CONFIG = click.option("--config", "config_path", type=click.Path(path_type=Path), help="A TOML configuration file.")
 FLEET_FILE = "fleet.json"
 FREE_PORTS = (10_000, 32_000)
-
-
-def start_log(level: str = "info") -> None:
-    """Structured log lines on standard error, one JSON object each."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-    )
 
 
 def fleet_token(config: Config) -> str:
@@ -96,7 +80,7 @@ def _role_command(role: str) -> click.Command:
     return command
 
 
-ROLE_COMMANDS = [_role_command(role) for role in ("balancer", "collector", "phloem")]
+balancer_command, collector_command, phloem_command = map(_role_command, ("balancer", "collector", "phloem"))
 
 
 def _free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
@@ -202,9 +186,11 @@ async def _up(config: Config, as_json: bool, quiet: bool) -> None:
         log = config.data_path / "fleet.log"
         for child in children:
             child.command = ["/bin/sh", "-c", 'exec "$@" 2>>"$0"', str(log), *child.command]
+            child.log_place = str(log)
     async with trio.open_nursery() as nursery:
-        for child in children:
-            await nursery.start(supervisor.keep, child)
+        async with trio.open_nursery() as starting:
+            for child in children:
+                starting.start_soon(nursery.start, supervisor.keep, child)
         ready = True
         _write_fleet(config, supervisor)
         _announce(supervisor, as_json, config)
