@@ -47,6 +47,11 @@ class BalancerConfig:
     max_connections: int = 5000
     preamble_timeout_s: float = 5.0
     place_timeout_s: float = 10.0
+    malformed_sessions: int = 3
+    """So many of an exporter's TCP sessions in a row that end with a malformed message shut its address out for a
+    time, which doubles with each more."""
+    malformed_backoff_first_s: float = 1.0
+    malformed_backoff_most_s: float = 60.0
     sources: tuple[SourceConfig, ...] = (SourceConfig("127.0.0.0/8", "default"), SourceConfig("::1/128", "default"))
 
 
