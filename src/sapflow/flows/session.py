@@ -15,7 +15,7 @@ from attrs import define, field
 from sapflow.errors import MalformedMessage
 from sapflow.flows.limits import FlowLimits
 from sapflow.flows.mending import Cut
-from sapflow.flows.sets import MessageSets
+from sapflow.flows.messages import MessageSets
 from sapflow.flows.structured import holds_lists
 from sapflow.flows.templates import Template
 from sapflow.flows.wire import (

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from functools import cached_property
 
-from attrs import field, frozen
+from attrs import frozen
 
 from sapflow.errors import MalformedMessage
 from sapflow.flows.limits import FlowLimits
@@ -37,11 +38,10 @@ class Template:
     record_bytes: int
     """Length of every record, or 0 when records vary."""
     min_record_bytes: int
-    sparse: bool = field(init=False)
-    """Whether a record may have more values than bytes: its elements of length 0 are many."""
 
-    @sparse.default
-    def _is_sparse(self) -> bool:
+    @cached_property
+    def sparse(self) -> bool:
+        """Whether a record may have more values than bytes: its elements of length 0 are many."""
         return len(self.fields) > self.min_record_bytes
 
     @property
@@ -53,6 +53,17 @@ class Template:
     def set_id(self) -> int:
         """The id of the set that such a template record stands in."""
         return OPTIONS_TEMPLATE_SET if self.scope_count else TEMPLATE_SET
+
+    @cached_property
+    def gaps(self) -> tuple[int, ...]:
+        """Bytes of fixed length before each element of variable length, and after the last."""
+        gaps = [0]
+        for spec in self.fields:
+            if spec.length == VARIABLE_LENGTH:
+                gaps.append(0)
+            else:
+                gaps[-1] += spec.length
+        return tuple(gaps)
 
 
 @frozen
@@ -173,48 +184,36 @@ def _parse_record(data: bytes, at: int, end: int, set_id: int, limits: FlowLimit
 
 
 def count_variable(data: bytes, start: int, end: int, template: Template) -> int:
-    """How many records of varying length a set's body holds.
+    """How many records of varying length a set's body holds. Raises as `variable_starts` does."""
+    return len(variable_starts(data, start, end, template))
+
+
+def variable_starts(data: bytes, start: int, end: int, template: Template) -> list[int]:
+    """Where each record of varying length begins in a set's body, `data[start:end]`.
 
     Trailing bytes fewer than the shortest record are padding (RFC 7011, 3.3.1). Raises MalformedMessage, with the
     offset, when a variable-length element runs past the set.
     """
-    # Only what varies is looked at, so that elements of length 0 cost nothing however many they are.
-    gaps, rest = _fixed_gaps(template)
-    least = template.min_record_bytes
-    records = 0
+    *gaps, tail = template.gaps
+    last = end - template.min_record_bytes
+    starts = []
     at = start
-    while end - at >= least:
-        begin = at
-        for gap in gaps:
-            at += gap
-            if at >= end:
-                raise _past(template, begin)
-            length = data[at]
-            at += 1
-            if length == 255:
-                if end - at < 2:
-                    raise _past(template, begin)
-                length = data[at] << 8 | data[at + 1]
-                at += 2
-            at += length
-        at += rest
-        if at > end:
-            raise _past(template, begin)
-        records += 1
-    return records
-
-
-def _fixed_gaps(template: Template) -> tuple[list[int], int]:
-    """Bytes before each element of variable length since the last, and behind the last."""
-    gaps = []
-    gap = 0
-    for spec in template.fields:
-        if spec.length == VARIABLE_LENGTH:
-            gaps.append(gap)
-            gap = 0
-        else:
-            gap += spec.length
-    return gaps, gap
+    try:
+        while at <= last:
+            starts.append(at)
+            for gap in gaps:
+                at += gap
+                length = data[at]
+                if length == 255:
+                    length = (data[at + 1] << 8 | data[at + 2]) + 2
+                at += length + 1
+            at += tail
+            # Lengths read past the set end past it too, so one look at the end of each record is enough.
+            if at > end:
+                raise _past(template, starts[-1])
+    except IndexError:
+        raise _past(template, starts[-1]) from None
+    return starts
 
 
 def variable_records(data: bytes, start: int, end: int, template: Template) -> Iterator[list[tuple[int, int]]]:
