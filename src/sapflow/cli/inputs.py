@@ -223,10 +223,7 @@ class Decoder:
 
     def _settle(self, name: str, exporter: _Exporter) -> None:
         stats, batcher, session = exporter.stats, exporter.batcher, exporter.session
-        refused = batcher.counts.refused_sets
-        if session is not None:
-            refused = refused + session.refused_sets
-        if refused:
+        if refused := batcher.counts.refused_sets:
             stats.errors.update(refused)
             self.faults.append(f"{name}: {refused.total()} set(s) left out that cannot be read: {dict(refused)}")
         if session is None:

@@ -18,13 +18,12 @@ from attrs import define, field
 from sapflow.errors import MalformedMessage
 from sapflow.flows.encode import make_set
 from sapflow.flows.limits import FlowLimits
-from sapflow.flows.mending import mended
 from sapflow.flows.netflow5 import Netflow5
 from sapflow.flows.netflow9 import Netflow9
 from sapflow.flows.parking import Parking
 from sapflow.flows.sequences import SequenceCounter
 from sapflow.flows.session import Session
-from sapflow.flows.templates import Withdrawal, read_template_set
+from sapflow.flows.templates import Template, Withdrawal, parse_template_set
 from sapflow.flows.wire import (
     FIRST_DATA_SET,
     MESSAGE_HEADER,
@@ -104,11 +103,6 @@ class DatagramSession:
             return b""
 
     @property
-    def refused_sets(self) -> Counter[str]:
-        """Sets that could not be read, by reason: left out of their datagrams."""
-        return self._translator.refused_sets if isinstance(self._translator, _Ipfix) else Counter()
-
-    @property
     def lost(self) -> int:
         """Flows (v5), packets (v9), records (IPFIX) or datagrams (sFlow) that did not come."""
         return sum(counter.lost for counter in self._translator.sequences.values())
@@ -154,11 +148,10 @@ class _Ipfix:
     sequences: dict[int, SequenceCounter] = field(factory=dict)
     parking: Parking[tuple[int, int]] = field(factory=Parking)
     """With the export time and sequence number of their message."""
-    refused_sets: Counter[str] = field(factory=Counter)
     _session: Session = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._session = Session(self.limits, mends=True)
+        self._session = Session(self.limits)
 
     def translate(self, datagram: bytes, received_s: float) -> bytes:
         """The message, and behind it what was parked for the templates it brings. Raises MalformedMessage."""
@@ -169,10 +162,7 @@ class _Ipfix:
         if walk.fault is not None:
             raise walk.fault
         _, _, _, number, domain = MESSAGE_HEADER.unpack_from(datagram)
-        units = None if walk.undecodable_sets or walk.cuts else walk.records
-        if walk.cuts:
-            self.refused_sets.update(cut.reason for cut in walk.cuts)
-            datagram = mended(datagram, walk.cuts)
+        units = None if walk.undecodable_sets else walk.records
         self.sequences.setdefault(domain, SequenceCounter()).follow(number, units)
         made = self._decodable(datagram, domain) if walk.undecodable_sets else datagram
         return made if session.changes == learned else made + self._replayed(domain)
@@ -198,10 +188,8 @@ class _Ipfix:
             if key >> 16 == domain:
                 for whole, (export_time, number) in self.parking.take((domain, key & 0xFFFF)):
                     message = _message(whole, export_time, number, domain)
-                    walk = self._session.walk(message)
-                    if walk.fault is None:
-                        self.refused_sets.update(cut.reason for cut in walk.cuts)
-                        made.append(mended(message, walk.cuts))
+                    if self._session.walk(message).fault is None:
+                        made.append(message)
         return b"".join(made)
 
     @property
@@ -247,10 +235,10 @@ def _without_withdrawals(datagram: bytes, limits: FlowLimits) -> bytes:
             return datagram  # the walk will say what is wrong with it
         whole = datagram[at : at + length]
         if set_id in (TEMPLATE_SET, OPTIONS_TEMPLATE_SET):
-            parsed = list(read_template_set(whole, SET_HEADER.size, length, set_id, limits))
+            parsed = list(parse_template_set(whole, SET_HEADER.size, length, set_id, limits))
             if any(isinstance(item, Withdrawal) for item in parsed):
                 found = True
-                raws = b"".join(item.raw for item in parsed if not isinstance(item, Withdrawal))
+                raws = b"".join(item.raw for item in parsed if isinstance(item, Template))
                 whole = make_set(set_id, raws) if raws else b""
         kept.append(whole)
         at += length
