@@ -38,6 +38,8 @@ class ExporterCounts:
     lost_records: int = 0
     undecodable_sets: int = 0
     ignored_sets: int = 0
+    redefined_templates: int = 0
+    stray_withdrawals: int = 0
     refused_sets: Counter[str] = field(factory=Counter)
     """Sets that could not be read and were left out, by reason."""
 
@@ -90,6 +92,8 @@ class Batcher:
         counts.lost_records += walk.lost_records
         counts.undecodable_sets += walk.undecodable_sets
         counts.ignored_sets += walk.ignored_sets
+        counts.redefined_templates += walk.redefined
+        counts.stray_withdrawals += walk.stray_withdrawals
         if walk.taken:
             taken = whole if walk.taken == len(whole) else whole[: walk.taken]
             if walk.cuts:

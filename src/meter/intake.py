@@ -52,6 +52,9 @@ class IntakeCounts:
     undecodable_sets: int = 0
     refused_sets: int = 0
     """Sets that could not be read, left out of their messages; `Intake.faults` has them by reason and exporter."""
+    redefined_templates: int = 0
+    stray_withdrawals: int = 0
+    """Withdrawals of templates that were not known."""
 
 
 class Intake:
@@ -120,6 +123,9 @@ class _ExporterSession:
             reason=ended,
             records=self._batcher.counts.records,
             lost=self._batcher.counts.lost_records,
+            undecodable_sets=self._batcher.counts.undecodable_sets,
+            redefined_templates=self._batcher.counts.redefined_templates,
+            stray_withdrawals=self._batcher.counts.stray_withdrawals,
         )
         return self._batcher.fault
 
@@ -150,6 +156,8 @@ class _ExporterSession:
         counts, total = self._batcher.counts, self._intake.counts
         total.lost_records += counts.lost_records
         total.undecodable_sets += counts.undecodable_sets
+        total.redefined_templates += counts.redefined_templates
+        total.stray_withdrawals += counts.stray_withdrawals
         self._stream.end()
 
     async def _read(self) -> None:

@@ -40,6 +40,7 @@ class MessageSets:
         self.undecodable = 0
         """Of them, those whose template is not known."""
         self.ignored = 0
+        self.stray_withdrawals = 0
         self.cuts: list[Cut] = []
         self.changes: dict[int, Template | None] = {}
         """Templates defined, and withdrawn (None)."""
@@ -141,6 +142,8 @@ class MessageSets:
 
     def _withdraw(self, key: int, item: Withdrawal) -> None:
         if item.id >= FIRST_DATA_SET:
+            known = self.changes[key] if key in self.changes else self._held.get(key)
+            self.stray_withdrawals += known is None
             self._change(key, None)
             return
         if self._live is None:

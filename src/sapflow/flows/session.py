@@ -48,6 +48,9 @@ class Walk:
     lost_records: int = 0
     repeats: int = 0
     redefined: int = 0
+    """Templates defined over others that had not been withdrawn (RFC 7011, 8: they should be)."""
+    stray_withdrawals: int = 0
+    """Of templates that were not known."""
     cuts: list[Cut] = field(factory=list)
     """Of a session that mends: the sets that cannot be read."""
 
@@ -184,6 +187,7 @@ class Session:
         self._domains[domain_id] = domain
         result.undecodable_sets += sets.undecodable
         result.ignored_sets += sets.ignored
+        result.stray_withdrawals += sets.stray_withdrawals
         result.cuts += sets.cuts
         if domain.first_sequence is None:
             domain.first_sequence, domain.export_time = sequence, export_time
