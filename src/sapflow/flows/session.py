@@ -83,6 +83,8 @@ class Session:
         self._unread_in_a_row = 0
         self._domains: dict[int, _Domain] = {}
         self._template_bytes = 0
+        self._fixed: dict[int, int] = {}
+        """Length of the records of templates whose records are all alike, and are sure to be within limits."""
         self._used: dict[int, Template | None] = {}
         """Templates that data of this batch used (None: defined in the batch itself)."""
         self._before: dict[int, Template | None] = {}
@@ -97,7 +99,7 @@ class Session:
         result = Walk()
         at, end = 0, len(data)
         records = messages = 0
-        templates, used, domains = self.templates, self._used, self._domains
+        fixed, used, domains = self._fixed, self._used, self._domains
         unpack = MESSAGE_AND_SET.unpack_from
         last = end - MESSAGE_AND_SET.size
         while at < end:
@@ -106,17 +108,17 @@ class Session:
                 # Most messages are one set of fixed-length records that follow on what came before.
                 if set_length + 16 == length and set_id >= FIRST_DATA_SET and version == VERSION:
                     key = domain_id << 16 | set_id
-                    template = templates.get(key)
-                    if template is not None and template.record_bytes and not template.sparse and at + length <= end:
+                    record_bytes = fixed.get(key)
+                    if record_bytes is not None and at + length <= end:
                         domain = domains[domain_id]
                         if domain.expected == sequence and domain.first_sequence is not None and set_length >= 4:
-                            count = (set_length - 4) // template.record_bytes
+                            count = (set_length - 4) // record_bytes
                             domain.expected = (sequence + count) & _MASK
                             records += count
                             messages += 1
                             at += length
                             if key not in used:
-                                used[key] = template
+                                used[key] = self.templates[key]
                             continue
             result.messages = messages
             try:
@@ -220,12 +222,15 @@ class Session:
         for key, template in sets.changes.items():
             old = self.templates.pop(key, None)
             domain.keys.discard(key)
+            self._fixed.pop(key, None)
             self._note_lists(key, domain_id, old, template)
             self.changes += template is None or old is None or old.raw != template.raw
             if template is not None:
                 redefined += old is not None and old.raw != template.raw
                 self.templates[key] = template
                 domain.keys.add(key)
+                if template.record_bytes and not template.sparse:
+                    self._fixed[key] = template.record_bytes
         self._template_bytes = size
         self._used.update(sets.used)
         return redefined
