@@ -136,6 +136,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
         ),
         bindings.org_of,
         remembered=templates.load(),
+        faults=intake.faults,
     )
     udp_door = UdpDoor(datagrams, templates, bind_udp(mine.udp))
     link_door = LinkDoor(

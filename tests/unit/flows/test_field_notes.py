@@ -50,6 +50,12 @@ def test_sequence_numbers_count_records_of_options_as_well_and_templates_never()
     assert counts.lost_records == 4
 
 
+def test_a_number_that_counts_templates_shows_as_loss_of_as_many() -> None:
+    defined = make_message(make_set(2, FLOW.raw))
+    _, counts = taken(defined, make_message(make_set(2, FLOW.raw), sequence=1), make_message(b"", sequence=2))
+    assert counts.lost_records == 2
+
+
 def test_domains_are_counted_apart_and_a_gap_in_one_keeps_the_templates_of_all() -> None:
     messages = [make_message(make_set(2, FLOW.raw), domain=domain) for domain in (0, 524_288, 592_384)]
     messages += [make_message(make_set(256, flow(domain)), domain=domain) for domain in (0, 524_288, 592_384)]
@@ -194,9 +200,9 @@ def test_f27_a_list_that_cannot_be_read_costs_nothing_beside_it() -> None:
 
 
 def test_an_element_of_no_registry_keeps_its_number_and_its_octets() -> None:
-    vendor = make_template(258, [(45_346, 7, 3), (0, 4, 1)])
+    vendor = make_template(258, [(64_999, 7, 3), (0, 4, 1)])
     rows, _ = taken(make_message(make_set(2, vendor.raw) + make_set(258, b"\xab\xcd\xef\x06")))
-    assert rows == [{"e45346id7": "abcdef", "protocolIdentifier": 6}]
+    assert rows == [{"e64999id7": "abcdef", "protocolIdentifier": 6}]
 
 
 def test_reverse_elements_have_names_of_their_own() -> None:

@@ -14,6 +14,7 @@ from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair, wa
 
 from balancer.backoff import Backoff, BackoffSettings
 from balancer.doors import ExporterDoor, SourceBinding, SourceBindings
+from meter.datagrams import DatagramIntake, DatagramSettings
 from meter.intake import Intake, IntakeSettings
 from meter.uplink import FixedTarget, Target, Uplink, UplinkSettings
 from sapflow.flows.columns import decode
@@ -317,6 +318,16 @@ async def test_f33_tls_records_of_one_byte_come_out_as_in_one_piece(autojump_clo
             await theirs.send_all(bytes([byte]))
         await theirs.aclose()
     assert payload_of(intake, "192.0.2.1:9") == await taken([stream])
+
+
+async def test_faults_of_datagrams_are_counted_with_those_of_sessions() -> None:
+    intake = an_intake()
+    datagrams = DatagramIntake(intake.uplink, DatagramSettings(), lambda _: "acme", faults=intake.faults)
+    cut = (b"\x00\x0a\x00\xff", ("192.0.2.7", 9))
+    for _ in range(3):
+        datagrams.take([cut, cut], 0.0, 1_750_000_000.0)
+    assert datagrams.counts.malformed == 6
+    assert dict(intake.faults.by_exporter) == {"192.0.2.7": {"truncated": 6}}
 
 
 async def test_faulty_exporters_are_remembered_within_a_bound_and_the_totals_forget_nothing() -> None:
