@@ -1,6 +1,7 @@
 """No message of 64 KiB costs a decoder more than 50 ms and 8 MiB, and none gets another error than MalformedMessage.
 
-The time is asserted with a margin of ten, for machines that do something else beside; `pytest -s` shows the figures.
+The time is CPU time, asserted with a margin of ten for machines that are slow or do something else beside; `pytest -s`
+shows the figures.
 """
 
 import struct
@@ -47,12 +48,12 @@ def measured(prepare: Callable[[], Work], what: str) -> None:
 
 
 def _run(work: Work) -> tuple[float, int]:
-    began = time.perf_counter()
+    began = time.process_time()
     try:
         kept = work()
     except MalformedMessage as fault:
         kept = fault
-    took = time.perf_counter() - began
+    took = time.process_time() - began
     peak = tracemalloc.get_traced_memory()[1] if tracemalloc.is_tracing() else 0
     del kept
     return took, peak
@@ -141,13 +142,12 @@ TEMPLATES = {
 
 
 @pytest.mark.parametrize("case", LISTS)
-def test_the_worst_lists_are_decoded_in_time(case: str) -> None:
+@pytest.mark.parametrize("size", [16_000, ROOM])
+def test_the_worst_lists_are_decoded_in_time_and_memory(case: str, size: int) -> None:
     kind, data = LISTS[case]
     decoder = ListDecoder(TEMPLATES.get, registry())
     decoder.render(kind, data[:100])
-    took, _ = _run(lambda: decoder.render(kind, data))
-    print(f"{case}: {took * 1000:.1f} ms")
-    assert took < MOST_S
+    measured(lambda: lambda: decoder.render(kind, data[:size]), f"{case}, {size:,} bytes")
 
 
 FIELD = st.tuples(

@@ -12,6 +12,7 @@ from meter.batching import Batcher, ExporterCounts
 from sapflow.flows.encode import Encoder, make_message, make_set, make_template, make_variable
 from sapflow.flows.framing import MessageFramer
 from sapflow.flows.limits import FlowLimits
+from sapflow.flows.structured import MAX_VALUES
 from sapflow.flows.wire import VARIABLE_LENGTH
 from tests.hostile import records_of
 
@@ -197,6 +198,15 @@ def test_f27_a_list_that_cannot_be_read_costs_nothing_beside_it() -> None:
     rows, _ = taken(make_message(make_set(2, outer.raw) + make_set(258, record)))
     assert rows[0]["octetDeltaCount"] == 9
     assert rows[0]["subTemplateList"] == [{"_undecoded": "ff03e7616263", "_reason": "list_template"}]
+
+
+def test_a_list_of_more_values_than_its_bound_is_left_as_it_came() -> None:
+    outer = make_template(258, [(0, 291, VARIABLE_LENGTH), (0, 1, 8)])
+    data = struct.pack("!BHH", 3, 82, VARIABLE_LENGTH) + bytes(MAX_VALUES + 1)
+    rows, _ = taken(make_message(make_set(2, outer.raw) + make_set(258, make_variable(data) + bytes(8))))
+    assert rows == [{"basicList": [{"_undecoded": data.hex(), "_reason": "list"}], "octetDeltaCount": 0}]
+    rows, _ = taken(make_message(make_set(2, outer.raw) + make_set(258, make_variable(data[:-1]) + bytes(8))))
+    assert len(rows[0]["basicList"]) == MAX_VALUES
 
 
 def test_an_element_of_no_registry_keeps_its_number_and_its_octets() -> None:
