@@ -1,12 +1,14 @@
 """The two front doors.
 
 The exporter door ends plain IPFIX sessions with the meter's own intake; what it reads goes out on links, and when a
-collector dies its streams are re-homed at a batch boundary, unnoticed by the exporter. The link door carries meters'
+collector dies its streams are re-homed at a batch boundary, unnoticed by the exporter. A source whose sessions are
+malformed again and again is turned away for a time. The link door carries meters'
 links without ending them: it peeks at the clear preamble for a hint, places by it, and relays the bytes.
 """
 
 from __future__ import annotations
 
+import random
 import socket
 from collections.abc import Awaitable, Callable, Iterable
 from ipaddress import IPv6Address, ip_address, ip_network
@@ -15,10 +17,11 @@ import structlog
 import trio
 from attrs import define, evolve, field, frozen
 
+from balancer.backoff import Backoff, BackoffSettings
 from balancer.carry import relay
 from balancer.hints import MAX_HINT_BYTES, read_hint
 from meter.intake import Intake
-from sapflow.errors import LinkError, Unreachable
+from sapflow.errors import LinkError, MalformedMessage, Unreachable
 from sapflow.link import LinkLimits
 from sapflow.link.frames import Hint
 from sapflow.runtime.addresses import split_address
@@ -64,8 +67,9 @@ class DoorCounts:
 class ExporterDoor:
     """Plain IPFIX over TCP: default deny, but for sources bound to an org."""
 
-    def __init__(self, intake: Intake, bindings: SourceBindings) -> None:
+    def __init__(self, intake: Intake, bindings: SourceBindings, backoff: Backoff | None = None) -> None:
         self.counts = DoorCounts()
+        self.backoff = backoff or Backoff(BackoffSettings(), random.random)
         self._intake = intake
         self._bindings = bindings
 
@@ -81,12 +85,32 @@ class ExporterDoor:
                 advice="add its prefix and org to balancer.sources in the configuration",
             )
             return
+        address = split_address(peer)[0]
+        if not self.backoff.admits(address, trio.current_time()):
+            return
         self.counts.accepted += 1
         self.counts.open += 1
         try:
-            await self._intake.session(stream, peer, org)
+            fault = await self._intake.session(stream, peer, org)
         finally:
             self.counts.open -= 1
+        if fault is None:
+            self.backoff.well(address)
+        else:
+            self._shut_out(address, org, fault)
+
+    def _shut_out(self, address: str, org: str, fault: MalformedMessage) -> None:
+        wait_s = self.backoff.malformed(address, trio.current_time())
+        if wait_s:
+            log.warning(
+                "source shut out",
+                address=address,
+                org=org,
+                seconds=round(wait_s, 1),
+                reason=fault.reason,
+                advice="its last sessions all ended with malformed messages; connections from it are closed at once "
+                "until then. Mend the exporter, or find what else connects here",
+            )
 
     def org_of(self, peer: str) -> str | None:
         """The org of a peer, given as host:port."""

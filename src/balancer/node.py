@@ -10,6 +10,7 @@ nursery ── control plane (own listener), coordinator server (own listener)
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ import attrs
 import structlog
 import trio
 
+from balancer.backoff import Backoff, BackoffSettings
 from balancer.doors import ExporterDoor, LinkDoor, SourceBinding, SourceBindings
 from balancer.placement import Decision, Placement, Report
 from meter.datagrams import DatagramIntake, DatagramSettings
@@ -113,7 +115,15 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
         ),
     )
     bindings = SourceBindings(SourceBinding(source.prefix, source.org) for source in mine.sources)
-    exporter_door = ExporterDoor(intake, bindings)
+    backoff = Backoff(
+        BackoffSettings(
+            after=mine.malformed_sessions,
+            first_s=mine.malformed_backoff_first_s,
+            most_s=mine.malformed_backoff_most_s,
+        ),
+        random.random,
+    )
+    exporter_door = ExporterDoor(intake, bindings, backoff)
     templates = TemplateStore(config.data_path / "templates", lifetime_s=config.intake.template_lifetime_s)
     datagrams = DatagramIntake(
         uplink,
@@ -126,6 +136,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
         ),
         bindings.org_of,
         remembered=templates.load(),
+        faults=intake.faults,
     )
     udp_door = UdpDoor(datagrams, templates, bind_udp(mine.udp))
     link_door = LinkDoor(
@@ -157,7 +168,12 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
                     "lost_units": datagrams.lost_units,
                     "kernel_drops": udp_door.kernel_drops(),
                 },
-                "exporter_door": attrs.asdict(exporter_door.counts),
+                "faults": dict(intake.faults.by_reason),
+                "exporter_door": {
+                    **attrs.asdict(exporter_door.counts),
+                    "turned_away": backoff.turned_away,
+                    "shut_out": backoff.shut,
+                },
                 "link_door": attrs.asdict(link_door.counts),
                 "coordinator": {"operations": coordinator_server.operations},
             },
@@ -167,6 +183,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
                 "udp_buffer_bytes": udp_door.buffer_bytes,
                 **figures.read(),
             },
+            "faulty_exporters": {name: dict(reasons) for name, reasons in intake.faults.by_exporter.items()},
             "ratio": {"measured": round(given / taken, 3) if taken else None, "expected": 1.0},
             "loads": places.policy.loads(trio.current_time()),
             "claims": coordinator_server.claims.by_owner(),

@@ -6,13 +6,14 @@ and counted, for that exporter only. No sockets here: `udp` reads them, and says
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 
 import structlog
 from attrs import define, field, frozen
 
 from meter.batching import Batcher, Draft
+from meter.faults import Faults
 from meter.uplink import Uplink, UplinkStream
 from sapflow.flows.datagrams import DatagramSession, Protocol, protocol_of
 from sapflow.flows.limits import FlowLimits
@@ -70,6 +71,8 @@ class Exporter:
     heard_at: float
     waiting_since: float = 0.0
     dropped: int = 0
+    reasons: Counter[str] = field(factory=Counter)
+    """Of its faults, as they were counted last."""
     faults: int = 0
     saved_templates: int = 0
 
@@ -88,6 +91,7 @@ class DatagramIntake:
     org_of: Callable[[str], str | None]
     remembered: dict[ExporterKey, list[bytes]] = field(factory=dict)
     """Templates from before a restart, by exporter; each is taken when its exporter is heard again."""
+    faults: Faults = field(factory=Faults)
     counts: DatagramIntakeCounts = field(factory=DatagramIntakeCounts)
     exporters: OrderedDict[ExporterKey, Exporter] = field(factory=OrderedDict)
 
@@ -189,6 +193,9 @@ class DatagramIntake:
         if faults == exporter.faults:
             return
         self.counts.malformed += faults - exporter.faults
+        reasons = exporter.session.counts.malformed
+        self.faults.count(exporter.key[0], reasons - exporter.reasons)
+        exporter.reasons = reasons.copy()
         if faults & (faults - 1) == 0:  # the 1st, 2nd, 4th, 8th …: one that is always faulty fills no log
             fault = exporter.session.counts.last_fault
             log.warning(

@@ -61,6 +61,11 @@ class BalancerConfig:
     """A link must have said where it wants to go by then."""
     place_timeout_s: float = 10.0
     """A link that no collector can take by then is closed."""
+    malformed_sessions: int = 3
+    """So many of an exporter's TCP sessions in a row that end with a malformed message shut its address out for a
+    time, which doubles with each more."""
+    malformed_backoff_first_s: float = 1.0
+    malformed_backoff_most_s: float = 60.0
     sources: tuple[SourceConfig, ...] = (SourceConfig("127.0.0.0/8", "default"), SourceConfig("::1/128", "default"))
     """Which org plain exporters belong to; from elsewhere nothing is taken."""
 

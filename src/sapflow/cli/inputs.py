@@ -223,6 +223,9 @@ class Decoder:
 
     def _settle(self, name: str, exporter: _Exporter) -> None:
         stats, batcher, session = exporter.stats, exporter.batcher, exporter.session
+        if refused := batcher.counts.refused_sets:
+            stats.errors.update(refused)
+            self.faults.append(f"{name}: {refused.total()} set(s) left out that cannot be read: {dict(refused)}")
         if session is None:
             stats.lost += batcher.counts.lost_records
             stats.undecodable_sets += batcher.counts.undecodable_sets

@@ -299,6 +299,8 @@ def _ntp(native: Column, per_second: int, unit: str) -> Column:
 
 def _loose(values: list[bytes], element: InformationElement, spec: Field) -> Column:
     """A column of a template whose records vary: fixed elements become typed all the same."""
+    if spec.length == 0:
+        return np.zeros(len(values), "V0")
     if spec.length != VARIABLE_LENGTH:
         table = np.frombuffer(b"".join(values), dtype=np.dtype(_wire_type(element, spec.length)))
         return _fixed(table, element, spec.length)

@@ -89,7 +89,8 @@ class Netflow9:
         """v9 datagrams that say all templates anew, for a file that outlives the process."""
         datagrams = []
         for (domain, _), layout in self._layouts.items():
-            kind = OPTIONS if layout.source.scope_count else TEMPLATES
+            # An options template may have no scope, but its head is longer by two bytes.
+            kind = OPTIONS if len(layout.source.raw) % 4 else TEMPLATES
             flowset = make_set(kind, layout.source.raw)
             datagrams.append(HEADER.pack(VERSION, 1, 0, 0, 0, domain) + flowset)
         return datagrams

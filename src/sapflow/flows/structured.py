@@ -32,6 +32,8 @@ Templates: TypeAlias = Callable[[int], Template | None]
 
 MAX_DEPTH = 8
 """Lists within lists, the outermost counted."""
+MAX_VALUES = 16_384
+"""In one list and all within it: as objects, values take a hundred times the bytes that they come in."""
 
 _NTP_TO_UNIX_S = 2_208_988_800
 _EPOCH = datetime(1970, 1, 1)
@@ -109,7 +111,7 @@ class _List:
         self._decoder = decoder
         self._data = data
         # Each value has an octet of its own, unless a template has elements of length 0: those may not multiply.
-        self._left = len(data)
+        self._most = self._left = min(len(data), MAX_VALUES)
 
     def members(self, kind: str, at: int, end: int, depth: int) -> list[Value]:
         if depth <= 0:
@@ -223,7 +225,7 @@ class _List:
     def _count(self, values: int, at: int) -> None:
         self._left -= values
         if self._left < 0:
-            raise _malformed(f"more values than the {len(self._data):,} bytes of their list", at)
+            raise _malformed(f"more than {self._most:,} values in a list of {len(self._data):,} bytes", at)
 
 
 def _malformed(what: str, offset: int) -> MalformedMessage:

@@ -15,8 +15,20 @@ BULK_LOW_WATER_BYTES = 1 << 20
 """Trio's SocketStream sets TCP_NOTSENT_LOWAT to 16 KiB, a scheduler pass for every 16 KiB sent."""
 
 
+KEEP_ALIVE = {
+    trio.socket.TCP_KEEPIDLE: 30,
+    trio.socket.TCP_KEEPINTVL: 10,
+    trio.socket.TCP_KEEPCNT: 3,
+}
+"""Seconds of silence before the first probe, between probes, and how many go unanswered: a host that is gone is found
+within a minute, also where the protocol has no ping of its own (IPFIX has none)."""
+
+
 def tune_bulk(stream: trio.SocketStream) -> None:
-    """Let a socket that carries batches take more than 16 KiB at a time."""
+    """Let a socket that carries batches take more than 16 KiB at a time, and find out when its other end is gone."""
+    stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_KEEPALIVE, 1)
+    for option, value in KEEP_ALIVE.items():
+        stream.setsockopt(trio.socket.IPPROTO_TCP, option, value)
     stream.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NOTSENT_LOWAT, BULK_LOW_WATER_BYTES)
 
 
