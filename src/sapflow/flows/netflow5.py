@@ -8,7 +8,7 @@ observation domain is the engine: type << 8 | id. Layout: Cisco, "NetFlow Export
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from attrs import define, field
@@ -64,6 +64,10 @@ class Netflow5:
     max_domains: int = 256
     _numbers: dict[int, int] = field(factory=dict)
     _defined: set[int] = field(factory=set)
+
+    def run_of(self, datagram: bytes) -> Hashable:
+        """Engine and sampling: the same for datagrams that `translate_all` takes together."""
+        return datagram[20:24]
 
     def translate(self, datagram: bytes, received_s: float) -> bytes:
         """The IPFIX messages of one datagram. Raises MalformedMessage."""

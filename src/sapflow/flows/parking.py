@@ -21,6 +21,7 @@ class Parking(Generic[T]):
     parked: int = 0
     replayed: int = 0
     dropped: int = 0
+    """Those that found no room, and those that their template did not fit when it came."""
     held_bytes: int = 0
     _waiting: OrderedDict[Key, list[tuple[bytes, T]]] = field(factory=OrderedDict)
     _sets: int = 0
@@ -34,6 +35,10 @@ class Parking(Generic[T]):
         while self._waiting and (self.held_bytes > self.max_bytes or self._sets > self.max_sets):
             self._drop_one()
 
+    def waiting(self, domain: int) -> list[int]:
+        """The ids of templates that sets of a domain wait for."""
+        return [number for its_domain, number in self._waiting if its_domain == domain]
+
     def take(self, key: Key) -> list[tuple[bytes, T]]:
         """What waited for this template, oldest first."""
         found = self._waiting.pop(key, [])
@@ -41,6 +46,11 @@ class Parking(Generic[T]):
         self._sets -= len(found)
         self.replayed += len(found)
         return found
+
+    def misfit(self) -> None:
+        """A set that was taken is not of its template after all."""
+        self.replayed -= 1
+        self.dropped += 1
 
     def _drop_one(self) -> None:
         key, waiting = next(iter(self._waiting.items()))

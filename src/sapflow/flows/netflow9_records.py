@@ -1,0 +1,112 @@
+"""Data sets of NetFlow v9 as IPFIX records: all their bytes kept, and behind them the times that their uptimes mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from attrs import define, field, frozen
+from numpy.typing import NDArray
+
+from sapflow.errors import MalformedMessage
+from sapflow.flows.clocks import absolute_ms
+from sapflow.flows.netflow9_layouts import Layout
+from sapflow.flows.templates import variable_records
+from sapflow.flows.wire import MAX_MESSAGE_BYTES
+
+ROOM = MAX_MESSAGE_BYTES - 20
+"""Bytes of records that a message of one set has room for."""
+
+
+@frozen
+class Head:
+    domain: int
+    uptime_ms: int
+    now_ms: int
+    records: int
+
+
+@define
+class Run:
+    """Sets that follow on each other."""
+
+    bodies: list[bytes] = field(factory=list)
+    heads: list[Head] = field(factory=list)
+
+    def add(self, body: bytes, head: Head) -> None:
+        self.bodies.append(body)
+        self.heads.append(head)
+
+
+def without_padding(body: bytes, layout: Layout, at_most: int) -> bytes:
+    """The records of a set.
+
+    Padding may be longer than a record: records of zeros behind all that the header counts are none.
+    """
+    size = layout.source.record_bytes
+    count = len(body) // size
+    if count > at_most and not body[count * size - 1]:
+        count = max(at_most, -(-len(body[: count * size].rstrip(b"\0")) // size))
+    return body[: count * size]
+
+
+def timed(layout: Layout, bodies: list[bytes], heads: list[Head]) -> bytes:
+    """Records of several sets, with the times that theirs mean behind each."""
+    joined = b"".join(bodies)
+    if not layout.times or not joined:
+        return joined
+    size = layout.source.record_bytes
+    (start, start_size), (end, end_size) = layout.times
+    into = np.frombuffer(
+        joined,
+        np.dtype(
+            {
+                "names": ["whole", "start", "end"],
+                "formats": [f"V{size}", f">u{start_size}", f">u{end_size}"],
+                "offsets": [0, start, end],
+                "itemsize": size,
+            }
+        ),
+    )
+    uptime_ms: NDArray[np.int64] | int = heads[0].uptime_ms
+    now_ms: NDArray[np.int64] | int = heads[0].now_ms
+    if len(heads) > 1:
+        counts = [len(body) // size for body in bodies]
+        uptime_ms = np.repeat(np.array([head.uptime_ms for head in heads], np.int64), counts)
+        now_ms = np.repeat(np.array([head.now_ms for head in heads], np.int64), counts)
+    out: NDArray[Any] = np.empty(len(into), np.dtype([("whole", f"V{size}"), ("start", ">u8"), ("end", ">u8")]))
+    out["whole"] = into["whole"]
+    out["start"] = absolute_ms(into["start"], uptime_ms, now_ms)
+    out["end"] = absolute_ms(into["end"], uptime_ms, now_ms)
+    return out.tobytes()
+
+
+def varying_records(layout: Layout, body: bytes, head: Head) -> list[bytes]:
+    """Records with elements of variable length, which some put into v9 as IPFIX has them. Raises MalformedMessage."""
+    rows = list(variable_records(body, 0, len(body), layout.source))
+    ends = [0, *(spans[-1][1] for spans in rows)]
+    records = [body[a:b] for a, b in pairwise(ends)]
+    if not layout.times or not rows:
+        return records
+    values = [int.from_bytes(body[slice(*spans[index])][-4:], "big") for spans in rows for index, _ in layout.times]
+    times = absolute_ms(np.array(values, np.int64), head.uptime_ms, head.now_ms).astype(">u8").tobytes()
+    records = [record + times[16 * row : 16 * row + 16] for row, record in enumerate(records)]
+    if max(map(len, records)) > ROOM:
+        raise MalformedMessage("a record too long for a message", offset=0, reason="record")
+    return records
+
+
+def fitting(records: list[bytes]) -> Iterator[tuple[bytes, int]]:
+    """Records joined to as few pieces as fit a message each, with their count."""
+    pending: list[bytes] = []
+    size = 0
+    for record in records:
+        if size + len(record) > ROOM:
+            yield b"".join(pending), len(pending)
+            pending, size = [], 0
+        pending.append(record)
+        size += len(record)
+    if pending:
+        yield b"".join(pending), len(pending)
