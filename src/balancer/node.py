@@ -127,7 +127,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
         bindings.org_of,
         remembered=templates.load(),
     )
-    udp_door = UdpDoor(datagrams, templates, bind_udp(mine.udp))
+    udp_door = UdpDoor(datagrams, templates, bind_udp(mine.udp, mine.udp_buffer_bytes))
     link_door = LinkDoor(
         place=places.place_link,
         dial=connect,

@@ -13,14 +13,13 @@ import structlog
 from attrs import define, field, frozen
 
 from meter.batching import Batcher, Draft
+from meter.recvmmsg import Source
 from meter.uplink import Uplink, UplinkStream
 from sapflow.flows.datagrams import DatagramSession, Protocol, protocol_of
 from sapflow.flows.limits import FlowLimits
 
 log = structlog.get_logger()
 
-Source = tuple[str, int]
-"""Address and port."""
 ExporterKey = tuple[str, int, Protocol]
 
 

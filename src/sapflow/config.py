@@ -42,6 +42,8 @@ class BalancerConfig:
     ipfix_tcp: str = "127.0.0.1:4739"
     udp: str = "127.0.0.1:4739"
     """NetFlow v5 and v9, IPFIX and sFlow v5, whichever comes."""
+    udp_buffer_bytes: int = 32 << 20
+    """What the kernel may hold of datagrams that were not read yet; less where net.core.rmem_max says so."""
     link: str = "127.0.0.1:4740"
     control: str = "127.0.0.1:0"
     max_connections: int = 5000

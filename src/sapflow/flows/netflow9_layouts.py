@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 
+import numpy as np
 from attrs import frozen
 
 from sapflow.errors import MalformedMessage
@@ -35,6 +36,9 @@ class Layout:
     made: Template
     times: tuple[tuple[int, int], ...] = ()
     """(offset, length) in the record of each time of uptime that an absolute one is made of; start, then end."""
+    reads: np.dtype[np.void] | None = None
+    writes: np.dtype[np.void] | None = None
+    """Records of fixed length with such times, as they came and as they are made."""
 
 
 def parse_layout(body: bytes, at: int, kind: int, offset: int, limits: FlowLimits) -> tuple[Layout, int]:
@@ -73,7 +77,20 @@ def _layout(number: int, pairs: list[tuple[int, int]], scopes: int, raw: bytes, 
     if len(times) < 2 or {152, 153} & known or len(fields) + 2 > max_fields:
         return Layout(source, make_template(number, fields, scopes=scopes))
     made = make_template(number, [*fields, (0, 152, 8), (0, 153, 8)], scopes=scopes)
-    return Layout(source, made, times)
+    if not source.record_bytes:
+        return Layout(source, made, times)
+    whole = f"V{source.record_bytes}"
+    (start, start_bytes), (end, end_bytes) = times
+    reads = np.dtype(
+        {
+            "names": ["whole", "start", "end"],
+            "formats": [whole, f">u{start_bytes}", f">u{end_bytes}"],
+            "offsets": [0, start, end],
+            "itemsize": source.record_bytes,
+        }
+    )
+    writes = np.dtype([("whole", whole), ("start", ">u8"), ("end", ">u8")])
+    return Layout(source, made, times, reads, writes)
 
 
 def _element(kind: int, length: int, is_scope: bool) -> tuple[int, int, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from attrs import define, field, frozen
@@ -55,31 +54,19 @@ def without_padding(body: bytes, layout: Layout, at_most: int) -> bytes:
 def timed(layout: Layout, bodies: list[bytes], heads: list[Head]) -> bytes:
     """Records of several sets, with the times that theirs mean behind each."""
     joined = b"".join(bodies)
-    if not layout.times or not joined:
+    if layout.reads is None or layout.writes is None or not joined:
         return joined
-    size = layout.source.record_bytes
-    (start, start_size), (end, end_size) = layout.times
-    into = np.frombuffer(
-        joined,
-        np.dtype(
-            {
-                "names": ["whole", "start", "end"],
-                "formats": [f"V{size}", f">u{start_size}", f">u{end_size}"],
-                "offsets": [0, start, end],
-                "itemsize": size,
-            }
-        ),
-    )
+    records = np.frombuffer(joined, layout.reads)
     uptime_ms: NDArray[np.int64] | int = heads[0].uptime_ms
     now_ms: NDArray[np.int64] | int = heads[0].now_ms
     if len(heads) > 1:
-        counts = [len(body) // size for body in bodies]
+        counts = [len(body) // layout.source.record_bytes for body in bodies]
         uptime_ms = np.repeat(np.array([head.uptime_ms for head in heads], np.int64), counts)
         now_ms = np.repeat(np.array([head.now_ms for head in heads], np.int64), counts)
-    out: NDArray[Any] = np.empty(len(into), np.dtype([("whole", f"V{size}"), ("start", ">u8"), ("end", ">u8")]))
-    out["whole"] = into["whole"]
-    out["start"] = absolute_ms(into["start"], uptime_ms, now_ms)
-    out["end"] = absolute_ms(into["end"], uptime_ms, now_ms)
+    out: NDArray[np.void] = np.empty(len(records), layout.writes)
+    out["whole"] = records["whole"]
+    out["start"] = absolute_ms(records["start"], uptime_ms, now_ms)
+    out["end"] = absolute_ms(records["end"], uptime_ms, now_ms)
     return out.tobytes()
 
 
