@@ -107,6 +107,7 @@ class UdpDoor:
             self._tell_drops()
             if self.store is not None:
                 await self.store.save(self.intake.exporters.values())
+                self.intake.remember(await self.store.news(self.intake.exporters.keys()))
             self.intake.expire(trio.current_time())
 
     def _tell_drops(self) -> None:

@@ -62,6 +62,8 @@ class IntakeConfig:
     idle_timeout_s: float = 3600.0
     max_unacknowledged_bytes: int = 4 << 20
     max_udp_exporters: int = 10_000
+    max_parked_bytes: int = 64 << 20
+    """What came by UDP before its template, of all exporters together; one may hold 1 MiB of it."""
     template_lifetime_s: float = 5400.0
     """Templates of UDP exporters are believed for so long after a restart of ours."""
 

@@ -20,6 +20,7 @@ from sapflow.flows.ipfix_datagrams import IpfixDatagrams
 from sapflow.flows.limits import FlowLimits
 from sapflow.flows.netflow5 import Netflow5
 from sapflow.flows.netflow9 import Netflow9
+from sapflow.flows.parking import Allowance, Parking
 
 Protocol = Literal["netflow5", "netflow9", "ipfix", "sflow"]
 
@@ -53,20 +54,23 @@ class DatagramCounts:
 class DatagramSession:
     """Datagrams in, IPFIX messages out; `units` of loss are the protocol's own."""
 
-    def __init__(self, protocol: Protocol, limits: FlowLimits | None = None) -> None:
+    def __init__(
+        self, protocol: Protocol, limits: FlowLimits | None = None, allowance: Allowance | None = None
+    ) -> None:
         self.protocol = protocol
         self.counts = DatagramCounts()
         self.templates_heard_s = 0.0
         """When a template came last, known or not; 0: none has, in this process."""
         limits = limits or FlowLimits()
+        allowance = allowance or Allowance()
         self._translator: Netflow5 | Netflow9 | IpfixDatagrams | sflow.Sflow
         match protocol:
             case "netflow5":
                 self._translator = Netflow5()
             case "netflow9":
-                self._translator = Netflow9(limits, self._fault)
+                self._translator = Netflow9(limits, self._fault, parking=Parking(allowance))
             case "ipfix":
-                self._translator = IpfixDatagrams(limits, self._fault)
+                self._translator = IpfixDatagrams(limits, self._fault, parking=Parking(allowance))
             case "sflow":
                 self._translator = sflow.Sflow(limits, self._fault)
 
@@ -106,6 +110,11 @@ class DatagramSession:
     def _fault(self, fault: MalformedMessage) -> None:
         self.counts.malformed[fault.reason] += 1
         self.counts.last_fault = fault
+
+    def close(self) -> None:
+        """Nothing more will come: what is parked is dropped."""
+        if isinstance(self._translator, Netflow9 | IpfixDatagrams):
+            self._translator.parking.clear()
 
     @property
     def lost(self) -> int:
