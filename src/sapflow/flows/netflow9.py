@@ -17,7 +17,7 @@ from sapflow.flows.clocks import header_ms
 from sapflow.flows.encode import make_message, make_set
 from sapflow.flows.limits import FlowLimits
 from sapflow.flows.netflow9_layouts import OPTIONS, PAIR, TEMPLATES, TRIPLE, Layout, parse_layout
-from sapflow.flows.netflow9_records import ROOM, Head, Run, fitting, timed, varying_records, without_padding
+from sapflow.flows.netflow9_records import ROOM, Head, Run, timed, varying_pieces, without_padding
 from sapflow.flows.parking import Key, Parking
 from sapflow.flows.reboots import Reboots
 from sapflow.flows.sequences import SequenceCounter
@@ -28,6 +28,16 @@ HEADER = struct.Struct("!HHIIII")
 """version, count of records, uptime (ms), unix seconds, sequence, source id."""
 _HEADER_AND_SET = struct.Struct("!HHIIIIHH")
 _U16 = struct.Struct("!H")
+
+
+@define
+class _Making:
+    """What is made of one datagram."""
+
+    head: Head
+    made: list[bytes] = field(factory=list)
+    pending: dict[int, Run] = field(factory=dict)
+    """Sets by their template, whose records are made together at the end, or when it is defined otherwise."""
 
 
 @define
@@ -70,17 +80,16 @@ class Netflow9:
             _, records, uptime, seconds, number, _ = HEADER.unpack_from(datagram)
             layout = self._layouts.get((domain, set_id))
             if counter is not None and layout is not None and counter.advance(number, 1, uptime):
-                run.add(
-                    datagram[_HEADER_AND_SET.size :], Head(domain, uptime, header_ms(seconds, 0, received_s), records)
-                )
+                body = without_padding(datagram[_HEADER_AND_SET.size :], layout, records)
+                run.add(body, Head(domain, uptime, header_ms(seconds, 0, received_s), records))
                 continue
-            made += self._run(layout, run)
+            made += self._run((domain, set_id), run)
             run = Run()
             try:
                 made.append(self.translate(datagram, received_s))
             except MalformedMessage as fault:
                 self.on_fault(fault)
-        made += self._run(self._layouts.get((domain, set_id)), run)
+        made += self._run((domain, set_id), run)
         return b"".join(made)
 
     def translate(self, datagram: bytes, received_s: float) -> bytes:
@@ -98,16 +107,15 @@ class Netflow9:
         counter = self.sequences.setdefault(domain, SequenceCounter())
         counter.follow(number, 1, uptime)
         head = Head(domain, uptime, header_ms(seconds, 0, received_s), count)
-        made = [self._forgotten(key, head) for key in self._reboots.stale(domain, counter)]
-        self._sets(datagram, head, made)
-        return b"".join(made)
+        making = _Making(head, [self._forgotten(key, head) for key in self._reboots.stale(domain, counter)])
+        self._sets(datagram, making)
+        return b"".join(making.made)
 
     def template_sets(self) -> list[bytes]:
         """v9 datagrams that say all templates anew, for a file that outlives the process."""
         datagrams = []
         for (domain, _), layout in self._layouts.items():
-            kind = OPTIONS if layout.source.scope_count else TEMPLATES
-            flowset = make_set(kind, layout.source.raw)
+            flowset = make_set(layout.kind, layout.source.raw)
             datagrams.append(HEADER.pack(VERSION, 1, 0, 0, 0, domain) + flowset)
         return datagrams
 
@@ -117,7 +125,9 @@ class Netflow9:
         for datagram in datagrams:
             if len(datagram) < HEADER.size:
                 raise MalformedMessage("a NetFlow v9 header is cut off", offset=0, reason="truncated")
-            self._sets(datagram, Head(HEADER.unpack_from(datagram)[5], 0, 0, 0), made)
+            making = _Making(Head(HEADER.unpack_from(datagram)[5], 0, 0, 0))
+            self._sets(datagram, making)
+            made += making.made
         return b"".join(made)
 
     def refresh(self) -> bytes:
@@ -127,7 +137,7 @@ class Netflow9:
             for (domain, _), layout in self._layouts.items()
         )
 
-    def _sets(self, datagram: bytes, head: Head, made: list[bytes]) -> None:
+    def _sets(self, datagram: bytes, making: _Making) -> None:
         at, end = HEADER.size, len(datagram)
         counted = 0
         while end - at >= SET_HEADER.size:
@@ -136,49 +146,53 @@ class Netflow9:
                 if any(datagram[at:end]):  # some fill their datagrams up with zeros
                     what = f"set {set_id} says {length:,} bytes, but {end - at:,} are left of its datagram"
                     self.on_fault(MalformedMessage(what, offset=at, reason="set"))
-                return
+                break
             body = datagram[at + SET_HEADER.size : at + length]
             try:
-                counted += self._set(set_id, body, at + SET_HEADER.size, head, head.records - counted, made)
+                if set_id in (TEMPLATES, OPTIONS):
+                    counted += self._learn(body, set_id, at + SET_HEADER.size, making)
+                elif set_id >= FIRST_DATA_SET:
+                    counted += self._data(set_id, body, max(0, making.head.records - counted), making)
+                else:
+                    self.ignored_sets += 1
             except MalformedMessage as fault:
                 self.on_fault(fault)
             at += length
+        for number, run in making.pending.items():
+            making.made += self._run((making.head.domain, number), run)
 
-    def _set(self, set_id: int, body: bytes, offset: int, head: Head, left: int, made: list[bytes]) -> int:
-        """How many records it has. Raises MalformedMessage; a data set has then given nothing."""
-        if set_id in (TEMPLATES, OPTIONS):
-            return self._learn(body, set_id, head, offset, made)
-        if set_id < FIRST_DATA_SET:
-            self.ignored_sets += 1
-            return 0
-        layout = self._layouts.get((head.domain, set_id))
-        if layout is None:
-            self.parking.park((head.domain, set_id), body, head)
-            return 0
-        return self._data(layout, body, head, max(0, left), made)
-
-    def _learn(self, body: bytes, kind: int, head: Head, offset: int, made: list[bytes]) -> int:
+    def _learn(self, body: bytes, kind: int, offset: int, making: _Making) -> int:
+        """How many templates the set has. Raises MalformedMessage, after which the one at fault is no more."""
         at = learned = 0
         least = TRIPLE.size if kind == OPTIONS else PAIR.size
         while len(body) - at >= least:
-            if not any(body[at:]):
+            number = _U16.unpack_from(body, at)[0]
+            if number < FIRST_DATA_SET and not any(body[at:]):
                 break  # padding
-            key = (head.domain, _U16.unpack_from(body, at)[0])
-            try:
-                layout, at = parse_layout(body, at, kind, offset, self.limits)
-                self._admit(key, layout, offset)
-            except MalformedMessage:
-                if key in self._layouts:
-                    made.append(self._forgotten(key, head))
-                    self._reboots.forgotten(key)
-                raise
+            key = (making.head.domain, number)
+            known = self._layouts.get(key)
+            if known is not None and known.kind == kind and body.startswith(known.source.raw, at):
+                at += len(known.source.raw)
+            else:
+                at = self._redefine(key, body, at, kind, offset, making)
             learned += 1
             self.definitions += 1
             self._reboots.defined(key)
-            known = self._layouts.get(key)
-            if known is None or known.source.raw != layout.source.raw:
-                self._define(key, layout, head, made)
         return learned
+
+    def _redefine(self, key: Key, body: bytes, at: int, kind: int, offset: int, making: _Making) -> int:
+        """A template that is new, or not as it was: where the next begins."""
+        making.made += self._run(key, making.pending.pop(key[1], Run()))
+        try:
+            layout, at = parse_layout(body, at, kind, offset, self.limits)
+            self._admit(key, layout, offset)
+        except MalformedMessage:
+            if key in self._layouts:
+                making.made.append(self._forgotten(key, making.head))
+                self._reboots.forgotten(key)
+            raise
+        self._define(key, layout, making)
+        return at
 
     def _admit(self, key: Key, layout: Layout, offset: int) -> None:
         """The bounds hold for what is made, since those behind have the same. Raises MalformedMessage."""
@@ -189,18 +203,23 @@ class Netflow9:
             what = f"more than {limits.max_templates:,} templates, or {limits.max_template_bytes:,} bytes of them"
             raise MalformedMessage(what, offset=offset, reason="templates")
 
-    def _define(self, key: Key, layout: Layout, head: Head, made: list[bytes]) -> None:
+    def _define(self, key: Key, layout: Layout, making: _Making) -> None:
         known = self._layouts.get(key)
         self._template_bytes += len(layout.made.raw) - (len(known.made.raw) if known is not None else 0)
         self.template_changes += 1
         self._layouts[key] = layout
-        made.append(self._message(head.domain, layout.made.set_id, layout.made.raw, 0, head.now_ms))
-        for waiting, its_head in self.parking.take(key):
+        head = making.head
+        making.made.append(self._message(head.domain, layout.made.set_id, layout.made.raw, 0, head.now_ms))
+        for body, its_head in self.parking.take(key):
+            then = _Making(its_head)
             try:
-                self._data(layout, waiting, its_head, its_head.records, made)
+                self._data(key[1], body, its_head.records, then)
             except MalformedMessage as fault:
                 self.parking.misfit()
                 self.on_fault(fault)
+            making.made += then.made
+            for run in then.pending.values():
+                making.made += self._run(key, run)
 
     def _forgotten(self, key: Key, head: Head) -> bytes:
         """The message by which those behind forget a template as well."""
@@ -209,34 +228,38 @@ class Netflow9:
         self.template_changes += 1
         return self._message(key[0], layout.made.set_id, PAIR.pack(key[1], 0), 0, head.now_ms)
 
-    def _run(self, layout: Layout | None, run: Run) -> list[bytes]:
-        made: list[bytes] = []
-        if layout is not None and run.heads:
-            bodies = [
-                without_padding(body, layout, head.records) for body, head in zip(run.bodies, run.heads, strict=True)
-            ]
-            self._pieces(layout, timed(layout, bodies, run.heads), run.heads[-1], made)
-        return made
-
-    def _data(self, layout: Layout, body: bytes, head: Head, at_most: int, made: list[bytes]) -> int:
+    def _data(self, number: int, body: bytes, at_most: int, making: _Making) -> int:
+        """How many records the set has. Raises MalformedMessage; it has then given nothing."""
+        head, key = making.head, (making.head.domain, number)
+        layout = self._layouts.get(key)
+        if layout is None:
+            self.parking.park(key, body, head)
+            return 0
         if layout.source.record_bytes:
-            records = timed(layout, [without_padding(body, layout, at_most)], [head])
-            return self._pieces(layout, records, head, made)
-        varying = varying_records(layout, body, head)
-        for records, count in fitting(varying):
-            made.append(self._message(head.domain, layout.made.id, records, count, head.now_ms))
-        self.records += len(varying)
-        return len(varying)
+            records = without_padding(body, layout, at_most)
+            making.pending.setdefault(number, Run()).add(records, head)
+            return len(records) // layout.source.record_bytes
+        pieces = varying_pieces(layout, body, head)
+        making.made += [self._message(head.domain, number, piece, count, head.now_ms) for piece, count in pieces]
+        found = sum(count for _, count in pieces)
+        self.records += found
+        return found
 
-    def _pieces(self, layout: Layout, records: bytes, head: Head, made: list[bytes]) -> int:
-        """Records of fixed length into as few messages as hold them."""
+    def _run(self, key: Key, run: Run) -> list[bytes]:
+        """The messages of sets of fixed-length records, which are made together."""
+        layout = self._layouts.get(key)
+        return self._pieces(layout, timed(layout, run.bodies, run.heads), run.heads[-1]) if layout and run.heads else []
+
+    def _pieces(self, layout: Layout, records: bytes, head: Head) -> list[bytes]:
+        """Records of fixed length in as few messages as hold them."""
+        made = []
         size = layout.made.record_bytes
         room = ROOM // size * size
         for at in range(0, len(records), room):
             part = records[at : at + room]
             made.append(self._message(head.domain, layout.made.id, part, len(part) // size, head.now_ms))
         self.records += len(records) // size
-        return len(records) // size
+        return made
 
     def _message(self, domain: int, set_id: int, body: bytes, records: int, now_ms: int) -> bytes:
         number = self._numbers.get(domain, 0)

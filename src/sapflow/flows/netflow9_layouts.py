@@ -7,6 +7,7 @@ enterprise (`ENTERPRISES`, else Cisco), less 32,768. Scopes become the elements 
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 
 import numpy as np
 from attrs import frozen
@@ -32,6 +33,8 @@ TRIPLE = struct.Struct("!HHH")
 class Layout:
     """How records of one v9 template are read, and the IPFIX template of what is made of them."""
 
+    kind: int
+    """Of the set that the template came in: TEMPLATES or OPTIONS."""
     source: Template
     made: Template
     times: tuple[tuple[int, int], ...] = ()
@@ -60,37 +63,40 @@ def parse_layout(body: bytes, at: int, kind: int, offset: int, limits: FlowLimit
         raise MalformedMessage(what, offset=offset + start, reason="template_fields")
     pairs = [PAIR.unpack_from(body, at + index * PAIR.size) for index in range(count)]
     at += count * PAIR.size
-    layout = _layout(number, pairs, scopes, body[start:at], offset + start, limits.max_fields_per_template)
+    layout = _layout(kind, number, pairs, scopes, body[start:at], limits.max_fields_per_template)
+    if not 1 <= layout.source.min_record_bytes <= MAX_MESSAGE_BYTES - 64:
+        what = f"records of template {number} would be at least {layout.source.min_record_bytes:,} bytes"
+        raise MalformedMessage(what, offset=offset + start, reason="template")
     return layout, at
 
 
-def _layout(number: int, pairs: list[tuple[int, int]], scopes: int, raw: bytes, offset: int, max_fields: int) -> Layout:
-    fields = [_element(kind, length, index < scopes) for index, (kind, length) in enumerate(pairs)]
+def _layout(kind: int, number: int, pairs: list[tuple[int, int]], scopes: int, raw: bytes, max_fields: int) -> Layout:
+    fields = [_element(element, length, index < scopes) for index, (element, length) in enumerate(pairs)]
     # An options template without a scope (some send one) is in IPFIX a template like any other.
-    source = make_template(number, fields, scopes=scopes)
-    if not 1 <= source.min_record_bytes <= MAX_MESSAGE_BYTES - 64:
-        what = f"records of template {number} would be at least {source.min_record_bytes:,} bytes"
-        raise MalformedMessage(what, offset=offset, reason="template")
-    source = Template(number, scopes, source.fields, raw, source.record_bytes, source.min_record_bytes)
+    plain = make_template(number, fields, scopes=scopes)
+    source = Template(number, scopes, plain.fields, raw, plain.record_bytes, plain.min_record_bytes)
     times = _times(source)
-    known = {item.id for item in source.fields if not item.pen}
-    if len(times) < 2 or {152, 153} & known or len(fields) + 2 > max_fields:
-        return Layout(source, make_template(number, fields, scopes=scopes))
+    has_absolute = any(element in (152, 153) and not pen for pen, element, _ in fields)
+    if len(times) < 2 or has_absolute or len(fields) + 2 > max_fields:
+        return Layout(kind, source, plain)
     made = make_template(number, [*fields, (0, 152, 8), (0, 153, 8)], scopes=scopes)
     if not source.record_bytes:
-        return Layout(source, made, times)
-    whole = f"V{source.record_bytes}"
+        return Layout(kind, source, made, times)
+    return Layout(kind, source, made, times, *_dtypes(source.record_bytes, times))
+
+
+@lru_cache(maxsize=1024)
+def _dtypes(size: int, times: tuple[tuple[int, int], ...]) -> tuple[np.dtype[np.void], np.dtype[np.void]]:
     (start, start_bytes), (end, end_bytes) = times
     reads = np.dtype(
         {
             "names": ["whole", "start", "end"],
-            "formats": [whole, f">u{start_bytes}", f">u{end_bytes}"],
+            "formats": [f"V{size}", f">u{start_bytes}", f">u{end_bytes}"],
             "offsets": [0, start, end],
-            "itemsize": source.record_bytes,
+            "itemsize": size,
         }
     )
-    writes = np.dtype([("whole", whole), ("start", ">u8"), ("end", ">u8")])
-    return Layout(source, made, times, reads, writes)
+    return reads, np.dtype([("whole", f"V{size}"), ("start", ">u8"), ("end", ">u8")])
 
 
 def _element(kind: int, length: int, is_scope: bool) -> tuple[int, int, int]:

@@ -70,23 +70,26 @@ def timed(layout: Layout, bodies: list[bytes], heads: list[Head]) -> bytes:
     return out.tobytes()
 
 
-def varying_records(layout: Layout, body: bytes, head: Head) -> list[bytes]:
-    """Records with elements of variable length, which some put into v9 as IPFIX has them. Raises MalformedMessage."""
+def varying_pieces(layout: Layout, body: bytes, head: Head) -> list[tuple[bytes, int]]:
+    """Records with elements of variable length, which some put into v9 as IPFIX has them.
+
+    In pieces that fit a message each, with the count of their records. Raises MalformedMessage.
+    """
     rows = list(variable_records(body, 0, len(body), layout.source))
-    ends = [0, *(spans[-1][1] for spans in rows)]
-    records = [body[a:b] for a, b in pairwise(ends)]
-    if not layout.times or not rows:
-        return records
+    if not rows:
+        return []
+    if not layout.times:
+        return [(body[: rows[-1][-1][1]], len(rows))]
     values = [int.from_bytes(body[slice(*spans[index])][-4:], "big") for spans in rows for index, _ in layout.times]
     times = absolute_ms(np.array(values, np.int64), head.uptime_ms, head.now_ms).astype(">u8").tobytes()
-    records = [record + times[16 * row : 16 * row + 16] for row, record in enumerate(records)]
+    ends = [0, *(spans[-1][1] for spans in rows)]
+    records = [body[a:b] + times[16 * row : 16 * row + 16] for row, (a, b) in enumerate(pairwise(ends))]
     if max(map(len, records)) > ROOM:
         raise MalformedMessage("a record too long for a message", offset=0, reason="record")
-    return records
+    return list(_fitting(records))
 
 
-def fitting(records: list[bytes]) -> Iterator[tuple[bytes, int]]:
-    """Records joined to as few pieces as fit a message each, with their count."""
+def _fitting(records: list[bytes]) -> Iterator[tuple[bytes, int]]:
     pending: list[bytes] = []
     size = 0
     for record in records:
@@ -95,5 +98,4 @@ def fitting(records: list[bytes]) -> Iterator[tuple[bytes, int]]:
             pending, size = [], 0
         pending.append(record)
         size += len(record)
-    if pending:
-        yield b"".join(pending), len(pending)
+    yield b"".join(pending), len(pending)
