@@ -66,7 +66,7 @@ class DatagramSession:
         self._translator: Netflow5 | Netflow9 | IpfixDatagrams | sflow.Sflow
         match protocol:
             case "netflow5":
-                self._translator = Netflow5()
+                self._translator = Netflow5(max_domains=min(256, limits.max_domains, limits.max_templates))
             case "netflow9":
                 self._translator = Netflow9(limits, self._fault, parking=Parking(allowance))
             case "ipfix":

@@ -31,6 +31,7 @@ from sapflow.flows.wire import (
 )
 
 _U16 = struct.Struct("!H")
+_NUMBER = struct.Struct("!I")
 
 
 @frozen
@@ -91,19 +92,21 @@ class IpfixDatagrams:
     def translate_all(self, datagrams: Sequence[bytes], received_s: float) -> bytes:
         """Datagrams of one run; those that just follow on are looked at no further."""
         _, _, _, _, domain, set_id, _ = MESSAGE_AND_SET.unpack_from(datagrams[0])
-        template = self._session.templates.get(domain << 16 | set_id)
+        key, templates = domain << 16 | set_id, self._session.templates
         counter = self.sequences.get(domain)
         made: list[bytes] = []
         for datagram in datagrams:
-            (number,) = struct.unpack_from("!I", datagram, 8)
+            template = templates.get(key)
             count = (len(datagram) - MESSAGE_AND_SET.size) // template.record_bytes if template is not None else 0
-            if counter is not None and count and not self._owed and counter.advance(number, count):
-                made.append(datagram)
-            else:
-                try:
-                    made.append(self.translate(datagram, received_s))
-                except MalformedMessage as fault:
-                    self.on_fault(fault)
+            if counter is not None and count and not self._owed:
+                (number,) = _NUMBER.unpack_from(datagram, 8)
+                if counter.advance(number, count):
+                    made.append(datagram)
+                    continue
+            try:
+                made.append(self.translate(datagram, received_s))
+            except MalformedMessage as fault:
+                self.on_fault(fault)
         return b"".join(made)
 
     def translate(self, datagram: bytes, received_s: float) -> bytes:

@@ -80,8 +80,11 @@ class Netflow9:
             _, records, uptime, seconds, number, _ = HEADER.unpack_from(datagram)
             layout = self._layouts.get((domain, set_id))
             if counter is not None and layout is not None and counter.advance(number, 1, uptime):
-                body = without_padding(datagram[_HEADER_AND_SET.size :], layout, records)
-                run.add(body, Head(domain, uptime, header_ms(seconds, 0, received_s), records))
+                head = Head(domain, uptime, header_ms(seconds, 0, received_s), records)
+                size = layout.source.record_bytes
+                count = (len(datagram) - _HEADER_AND_SET.size) // size
+                body = datagram[_HEADER_AND_SET.size : _HEADER_AND_SET.size + count * size]
+                run.add(without_padding(body, size, count - records), head)
                 continue
             made += self._run((domain, set_id), run)
             run = Run()
@@ -152,14 +155,22 @@ class Netflow9:
                 if set_id in (TEMPLATES, OPTIONS):
                     counted += self._learn(body, set_id, at + SET_HEADER.size, making)
                 elif set_id >= FIRST_DATA_SET:
-                    counted += self._data(set_id, body, max(0, making.head.records - counted), making)
+                    counted += self._data(set_id, body, making)
                 else:
                     self.ignored_sets += 1
             except MalformedMessage as fault:
                 self.on_fault(fault)
             at += length
+        self._finish(making, counted)
+
+    def _finish(self, making: _Making, counted: int) -> None:
+        """Make what is pending; `counted` is how many records, and templates, the datagram seems to have."""
+        excess = counted - making.head.records
         for number, run in making.pending.items():
-            making.made += self._run((making.head.domain, number), run)
+            key = (making.head.domain, number)
+            if excess > 0:
+                excess = run.trim(self._layouts[key].source.record_bytes, excess)
+            making.made += self._run(key, run)
 
     def _learn(self, body: bytes, kind: int, offset: int, making: _Making) -> int:
         """How many templates the set has. Raises MalformedMessage, after which the one at fault is no more."""
@@ -213,13 +224,11 @@ class Netflow9:
         for body, its_head in self.parking.take(key):
             then = _Making(its_head)
             try:
-                self._data(key[1], body, its_head.records, then)
+                self._finish(then, self._data(key[1], body, then))
             except MalformedMessage as fault:
                 self.parking.misfit()
                 self.on_fault(fault)
             making.made += then.made
-            for run in then.pending.values():
-                making.made += self._run(key, run)
 
     def _forgotten(self, key: Key, head: Head) -> bytes:
         """The message by which those behind forget a template as well."""
@@ -228,17 +237,17 @@ class Netflow9:
         self.template_changes += 1
         return self._message(key[0], layout.made.set_id, PAIR.pack(key[1], 0), 0, head.now_ms)
 
-    def _data(self, number: int, body: bytes, at_most: int, making: _Making) -> int:
-        """How many records the set has. Raises MalformedMessage; it has then given nothing."""
+    def _data(self, number: int, body: bytes, making: _Making) -> int:
+        """How many records the set seems to have. Raises MalformedMessage; it has then given nothing."""
         head, key = making.head, (making.head.domain, number)
         layout = self._layouts.get(key)
         if layout is None:
             self.parking.park(key, body, head)
             return 0
-        if layout.source.record_bytes:
-            records = without_padding(body, layout, at_most)
-            making.pending.setdefault(number, Run()).add(records, head)
-            return len(records) // layout.source.record_bytes
+        if size := layout.source.record_bytes:
+            count = len(body) // size
+            making.pending.setdefault(number, Run()).add(body[: count * size], head)
+            return count
         pieces = varying_pieces(layout, body, head)
         making.made += [self._message(head.domain, number, piece, count, head.now_ms) for piece, count in pieces]
         found = sum(count for _, count in pieces)

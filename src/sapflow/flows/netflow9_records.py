@@ -29,7 +29,7 @@ class Head:
 
 @define
 class Run:
-    """Sets that follow on each other."""
+    """Sets of one template, of records of fixed length, that are made together."""
 
     bodies: list[bytes] = field(factory=list)
     heads: list[Head] = field(factory=list)
@@ -38,17 +38,22 @@ class Run:
         self.bodies.append(body)
         self.heads.append(head)
 
+    def trim(self, size: int, excess: int) -> int:
+        """Take away padding, set by set: what is left of `excess`."""
+        for index, body in enumerate(self.bodies):
+            self.bodies[index] = kept = without_padding(body, size, excess)
+            excess -= (len(body) - len(kept)) // size
+        return excess
 
-def without_padding(body: bytes, layout: Layout, at_most: int) -> bytes:
-    """The records of a set.
 
-    Padding may be longer than a record: records of zeros behind all that the header counts are none.
+def without_padding(body: bytes, size: int, excess: int) -> bytes:
+    """Records without those at their end that are but zeros, at most `excess` of them.
+
+    Padding may be longer than a record: such records are none where the datagram's header counts fewer.
     """
-    size = layout.source.record_bytes
-    count = len(body) // size
-    if count > at_most and not body[count * size - 1]:
-        count = max(at_most, -(-len(body[: count * size].rstrip(b"\0")) // size))
-    return body[: count * size]
+    if excess <= 0 or not body or body[-1]:
+        return body
+    return body[: size * max(len(body) // size - excess, -(-len(body.rstrip(b"\0")) // size))]
 
 
 def timed(layout: Layout, bodies: list[bytes], heads: list[Head]) -> bytes:
