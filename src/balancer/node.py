@@ -131,6 +131,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
             batch_bytes=config.intake.batch_bytes,
             flush_interval_s=config.intake.flush_interval_s,
             max_exporters=config.intake.max_udp_exporters,
+            max_parked_bytes=config.intake.max_parked_bytes,
             idle_timeout_s=config.intake.idle_timeout_s,
             max_unacknowledged_bytes=config.intake.max_unacknowledged_bytes,
         ),
@@ -138,7 +139,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
         remembered=templates.load(),
         faults=intake.faults,
     )
-    udp_door = UdpDoor(datagrams, templates, bind_udp(mine.udp))
+    udp_door = UdpDoor(datagrams, templates, bind_udp(mine.udp, mine.udp_buffer_bytes))
     link_door = LinkDoor(
         place=places.place_link,
         dial=connect,
@@ -181,6 +182,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
                 "unacknowledged_bytes": uplink.unacknowledged_bytes,
                 "streams": len(uplink.streams),
                 "udp_buffer_bytes": udp_door.buffer_bytes,
+                "udp_parked_bytes": datagrams.parked.held_bytes,
                 **figures.read(),
             },
             "faulty_exporters": {name: dict(reasons) for name, reasons in intake.faults.by_exporter.items()},

@@ -51,6 +51,8 @@ class BalancerConfig:
     """The exporter door: IPFIX over TCP."""
     udp: str = "127.0.0.1:4739"
     """NetFlow v5 and v9, IPFIX and sFlow v5, whichever comes."""
+    udp_buffer_bytes: int = 32 << 20
+    """What the kernel may hold of datagrams that were not read yet; less where net.core.rmem_max says so."""
     link: str = "127.0.0.1:4740"
     """The link door, for meters: plain, TLS or WebSocket, whichever comes."""
     control: str = "127.0.0.1:0"
@@ -86,6 +88,8 @@ class IntakeConfig:
     """Of one stream: beyond it an exporter is not read from (TCP), or its datagrams are dropped and counted (UDP)."""
     max_udp_exporters: int = 10_000
     """UDP exporters known at a time; the one silent for longest goes first."""
+    max_parked_bytes: int = 64 << 20
+    """What came by UDP before its template, of all exporters together; one may hold 1 MiB of it."""
     template_lifetime_s: float = 5400.0
     """Templates of UDP exporters are believed for so long after a restart of ours."""
 

@@ -30,6 +30,8 @@ def decode_command(
 ) -> None:
     """Decode IPFIX Files, captures (pcap, pcapng) or flow datagrams; '-' is standard input. Needs no fleet.
 
+    Datagrams, in captures or raw, may be NetFlow v5, NetFlow v9, IPFIX or sFlow v5.
+
     What is malformed is named at the end, with exit code 1; everything before it has been written by then.
     """
     faults: list[str] = []
@@ -90,6 +92,7 @@ def _stats(path: Path, decoder: Decoder, skipped: Counter[str]) -> list[dict[str
                 "lost": stats.lost,
                 "undecodable_sets": stats.undecodable_sets,
                 "errors": dict(stats.errors),
+                "skipped": dict(stats.skipped),
                 "domains": {str(number): domain.as_json() for number, domain in stats.domains.items()},
             }
         )

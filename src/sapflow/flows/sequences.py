@@ -1,9 +1,9 @@
 """Sequence numbers of datagrams: what was lost on the way, told apart from what is late, repeated, or a restart.
 
-The unit is the protocol's own: NetFlow v5 counts flows, v9 packets (RFC 3954, 5.1), IPFIX data records (RFC 7011, 3.1).
-Numbers wrap at 2^32. A gap is kept (the newest few are): what comes late fills it and is lost no more; what fills none
-is a repeat. The counter never steps back for either, until repeats follow on each other for so long that the exporter
-must have begun anew.
+The unit is the protocol's own: NetFlow v5 counts flows, v9 packets (RFC 3954, 5.1), IPFIX data records (RFC 7011, 3.1),
+sFlow datagrams. Numbers wrap at 2^32. A gap is kept (the newest few are): what comes late fills it and is lost no more;
+what fills none is a repeat. The counter never steps back for either, until repeats follow on each other for so long
+that the exporter must have begun anew.
 """
 
 from __future__ import annotations
@@ -30,8 +30,18 @@ class SequenceCounter:
     _uptime_ms: int | None = None
     _gaps: list[tuple[int, int]] = field(factory=list)
     """(first number, how many), oldest first."""
-    _chain: int = 0
-    _chain_next: int | None = None
+    behind: int = 0
+    """Datagrams in a row whose numbers lie behind and follow on each other: how many there are now."""
+    _behind_next: int | None = None
+
+    def advance(self, number: int, count: int, uptime_ms: int | None = None) -> bool:
+        """As `follow`, for a datagram that follows on the one before; False, with nothing changed, when it does not."""
+        if number != self._expected or self.behind:
+            return False
+        self._expected = (number + count) & _MASK
+        if uptime_ms is not None:
+            self._uptime_ms = uptime_ms
+        return True
 
     def follow(self, number: int, count: int | None, uptime_ms: int | None = None) -> None:
         """A datagram with this number came, holding `count` units (None: not known, so what comes next is not either).
@@ -39,18 +49,20 @@ class SequenceCounter:
         `uptime_ms` is the exporter's own, where its protocol says it: one that is much less than before, on a number
         that does not follow, is a restart.
         """
+        if count is not None and self.advance(number, count, uptime_ms):
+            return
         gap = 0 if self._expected is None else (number - self._expected) & _MASK
         if gap and self._uptime_fell(uptime_ms):
             self._begin_anew()
         elif gap >= _HALF:
-            if not self._behind(number, count):
+            if not self._is_anew(number, count):
                 return
         elif gap:
             assert self._expected is not None
             self.lost += gap
             self._gaps = [*self._gaps[1 - MAX_GAPS :], (self._expected, gap)]
         self._expected = None if count is None else (number + count) & _MASK
-        self._chain, self._chain_next = 0, None
+        self.behind, self._behind_next = 0, None
         if uptime_ms is not None:
             self._uptime_ms = uptime_ms
 
@@ -65,7 +77,7 @@ class SequenceCounter:
         self.restarts += 1
         self._gaps.clear()
 
-    def _behind(self, number: int, count: int | None) -> bool:
+    def _is_anew(self, number: int, count: int | None) -> bool:
         """A number from before: fills a gap, or repeats; True when it is neither but a new beginning."""
         for index, (first, size) in enumerate(self._gaps):
             inside = (number - first) & _MASK
@@ -75,9 +87,9 @@ class SequenceCounter:
                 rest = [(first, inside), ((number + count) & _MASK, size - inside - count)]
                 self._gaps[index : index + 1] = [part for part in rest if part[1]]
                 return False
-        self._chain = self._chain + 1 if number == self._chain_next else 1
-        self._chain_next = None if count is None else (number + count) & _MASK
-        if self._chain < RESTART_AFTER:
+        self.behind = self.behind + 1 if number == self._behind_next else 1
+        self._behind_next = None if count is None else (number + count) & _MASK
+        if self.behind < RESTART_AFTER:
             self.repeats += 1
             return False
         self._begin_anew()
