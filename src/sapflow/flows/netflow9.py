@@ -1,9 +1,10 @@
 """NetFlow v9 to IPFIX, set by set (RFC 3954; RFC 7011 for what comes out).
 
 Element numbers below 32,768 are IPFIX's own. Higher ones, which IPFIX has no room for, become elements of an
-enterprise (`ENTERPRISES`, else Cisco), less 32,768. Scopes become the elements that mean the same. Records keep all
-their bytes; where a template has times of the device's uptime (21, 22) the times that they mean come behind them, as
-flowStart- and flowEndMilliseconds. Sets whose template is not known yet are parked, within bounds, until it comes.
+enterprise (`ENTERPRISES`, else Cisco), less 32,768 (ntop's: as it numbers them in IPFIX). Scopes become the elements
+that mean the same. Records keep all their bytes; where a template has times of the device's uptime (21, 22) the times
+that they mean come behind them, as flowStart- and flowEndMilliseconds. Sets whose template is not known yet are
+parked, within bounds, until it comes.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ HEADER = struct.Struct("!HHIIII")
 """version, count of records, uptime (ms), unix seconds, sequence, source id."""
 TEMPLATES, OPTIONS = 0, 1
 CISCO = 9
-ENTERPRISES = {56_701: 25_461, 56_702: 25_461, **dict.fromkeys(range(57_554, 57_660), 35_632)}
+ENTERPRISES = {56_701: 25_461, 56_702: 25_461, **dict.fromkeys(range(57_552, 57_944), 35_632)}
 """Enterprises of v9 types above 32,767: Palo Alto's App-ID and User-ID, ntop's."""
+NTOP, NTOP_OFFSET = 35_632, 57_472
+"""nProbe numbers its elements in v9 as in IPFIX, but for this."""
 SCOPES = {1: 144, 2: 10, 3: 141, 4: 143, 5: 145}
 """System, Interface, Line Card, Cache, Template (RFC 3954, 6.1) as IPFIX elements."""
 END_UPTIME, START_UPTIME = 21, 22
@@ -222,7 +225,8 @@ def _element(kind: int, length: int, is_scope: bool) -> tuple[int, int, int]:
     if is_scope:
         return (0, SCOPES.get(kind, kind & 0x7FFF), length)
     if kind & 0x8000:
-        return (ENTERPRISES.get(kind, CISCO), kind & 0x7FFF, length)
+        pen = ENTERPRISES.get(kind, CISCO)
+        return (pen, kind - NTOP_OFFSET if pen == NTOP else kind & 0x7FFF, length)
     return (0, kind, length)
 
 
