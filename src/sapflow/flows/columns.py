@@ -44,10 +44,10 @@ class FlowBatch:
     """By element name; a name that is repeated in the template gets `_2`, `_3`, …"""
     order: NDArray[np.int64]
     """Each record's place among all records of the data decoded."""
-    export_times: NDArray[np.int64] = field(factory=lambda: np.empty(0, np.int64))
-    """When each record was exported, in seconds since 1970; empty for a batch that was not decoded from messages."""
     templates: Mapping[int, Template] = field(factory=dict)
     """What its lists refer to, by id: the templates of its domain as they were then. Without lists, none."""
+    export_times: NDArray[np.int64] = field(factory=lambda: np.empty(0, np.int64))
+    """When each record was exported, in seconds since 1970; empty for a batch that was not decoded from messages."""
 
     @property
     def records(self) -> int:
@@ -213,7 +213,7 @@ def _columns(item: _Gathered) -> FlowBatch:
     starts = np.cumsum([0, *item.counts[:-1]], dtype=np.int64)
     order += np.arange(total, dtype=np.int64) - np.repeat(starts, item.counts)
     export_times = np.repeat(np.array(item.times, dtype=np.int64), item.counts)
-    return FlowBatch(item.domain, template, elements, columns, order, export_times, item.templates)
+    return FlowBatch(item.domain, template, elements, columns, order, item.templates, export_times)
 
 
 @lru_cache(maxsize=1024)
