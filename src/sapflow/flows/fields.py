@@ -97,13 +97,18 @@ def text_of(value: object) -> str:
     return str(value)
 
 
+def plain(column: Column) -> Column:
+    """A column in which nothing is masked, as an array like any other: outputs are faster with those."""
+    return column if np.ma.getmaskarray(column).any() else np.ma.getdata(column)
+
+
 def with_columns(batch: FlowBatch, made: dict[str, tuple[InformationElement, Column]]) -> FlowBatch:
     """The batch with columns behind its own; what it has already under such a name stays."""
     new = {name: pair for name, pair in made.items() if name not in batch.columns}
     return evolve(
         batch,
         elements=(*batch.elements, *(element for element, _ in new.values())),
-        columns={**batch.columns, **{name: column for name, (_, column) in new.items()}},
+        columns={**batch.columns, **{name: plain(column) for name, (_, column) in new.items()}},
     )
 
 

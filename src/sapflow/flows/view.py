@@ -12,7 +12,7 @@ from attrs import define, evolve, field
 from numpy.typing import NDArray
 
 from sapflow.flows.columns import Column, FlowBatch
-from sapflow.flows.fields import REVERSE, Fields
+from sapflow.flows.fields import REVERSE, Fields, plain
 from sapflow.flows.moments import flow_times
 from sapflow.flows.records import Context
 from sapflow.flows.sampling import RATE, own_rates, says_rates, scaled
@@ -69,7 +69,7 @@ def view(
             counter = columns[name]
             made = scaled(np.ma.getdata(counter), columns["sampling"])
             columns[f"scaled_{name}"] = np.ma.array(made, mask=np.ma.getmaskarray(counter) | np.ma.getmaskarray(made))
-    shown = {name: _plain(columns[name]) for name in ORDER if name in columns}
+    shown = {name: plain(columns[name]) for name in ORDER if name in columns}
     elements = tuple(ELEMENTS[name] for name in shown)
     return evolve(batch, columns=shown, elements=elements, order=order, export_times=export_times)
 
@@ -188,11 +188,6 @@ def _delay(fields: Fields) -> NDArray[np.timedelta64]:
     found = fields.integers("reverseFlowDeltaMilliseconds")
     ms = np.zeros(fields.records, np.int64) if found is None else found.astype(np.int64)
     return (ms * 1000).view("timedelta64[us]")
-
-
-def _plain(column: Column) -> Column:
-    """A column in which nothing is masked, as an array like any other: outputs are faster with those."""
-    return column if np.ma.getmaskarray(column).any() else np.ma.getdata(column)
 
 
 def _unknown(column: Column) -> Column:

@@ -63,6 +63,11 @@ def test_and_in_options_data(says: Record, rate: float | None) -> None:
     assert rate_of(told({"lineCardId": 1, **says})) == rate
 
 
+def test_nokia_s_interval_of_1_and_space_of_999_is_one_in_a_thousand() -> None:
+    stage = told({"selectorId": 3, "samplingPacketInterval": 1, "samplingPacketSpace": 999})
+    assert rate_of(stage, {"octetDeltaCount": 1, "selectorId": 3}) == 1000.0
+
+
 def test_a_record_s_own_rate_comes_before_what_options_data_say() -> None:
     stage = told({"lineCardId": 1, "samplingInterval": 100})
     assert rate_of(stage, {"octetDeltaCount": 1, "samplingInterval": 7}) == 7.0

@@ -1,13 +1,18 @@
 """The view of flows: each row of its table of precedence (docs/reference/view.md), and the exporters it is for."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sapflow.flows.columns import FlowBatch, decode
+from sapflow.flows.encode import Encoder, make_template
 from sapflow.flows.netflow5 import Netflow5
 from sapflow.flows.records import Context
+from sapflow.flows.registry import InformationElement, registry, using
 from sapflow.flows.schema import ELEMENTS, JOINED, NUMBERS
 from sapflow.flows.view import View, view
 from tests.unit.flows.flows_made import EXPORTED, Record, Value, a_batch, ntp, seen
@@ -314,3 +319,36 @@ def test_whatever_records_say_there_is_a_row_for_it(records: list[dict[str, Valu
     rows = flows(*records, scale=True)
     assert len(rows) == len(records) + sum(1 for record in records if record["reverse:octetDeltaCount"])
     assert [row["bytes"] for row in rows if not row["reverse"]] == [record["octetDeltaCount"] for record in records]
+
+
+def test_the_reference_tells_every_field_of_the_view() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "reference" / "view.md").read_text()
+    table = page.split("## Fields")[1].split("\n\n- ")[0]
+    told = {
+        name
+        for line in table.splitlines()
+        for name in re.findall(r"`(\w+)`", line.split("|")[1] if "|" in line else "")
+    }
+    assert told == set(ELEMENTS)
+
+
+def test_ixia_has_reverse_counters_of_its_own() -> None:
+    elements: dict[str, Value] = {
+        "octetDeltaCount": 1,
+        "ixiaReverseOctetDeltaCount": 2,
+        "ixiaReversePacketDeltaCount": 1,
+    }
+    _, backward = flows(elements)
+    assert (backward["bytes"], backward["packets"], backward["reverse"]) == (2, 1, True)
+
+
+def test_an_exporter_s_own_element_cannot_pass_for_one_of_iana() -> None:
+    impostor = InformationElement(32473, 1, "octetDeltaCount", "unsigned64")
+    with using(registry().extended([impostor])):
+        made = make_template(300, [(32473, 1, 8)])
+        encoder = Encoder()
+        (batch,) = decode(
+            encoder.templates([made], export_time=1) + encoder.records(made, [(7).to_bytes(8, "big")], export_time=1)
+        )
+    assert batch.columns["octetDeltaCount"].tolist() == [7]
+    assert "bytes" not in seen([view(batch)])[0]
