@@ -103,8 +103,8 @@ def plain(column: Column) -> Column:
 
 
 def with_columns(batch: FlowBatch, made: dict[str, tuple[InformationElement, Column]]) -> FlowBatch:
-    """The batch with columns behind its own; what it has already under such a name stays."""
-    new = {name: pair for name, pair in made.items() if name not in batch.columns}
+    """The batch with columns behind its own; one whose name an exporter's element has already gets `_2`."""
+    new = {f"{name}_2" if name in batch.columns else name: pair for name, pair in made.items()}
     return evolve(
         batch,
         elements=(*batch.elements, *(element for element, _ in new.values())),
@@ -115,3 +115,12 @@ def with_columns(batch: FlowBatch, made: dict[str, tuple[InformationElement, Col
 def made_element(name: str, kind: str, semantics: str = "", units: str = "") -> InformationElement:
     """The element of a column that a stage made: no exporter's, so without a number."""
     return InformationElement(0, 0, name, kind, semantics, units)
+
+
+def made_column(batch: FlowBatch, name: str) -> NDArray[Any] | None:
+    """A column that a stage made; one that an exporter called so is none."""
+    for (found, column), element in zip(batch.columns.items(), batch.elements, strict=True):
+        if element.name == name and (element.pen, element.id) == (0, 0):
+            assert isinstance(column, np.ndarray), found
+            return column
+    return None

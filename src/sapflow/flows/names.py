@@ -77,7 +77,7 @@ class Names:
                 continue
             for source, name in join.made:
                 numbers = _numbers(fields, source)
-                if numbers is not None and name not in batch.columns:
+                if numbers is not None and name not in _told_in(batch):
                     column = self._named(join.what, numbers, batch.domain, context)
                     made[name] = (made_element(name, "string"), column)
         return with_columns(batch, made)
@@ -101,6 +101,11 @@ class Names:
         found = [names[number] for number in numbers]
         text = np.array([name or "" for name in found], dtype=np.str_)
         return np.ma.array(text, mask=[name is None for name in found])
+
+
+def _told_in(batch: FlowBatch) -> set[str]:
+    """Names that records have themselves (applicationName), or that a stage has made already."""
+    return {element.name for element in batch.elements if element.pen == 0}
 
 
 def _is_table(join: Join, batch: FlowBatch) -> bool:

@@ -19,7 +19,7 @@ from attrs import define, field
 from numpy.typing import NDArray
 
 from sapflow.flows.columns import Column, FlowBatch
-from sapflow.flows.fields import REVERSE, Fields, made_element, number_of, with_columns
+from sapflow.flows.fields import REVERSE, Fields, made_column, made_element, number_of, with_columns
 from sapflow.flows.records import Context
 from sapflow.flows.registry import InformationElement, built_in
 from sapflow.flows.templates import Template
@@ -180,7 +180,7 @@ class Sampling:
         if batch.template.scope_count or says_rates(batch.template):
             self.known.learn(batch, context)
             return batch
-        if RATE in batch.columns:
+        if made_column(batch, RATE) is not None:
             return batch
         rates = self.known.rates(batch, context)
         self._count(rates, context)

@@ -12,7 +12,7 @@ from attrs import define, evolve, field
 from numpy.typing import NDArray
 
 from sapflow.flows.columns import Column, FlowBatch
-from sapflow.flows.fields import REVERSE, Fields, plain
+from sapflow.flows.fields import REVERSE, Fields, made_column, plain
 from sapflow.flows.moments import flow_times
 from sapflow.flows.records import Context
 from sapflow.flows.sampling import RATE, own_rates, says_rates, scaled
@@ -77,12 +77,13 @@ def view(
 def _forward(batch: FlowBatch, fields: Fields, context: Context, booted_ms: int | None, names: bool) -> Columns:
     count = batch.records
     start, end = flow_times(fields, batch.export_times, booted_ms)
+    rates = made_column(batch, RATE)
     columns: Columns = {
         "exporter": np.full(count, address_of(context.exporter)),
         "domain": np.full(count, batch.domain, np.uint32),
         "start": start,
         "end": end,
-        "sampling": batch.columns[RATE] if RATE in batch.columns else own_rates(fields),
+        "sampling": own_rates(fields) if rates is None else rates,
         "reverse": np.zeros(count, np.bool_),
         "tcp_flags": _tcp_flags(fields),
     }
@@ -160,8 +161,9 @@ def _mac(fields: Fields, element: str) -> Column:
 
 
 def _text(batch: FlowBatch, fields: Fields, elements: tuple[str, ...]) -> Column:
-    if elements[0] in batch.columns and elements[0] not in fields:
-        return _made_text(batch, elements[0])
+    joined = made_column(batch, elements[0])
+    if joined is not None:
+        return joined
     for name in elements:
         found = fields.texts(name)
         if found is not None:
@@ -170,7 +172,7 @@ def _text(batch: FlowBatch, fields: Fields, elements: tuple[str, ...]) -> Column
 
 
 def _made_text(batch: FlowBatch, name: str) -> Column:
-    made = batch.columns.get(name)
+    made = made_column(batch, name)
     return np.ma.array(np.full(batch.records, ""), mask=True) if made is None else made
 
 

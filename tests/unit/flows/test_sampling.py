@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sapflow.flows.columns import decode
+from sapflow.flows.encode import Encoder, make_template
 from sapflow.flows.netflow5 import Netflow5
 from sapflow.flows.netflow9 import Netflow9
 from sapflow.flows.records import Context
+from sapflow.flows.registry import InformationElement, registry, using
 from sapflow.flows.sampling import Sampling, SamplingRates, scaled
 from sapflow.flows.told import Told
 from tests.unit.flows.flows_made import Record, a_batch, seen
@@ -191,6 +193,22 @@ def test_nothing_is_scaled_twice() -> None:
     stage = Sampling(scale=True)
     once = stage.apply(a_batch(RECORD), HERE)
     assert stage.apply(once, HERE) is once
+
+
+def test_an_exporter_s_own_element_of_that_name_is_not_taken_for_the_rate() -> None:
+    impostor = InformationElement(32473, 1, "samplingRate", "unsigned32")
+    made = make_template(300, [(32473, 1, 4), (0, 1, 4)])
+    encoder = Encoder(domain=1)
+    data = encoder.templates([made], export_time=1) + encoder.records(
+        made, [bytes([0, 0, 0, 9, 0, 0, 0, 5])], export_time=1
+    )
+    with using(registry().extended([impostor])):
+        (batch,) = decode(data)
+    (row,) = seen([Sampling(scale=True).apply(batch, HERE)])
+    assert row == {"samplingRate": 9, "octetDeltaCount": 5}
+    stage = told({"lineCardId": 1, "samplingInterval": 100})
+    (row,) = seen([stage.apply(batch, HERE)])
+    assert (row["samplingRate"], row["samplingRate_2"]) == (9, 100.0)
 
 
 def test_what_has_no_rate_is_null_and_told_at_the_end() -> None:
