@@ -17,6 +17,9 @@ from sapflow.flows.columns import Column, FlowBatch
 from sapflow.flows.registry import InformationElement, built_in, reversed_number
 from sapflow.flows.structured import IPV4_MAPPED
 
+Made = NDArray[Any]
+"""A column that a stage makes: masked where a value is not known."""
+
 REVERSE = "reverse:"
 """Before an element's name: the same of a biflow's other direction (RFC 5103)."""
 
@@ -97,12 +100,12 @@ def text_of(value: object) -> str:
     return str(value)
 
 
-def plain(column: Column) -> Column:
+def plain(column: Made) -> Made:
     """A column in which nothing is masked, as an array like any other: outputs are faster with those."""
     return column if np.ma.getmaskarray(column).any() else np.ma.getdata(column)
 
 
-def with_columns(batch: FlowBatch, made: dict[str, tuple[InformationElement, Column]]) -> FlowBatch:
+def with_columns(batch: FlowBatch, made: dict[str, tuple[InformationElement, Made]]) -> FlowBatch:
     """The batch with columns behind its own; one whose name an exporter's element has already gets `_2`."""
     new = {f"{name}_2" if name in batch.columns else name: pair for name, pair in made.items()}
     return evolve(
@@ -117,7 +120,7 @@ def made_element(name: str, kind: str, semantics: str = "", units: str = "") -> 
     return InformationElement(0, 0, name, kind, semantics, units)
 
 
-def made_column(batch: FlowBatch, name: str) -> NDArray[Any] | None:
+def made_column(batch: FlowBatch, name: str) -> Made | None:
     """A column that a stage made; one that an exporter called so is none."""
     for (found, column), element in zip(batch.columns.items(), batch.elements, strict=True):
         if element.name == name and (element.pen, element.id) == (0, 0):

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from attrs import define, field, frozen
 
-from sapflow.flows.columns import Column, FlowBatch
-from sapflow.flows.fields import Fields, made_element, with_columns
+from sapflow.flows.columns import FlowBatch
+from sapflow.flows.fields import Fields, Made, made_element, with_columns
 from sapflow.flows.records import Context
 from sapflow.flows.registry import InformationElement
 from sapflow.flows.told import Told
@@ -71,7 +71,7 @@ class Names:
     def apply(self, batch: FlowBatch, context: Context) -> FlowBatch:
         """Options data are learned from and go on as they are; other batches get the names of what they number."""
         fields = Fields(batch)
-        made: dict[str, tuple[InformationElement, Column]] = {}
+        made: dict[str, tuple[InformationElement, Made]] = {}
         for join in JOINS:
             if self._learn(join, fields, batch, context) or batch.template.scope_count:
                 continue
@@ -96,7 +96,7 @@ class Names:
                     self.told.put(context, domain, (join.what, *number), name)
         return True
 
-    def _named(self, what: str, numbers: Sequence[tuple[int, int]], domain: int, context: Context) -> Column:
+    def _named(self, what: str, numbers: Sequence[tuple[int, int]], domain: int, context: Context) -> Made:
         names = {number: self.told.get(context, domain, (what, *number)) for number in set(numbers)}
         found = [names[number] for number in numbers]
         text = np.array([name or "" for name in found], dtype=np.str_)

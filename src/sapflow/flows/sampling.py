@@ -18,8 +18,8 @@ import numpy as np
 from attrs import define, field
 from numpy.typing import NDArray
 
-from sapflow.flows.columns import Column, FlowBatch
-from sapflow.flows.fields import REVERSE, Fields, made_column, made_element, number_of, with_columns
+from sapflow.flows.columns import FlowBatch
+from sapflow.flows.fields import REVERSE, Fields, Made, made_column, made_element, number_of, with_columns
 from sapflow.flows.records import Context
 from sapflow.flows.registry import InformationElement, built_in
 from sapflow.flows.templates import Template
@@ -122,7 +122,7 @@ def _keys(fields: Fields, scopes: set[tuple[int, int]]) -> list[Key]:
     return [None] * fields.records
 
 
-def _samplers(fields: Fields) -> Column | None:
+def _samplers(fields: Fields) -> Made | None:
     return next((found for name in SAMPLERS if (found := fields.integers(name)) is not None), None)
 
 
@@ -152,7 +152,7 @@ def _rate(known: list[dict[Key, float]], sampler: int, interface: int, template:
     return float("nan")
 
 
-def scaled(counter: Column, rates: Rates) -> Column:
+def scaled(counter: Made, rates: Rates) -> Made:
     """A counter times the rate of each record, rounded: unsigned64, masked where no rate is known or none fits."""
     unknown = np.isnan(rates)
     rate = np.where(unknown, 1.0, rates)
@@ -184,7 +184,7 @@ class Sampling:
             return batch
         rates = self.known.rates(batch, context)
         self._count(rates, context)
-        made: dict[str, tuple[InformationElement, Column]] = {RATE: (made_element(RATE, "float64"), rates)}
+        made: dict[str, tuple[InformationElement, Made]] = {RATE: (made_element(RATE, "float64"), rates)}
         if self.scale:
             fields = Fields(batch)
             names = {(item.pen, item.id): item for item in batch.elements}

@@ -12,7 +12,7 @@ from attrs import define, evolve, field
 from numpy.typing import NDArray
 
 from sapflow.flows.columns import Column, FlowBatch
-from sapflow.flows.fields import REVERSE, Fields, made_column, plain
+from sapflow.flows.fields import REVERSE, Fields, Made, made_column, plain
 from sapflow.flows.moments import flow_times
 from sapflow.flows.records import Context
 from sapflow.flows.sampling import RATE, own_rates, says_rates, scaled
@@ -32,7 +32,7 @@ from sapflow.flows.schema import (
 )
 from sapflow.flows.told import Told, address_of
 
-Columns = dict[str, Column]
+Columns = dict[str, Made]
 
 
 def view(
@@ -69,7 +69,7 @@ def view(
             counter = columns[name]
             made = scaled(np.ma.getdata(counter), columns["sampling"])
             columns[f"scaled_{name}"] = np.ma.array(made, mask=np.ma.getmaskarray(counter) | np.ma.getmaskarray(made))
-    shown = {name: plain(columns[name]) for name in ORDER if name in columns}
+    shown: dict[str, Column] = {name: plain(columns[name]) for name in ORDER if name in columns}
     elements = tuple(ELEMENTS[name] for name in shown)
     return evolve(batch, columns=shown, elements=elements, order=order, export_times=export_times)
 
@@ -120,7 +120,7 @@ def _backward(
     return columns, which
 
 
-def _number(fields: Fields, number: Number) -> Column:
+def _number(fields: Fields, number: Number) -> Made:
     values = np.zeros(fields.records, np.uint64)
     told = np.zeros(fields.records, np.bool_)
     for name in number.elements:
@@ -137,7 +137,7 @@ def _number(fields: Fields, number: Number) -> Column:
     return np.ma.array(np.where(fits, values, 0).astype(dtype), mask=~(told & fits))
 
 
-def _address(fields: Fields, elements: tuple[str, ...]) -> Column:
+def _address(fields: Fields, elements: tuple[str, ...]) -> Made:
     octets = np.zeros((fields.records, 16), np.uint8)
     told = np.zeros(fields.records, np.bool_)
     some = np.zeros(fields.records, np.bool_)
@@ -154,13 +154,13 @@ def _address(fields: Fields, elements: tuple[str, ...]) -> Column:
     return np.ma.array(octets.view("V16").reshape(-1), mask=~told)
 
 
-def _mac(fields: Fields, element: str) -> Column:
+def _mac(fields: Fields, element: str) -> Made:
     found = fields.octets(element, 6)
     octets = np.zeros((fields.records, 6), np.uint8) if found is None else np.ascontiguousarray(found)
     return np.ma.array(octets.view("V6").reshape(-1), mask=np.full(fields.records, found is None))
 
 
-def _text(batch: FlowBatch, fields: Fields, elements: tuple[str, ...]) -> Column:
+def _text(batch: FlowBatch, fields: Fields, elements: tuple[str, ...]) -> Made:
     joined = made_column(batch, elements[0])
     if joined is not None:
         return joined
@@ -171,12 +171,12 @@ def _text(batch: FlowBatch, fields: Fields, elements: tuple[str, ...]) -> Column
     return np.ma.array(np.full(fields.records, ""), mask=True)
 
 
-def _made_text(batch: FlowBatch, name: str) -> Column:
+def _made_text(batch: FlowBatch, name: str) -> Made:
     made = made_column(batch, name)
     return np.ma.array(np.full(batch.records, ""), mask=True) if made is None else made
 
 
-def _tcp_flags(fields: Fields, prefix: str = "") -> Column:
+def _tcp_flags(fields: Fields, prefix: str = "") -> Made:
     """tcpControlBits; of YAF, the first packet's flags with those of the rest."""
     flags = _number(fields, Number("unsigned16", (f"{prefix}tcpControlBits",)))
     first, rest = fields.integers(f"{prefix}initialTCPFlags"), fields.integers(f"{prefix}unionTCPFlags")
@@ -192,12 +192,12 @@ def _delay(fields: Fields) -> NDArray[np.timedelta64]:
     return (ms * 1000).view("timedelta64[us]")
 
 
-def _unknown(column: Column) -> Column:
+def _unknown(column: Made) -> Made:
     return np.ma.array(np.ma.getdata(column), mask=np.ones(len(column), np.bool_))
 
 
-def _joined(one: Column, other: Column) -> Column:
-    values: Column = np.concatenate([np.ma.getdata(one), np.ma.getdata(other)])
+def _joined(one: Made, other: Made) -> Made:
+    values: Made = np.concatenate([np.ma.getdata(one), np.ma.getdata(other)])
     if not (np.ma.isMaskedArray(one) or np.ma.isMaskedArray(other)):
         return values
     return np.ma.array(values, mask=np.concatenate([np.ma.getmaskarray(one), np.ma.getmaskarray(other)]))
