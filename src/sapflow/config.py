@@ -162,6 +162,8 @@ class Config:
     """The directory that the fleet keeps its state in."""
     collectors: int = 2
     """How many `sapflow up` starts."""
+    elements: tuple[str, ...] = ()
+    """CSV files of information elements of your own (docs/reference/elements.md), from the file's own directory."""
     fleet: FleetConfig = Factory(FleetConfig)
     balancer: BalancerConfig = Factory(BalancerConfig)
     intake: IntakeConfig = Factory(IntakeConfig)
@@ -198,7 +200,8 @@ def load(path: Path | None) -> Config:
         return Config()
     try:
         with path.open("rb") as file:
-            return from_dict(tomllib.load(file), str(path))
+            config = from_dict(tomllib.load(file), str(path))
+        return attrs.evolve(config, elements=tuple(str(path.parent.absolute() / name) for name in config.elements))
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from error
     except tomllib.TOMLDecodeError as error:

@@ -22,8 +22,10 @@ import attrs
 import click
 import trio
 
+from sapflow.cli.meaning import registry_of
 from sapflow.config import Config, describe, dumps, load
 from sapflow.errors import SapflowError
+from sapflow.flows.registry import using
 from sapflow.orgs import OrgTable
 from sapflow.runtime.supervisor import Child, Supervisor, role_command
 
@@ -75,7 +77,8 @@ def _role_command(role: str) -> click.Command:
     def command(config_path: Path | None, name: str) -> None:
         config = load(config_path)
         run: Role = import_module(f"{role}.node").run
-        trio.run(_until_signalled, partial(run, config, name, fleet_token(config), _say))
+        with using(registry_of(config)):
+            trio.run(_until_signalled, partial(run, config, name, fleet_token(config), _say))
 
     return command
 
@@ -159,6 +162,7 @@ def _bound(config: Config, bind: str) -> Config:
 
 
 async def _up(config: Config, as_json: bool, quiet: bool) -> None:
+    registry_of(config)  # a file of elements that is broken is said so here, not by every role
     fleet_token(config)
     table = OrgTable(config.data_path / "orgs.json")
     if "default" not in table.names():

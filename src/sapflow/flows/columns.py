@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sapflow.errors import MalformedMessage
 from sapflow.flows.limits import FlowLimits
-from sapflow.flows.registry import InformationElement, registry
+from sapflow.flows.registry import InformationElement, Registry, registry
 from sapflow.flows.session import Session
 from sapflow.flows.structured import holds_lists
 from sapflow.flows.templates import Field, Template, variable_records
@@ -46,6 +46,8 @@ class FlowBatch:
     """Each record's place among all records of the data decoded."""
     templates: Mapping[int, Template] = field(factory=dict)
     """What its lists refer to, by id: the templates of its domain as they were then. Without lists, none."""
+    export_times: NDArray[np.int64] = field(factory=lambda: np.empty(0, np.int64))
+    """When each record was exported, in seconds since 1970; empty for a batch that was not decoded from messages."""
 
     @property
     def records(self) -> int:
@@ -60,6 +62,7 @@ class _Gathered:
     pieces: list[bytes] = field(factory=list)
     firsts: list[int] = field(factory=list)
     counts: list[int] = field(factory=list)
+    times: list[int] = field(factory=list)
     templates: Mapping[int, Template] = field(factory=dict)
 
 
@@ -117,7 +120,7 @@ def _gather(data: bytes, session: Session) -> list[_Gathered]:
     last = end - MESSAGE_AND_SET.size
     while at < end:
         if at <= last:
-            _, length, _, _, domain, set_id, set_length = unpack(data, at)
+            _, length, export_time, _, domain, set_id, set_length = unpack(data, at)
             if set_length + 16 == length and set_id >= FIRST_DATA_SET and set_length >= 4 and at + length <= end:
                 template = session.templates.get(domain << 16 | set_id)
                 if template is not None and template.record_bytes:
@@ -129,6 +132,7 @@ def _gather(data: bytes, session: Session) -> list[_Gathered]:
                     item.pieces.append(data[body : body + count * template.record_bytes])
                     item.firsts.append(ordinal)
                     item.counts.append(count)
+                    item.times.append(export_time)
                     ordinal += count
                     at += length
                     continue
@@ -140,7 +144,7 @@ def _gather_message(data: bytes, start: int, session: Session, gathering: _Gathe
     """One message of several sets, or of records that vary, or with templates: walked first, then its sets."""
     if len(data) - start < MESSAGE_HEADER.size:
         raise MalformedMessage("a message header is cut off", offset=start, reason="truncated")
-    _, length, _, _, domain = MESSAGE_HEADER.unpack_from(data, start)
+    _, length, export_time, _, domain = MESSAGE_HEADER.unpack_from(data, start)
     message = data[start : start + max(length, 1)]
     before = dict(session.templates)
     walk = session.walk(message)
@@ -156,6 +160,7 @@ def _gather_message(data: bytes, start: int, session: Session, gathering: _Gathe
             template = learned.get(domain << 16 | set_id)
             if template is not None:
                 item = gathering.found.get((domain, id(template))) or gathering.begin(domain, template, learned)
+                item.times.append(export_time)
                 ordinal = _gather_set(message, body, stop, item, ordinal)
         elif set_id in (2, 3):
             # Sets see the templates that stand before them in the message.
@@ -207,12 +212,13 @@ def _columns(item: _Gathered) -> FlowBatch:
     order = np.repeat(np.array(item.firsts, dtype=np.int64), item.counts)
     starts = np.cumsum([0, *item.counts[:-1]], dtype=np.int64)
     order += np.arange(total, dtype=np.int64) - np.repeat(starts, item.counts)
-    return FlowBatch(item.domain, template, elements, columns, order, item.templates)
+    export_times = np.repeat(np.array(item.times, dtype=np.int64), item.counts)
+    return FlowBatch(item.domain, template, elements, columns, order, item.templates, export_times)
 
 
 @lru_cache(maxsize=1024)
-def _names_of(fields: tuple[Field, ...]) -> tuple[tuple[str, ...], tuple[InformationElement, ...]]:
-    elements = tuple(registry().lookup(spec.pen, spec.id) for spec in fields)
+def _names_of(fields: tuple[Field, ...], known: Registry) -> tuple[tuple[str, ...], tuple[InformationElement, ...]]:
+    elements = tuple(known.lookup(spec.pen, spec.id) for spec in fields)
     seen: dict[str, int] = {}
     names = []
     for element in elements:
@@ -222,20 +228,17 @@ def _names_of(fields: tuple[Field, ...]) -> tuple[tuple[str, ...], tuple[Informa
 
 
 def _names(template: Template) -> tuple[tuple[str, ...], tuple[InformationElement, ...]]:
-    return _names_of(template.fields)
+    return _names_of(template.fields, registry())
 
 
 def _dtype(template: Template) -> np.dtype[Any]:
-    return _dtype_of(template.fields)
+    return _dtype_of(template.fields, registry())
 
 
 @lru_cache(maxsize=1024)
-def _dtype_of(fields: tuple[Field, ...]) -> np.dtype[Any]:
+def _dtype_of(fields: tuple[Field, ...], known: Registry) -> np.dtype[Any]:
     return np.dtype(
-        [
-            (f"f{index}", _wire_type(registry().lookup(spec.pen, spec.id), spec.length))
-            for index, spec in enumerate(fields)
-        ]
+        [(f"f{index}", _wire_type(known.lookup(spec.pen, spec.id), spec.length)) for index, spec in enumerate(fields)]
     )
 
 

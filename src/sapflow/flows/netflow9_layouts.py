@@ -1,7 +1,8 @@
 """Templates of NetFlow v9 (RFC 3954, 5.2 and 6.1), and the IPFIX templates that are made of them.
 
 Element numbers below 32,768 are IPFIX's own. Higher ones, which IPFIX has no room for, become elements of an
-enterprise (`ENTERPRISES`, else Cisco), less 32,768. Scopes become the elements that mean the same.
+enterprise (`ENTERPRISES`, else Cisco), less 32,768 (ntop's: as it numbers them in IPFIX). Scopes become the elements
+that mean the same.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from sapflow.flows.wire import FIRST_DATA_SET, MAX_MESSAGE_BYTES
 
 TEMPLATES, OPTIONS = 0, 1
 CISCO = 9
-ENTERPRISES = {56_701: 25_461, 56_702: 25_461, **dict.fromkeys(range(57_554, 57_660), 35_632)}
+ENTERPRISES = {56_701: 25_461, 56_702: 25_461, **dict.fromkeys(range(57_552, 57_944), 35_632)}
 """Enterprises of v9 types above 32,767: Palo Alto's App-ID and User-ID, ntop's."""
+NTOP, NTOP_OFFSET = 35_632, 57_472
+"""nProbe numbers its elements in v9 as in IPFIX, but for this."""
 SCOPES = {1: 144, 2: 10, 3: 141, 4: 143, 5: 145}
 """System, Interface, Line Card, Cache, Template (RFC 3954, 6.1) as IPFIX elements."""
 END_UPTIME, START_UPTIME = 21, 22
@@ -103,7 +106,8 @@ def _element(kind: int, length: int, is_scope: bool) -> tuple[int, int, int]:
     if is_scope:
         return (0, SCOPES.get(kind, kind & 0x7FFF), length)
     if kind & 0x8000:
-        return (ENTERPRISES.get(kind, CISCO), kind & 0x7FFF, length)
+        pen = ENTERPRISES.get(kind, CISCO)
+        return (pen, kind - NTOP_OFFSET if pen == NTOP else kind & 0x7FFF, length)
     return (0, kind, length)
 
 

@@ -2,7 +2,8 @@
 
 Addresses as text, integers as numbers, times as RFC 3339 UTC with the element's own precision, MAC addresses with
 colons, octets as lower-case hex, strings with invalid UTF-8 replaced, lists as arrays of objects (see `structured`). A
-float that is not finite and a time outside years 1 to 9999 are null: JSON has no form for them.
+float that is not finite and a time outside years 1 to 9999 are null: JSON has no form for them. So is what a stage
+masked in its column: a value that is not known.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def _values(column: Column, element: InformationElement) -> list[Any]:
         return [f"{n >> 24}.{n >> 16 & 255}.{n >> 8 & 255}.{n & 255}" for n in column.tolist()]
     if column.dtype.kind in "VO":
         render = renderer(element.type)
-        return [render(bytes(value)) for value in column.tolist()]
+        return [None if value is None else render(bytes(value)) for value in column.tolist()]
     plain: list[Any] = column.tolist()
     return plain
 

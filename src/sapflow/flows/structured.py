@@ -37,6 +37,8 @@ MAX_VALUES = 16_384
 
 _NTP_TO_UNIX_S = 2_208_988_800
 _EPOCH = datetime(1970, 1, 1)
+IPV4_MAPPED = bytes(10) + b"\xff\xff"
+"""What stands before an IPv4 address in the 16 octets of an address of either version."""
 _FIRST_S, _LAST_S = -62_135_596_800, 253_402_300_799
 """Years 1 to 9999."""
 
@@ -265,6 +267,11 @@ def _ipv6(value: bytes) -> Value:
     return str(IPv6Address(value)) if len(value) == 16 else value.hex()
 
 
+def _ip(value: bytes) -> Value:
+    """An address of either version in 16 octets, IPv4 as RFC 4291, 2.5.5.2 maps it."""
+    return _ipv4(value[12:]) if value.startswith(IPV4_MAPPED) else _ipv6(value)
+
+
 def _ipv4(value: bytes) -> Value:
     return ".".join(map(str, value)) if len(value) == 4 else value.hex()
 
@@ -315,6 +322,7 @@ _RENDER: Mapping[str, Callable[[bytes], Value]] = {
     "macAddress": _mac,
     "ipv6Address": _ipv6,
     "ipv4Address": _ipv4,
+    "ipAddress": _ip,
     "boolean": _boolean,
     "dateTimeSeconds": _seconds,
     "dateTimeMilliseconds": _milliseconds,

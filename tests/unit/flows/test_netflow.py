@@ -182,8 +182,8 @@ def test_uptimes_of_eight_bytes_and_types_above_32767_are_taken() -> None:
     record = struct.pack("!QQB4s", 9000, 9500, 2, b"dns\0")
     (row,) = rows(Netflow9().translate(v9(flowset(0, layout), flowset(301, record)), 0))
     assert row["flowStartMilliseconds"] == "2025-06-15T15:06:39.000Z"
-    assert row["e9id7237"] == "02"
-    assert row["e25461id23933"] == "646e7300"
+    assert row["fwEvent"] == 2
+    assert row["App_ID"] == "dns"
 
 
 def test_options_data_have_the_scope_that_means_the_same() -> None:

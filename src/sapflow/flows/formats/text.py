@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from sapflow.flows.columns import decode
 from sapflow.flows.records import Context, values_of
-from sapflow.flows.stages import Stage, staged
+from sapflow.flows.stages import Stage, options_first, staged
 
 CONTEXT_FIELDS = ("_org", "_exporter", "_stream", "_domain", "_template", "_position")
 
@@ -18,7 +18,7 @@ CONTEXT_FIELDS = ("_org", "_exporter", "_stream", "_domain", "_template", "_posi
 def rows_of(data: bytes, context: Context, stages: Sequence[Stage] = ()) -> Iterator[dict[str, Any]]:
     """Records in the order they came, the context's fields first."""
     ordered: list[tuple[int, dict[str, Any]]] = []
-    for batch in (staged(batch, context, stages) for batch in decode(data)):
+    for batch in (staged(batch, context, stages) for batch in options_first(decode(data))):
         head = {
             "_org": context.org,
             "_exporter": context.exporter,
