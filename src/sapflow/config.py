@@ -40,6 +40,13 @@ class BalancerConfig:
     """The front doors."""
 
     ipfix_tcp: str = "127.0.0.1:4739"
+    ipfix_tls: str = ""
+    """Where exporters' TLS (1.2 or later) ends, as `host:4740`; nowhere while it is empty."""
+    tls_certificate: str = ""
+    """A PEM file, for `ipfix_tls`."""
+    tls_key: str = ""
+    """A PEM file; empty when the key is in the certificate's file."""
+    tls_handshake_timeout_s: float = 5.0
     udp: str = "127.0.0.1:4739"
     """NetFlow v5 and v9, IPFIX and sFlow v5, whichever comes."""
     link: str = "127.0.0.1:4740"
@@ -163,6 +170,8 @@ def _check(config: Config, where: str) -> None:
     for key, value, _default in describe(config):
         if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
             raise ConfigurationError(f"{where}: {key}: must be more than 0, is {value}")
+    if config.balancer.ipfix_tls and not config.balancer.tls_certificate:
+        raise ConfigurationError(f"{where}: balancer.tls_certificate: balancer.ipfix_tls needs one, a PEM file")
     for key, share in (("collector", config.collector.org_share), ("phloem", config.phloem.org_share)):
         if share > 1:
             raise ConfigurationError(f"{where}: {key}.org_share: at most 1, is {share}")
