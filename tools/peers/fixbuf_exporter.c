@@ -273,13 +273,14 @@ int main(int count, char **words)
     out = fBufAllocForExport(session, exporter);
     check(fbSessionSetMetadataExportElements(session, TRUE, TYPES, &error) != 0, error);
     check(fbSessionSetMetadataExportTemplates(session, TRUE, NAMES, &error) != 0, error);
+    /* Elements are described before templates use them; templates with a name go out as they are defined. */
+    check(fbSessionExportTemplates(session, &error), error);
     define(FLOW, flow_fields, flow_export, 0, "flow");
     part_template = define(PART, part_fields, part_fields, 0, "part");
     named_template = define(NAMED, named_fields, named_fields, 0, "named");
     nested_template = define(NESTED, nested_fields, nested_fields, 0, "nested");
     define(LISTS, lists_fields, lists_fields, 0, "lists");
     define(INTERFACES, interface_fields, interface_fields, 1, "interfaces");
-    check(fbSessionExportTemplates(session, &error), error);
 
     use(INTERFACES);
     for (unsigned i = 1; i <= 3; i++) export_interface(i);
