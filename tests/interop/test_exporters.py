@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -9,8 +10,8 @@ from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.utils import rdpcap
 
-from tests.interop.exporters import FPROBE_PORT
-from tests.interop.recordings import Recordings, Row, of_each
+from tests.interop.exporters import EXPORTERS, FPROBE_PORT
+from tests.interop.recordings import Recordings, Row, of_each, sapflow
 from tests.interop.traffic import CONVERSATIONS, VLAN, a_mixed_capture
 
 Flow = tuple[str, str, int, int, int]
@@ -84,6 +85,13 @@ def test_both_ways_of_a_biflow_are_in_one_record(recordings: Recordings, exporte
     rows = recordings[exporter].rows
     assert exported(rows) == metered(tmp_path / "flows.pcap")
     assert sum(row.get("reversePacketDeltaCount", 0) > 0 for row in rows) == 3 * CONVERSATIONS
+
+
+@of_each(*(name for name, exporter in EXPORTERS.items() if not exporter.is_tcp))
+def test_nothing_is_taken_for_lost_where_every_datagram_came(recordings: Recordings, exporter: str) -> None:
+    (stats,) = [json.loads(line) for line in sapflow("decode", "--stats", recordings[exporter].capture).splitlines()]
+    assert (stats["lost"], stats["undecodable_sets"], stats["errors"]) == (0, 0, {})
+    assert stats["datagrams"] == len(recordings[exporter].datagrams)
 
 
 @of_each("softflowd v9 sampled", "softflowd ipfix sampled")
