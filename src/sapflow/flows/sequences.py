@@ -47,6 +47,16 @@ class SequenceCounter:
     _steps: int = 0
     _lost_before: int = 0
 
+    @property
+    def expected(self) -> int | None:
+        """The number that would come next without loss; None when it is not known."""
+        return self._expected
+
+    def expect(self, number: int | None) -> None:
+        """Datagrams that followed on one another were passed by here; the next follows on with this number."""
+        if number != self._expected:
+            self._expected, self._last, self._steps = number, None, 0
+
     def follow(self, number: int, count: int | None, uptime_ms: int | None = None) -> None:
         """A datagram with this number came, holding `count` units (None: not known, so what comes next is not either).
 
