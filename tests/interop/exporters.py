@@ -39,6 +39,7 @@ class Exporter:
     needs: tuple[str, ...]
     aside: Aside | None = None
     is_tcp: bool = False
+    needs_root: bool = False
 
     def record(self, directory: Path) -> list[bytes]:
         """What it sends, datagram by datagram, or message by message."""
@@ -92,7 +93,8 @@ def loopback_traffic(process: subprocess.Popen[bytes], seconds: float) -> None:
     """fprobe reads no file: packets for two seconds, then the end, at which it exports what it has."""
     if seconds < 2:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-            sender.bind(("127.0.0.1", 53_530))
+            sender.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sender.bind(("127.0.0.1", FPROBE_PORT - 1))
             for number in range(4):
                 sender.sendto(bytes(10 + number), (f"127.0.0.{2 + number}", FPROBE_PORT))
     else:
@@ -119,7 +121,7 @@ EXPORTERS = {
         *(Exporter(f"pmacctd {word}", pmacctd(number), ("pmacctd",)) for word, number in (("v5", 5), ("v9", 9))),
         Exporter("pmacctd ipfix", pmacctd(10), ("pmacctd",)),
         *(Exporter(f"nfreplay v{n}", nfreplay(n), ("nfreplay", "nfcapd", "softflowd")) for n in (5, 9)),
-        Exporter("fprobe v5", fprobe, ("fprobe",), loopback_traffic),
+        Exporter("fprobe v5", fprobe, ("fprobe",), loopback_traffic, needs_root=True),
         Exporter("softflowd ipfix tcp", softflowd(10, transport="tcp"), ("softflowd",), is_tcp=True),
         Exporter("fixbuf ipfix tcp", fixbuf_exporter(12), ("fixbuf_exporter",), is_tcp=True),
     )

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from sapflow.cli import cli
 from tests.interop.exporters import EXPORTERS, a_capture_of
-from tests.peers import needs
+from tests.peers import needs, needs_root
 
 Row = dict[str, Any]
 """A record as `sapflow decode` gives it."""
@@ -74,8 +74,12 @@ class Recordings:
 
 
 def of_each(*names: str) -> pytest.MarkDecorator:
-    """A test for each of these exporters; it skips where one is missing."""
+    """A test for each of these exporters, or of all; it skips where one is missing."""
     chosen = names or tuple(EXPORTERS)
-    return pytest.mark.parametrize(
-        "exporter", [pytest.param(name, marks=needs(*EXPORTERS[name].needs), id=name) for name in chosen]
-    )
+    return pytest.mark.parametrize("exporter", [pytest.param(name, marks=_marks(name), id=name) for name in chosen])
+
+
+def _marks(name: str) -> list[pytest.MarkDecorator]:
+    exporter = EXPORTERS[name]
+    root = [needs_root(f"{name} captures on an interface")] if exporter.needs_root else []
+    return [needs(*exporter.needs), *root]

@@ -123,6 +123,8 @@ def test_what_fprobe_saw_on_the_loopback_interface_is_what_was_sent_there(
     recordings: Recordings, exporter: str
 ) -> None:
     packets, octets = exported(recordings[exporter].rows)
-    flows = {("127.0.0.1", f"127.0.0.{2 + number}", 17, 53_530, FPROBE_PORT): 38 + number for number in range(4)}
+    flows = {
+        ("127.0.0.1", f"127.0.0.{2 + number}", 17, FPROBE_PORT - 1, FPROBE_PORT): 38 + number for number in range(4)
+    }
     assert packets.keys() == flows.keys()
     assert {flow: octets[flow] / packets[flow] for flow in flows} == flows
