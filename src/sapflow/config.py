@@ -41,7 +41,8 @@ class BalancerConfig:
 
     ipfix_tcp: str = "127.0.0.1:4739"
     ipfix_tls: str = ""
-    """Where exporters' TLS (1.2 or later) ends, as `host:4740`; nowhere while it is empty."""
+    """Where exporters' TLS (1.2 or later) ends; nowhere while it is empty. IANA's port for it is 4740, which `link` has
+    by default."""
     tls_certificate: str = ""
     """A PEM file, for `ipfix_tls`."""
     tls_key: str = ""

@@ -15,7 +15,7 @@ from tools.peers import find
 
 from tests.interop.traffic import a_mixed_capture
 
-QUIET_S = 1.5
+QUIET_S = 3.0
 MOST_S = 30.0
 
 Command = Callable[[Path, int], list[str]]
@@ -90,8 +90,8 @@ def fprobe(directory: Path, port: int) -> list[str]:
 
 
 def loopback_traffic(process: subprocess.Popen[bytes], seconds: float) -> None:
-    """fprobe reads no file: packets for two seconds, then the end, at which it exports what it has."""
-    if seconds < 2:
+    """fprobe reads no file: packets for some seconds, then the end, at which it exports what it has."""
+    if seconds < 4:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             sender.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sender.bind(("127.0.0.1", FPROBE_PORT - 1))

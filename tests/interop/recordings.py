@@ -55,7 +55,7 @@ class Recordings:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._pool = ThreadPoolExecutor(max_workers=8)
+        self._pool = ThreadPoolExecutor(max_workers=len(EXPORTERS))
         self._made: dict[str, Future[Recording]] = {}
 
     def begin(self, *names: str) -> None:
