@@ -2,7 +2,7 @@
 
 nursery ── control plane (own listener), coordinator server (own listener)
         ├─ coordinator: which collectors there are, and what they report ─▶ placement
-        ├─ exporter listener ── a task an exporter: intake, batches, its stream on the uplink
+        ├─ exporter listeners (plain; TLS where configured) ── a task an exporter: intake, batches, its stream
         ├─ exporters' UDP door ── one task reads, another flushes; a stream for each exporter, which drops when full
         ├─ uplink ── a task a collector: connects, sends under credit, re-homes streams
         └─ link listener ── a task a link: peek, place, relay
@@ -20,7 +20,7 @@ import structlog
 import trio
 
 from balancer.backoff import Backoff, BackoffSettings
-from balancer.doors import ExporterDoor, LinkDoor, SourceBinding, SourceBindings
+from balancer.doors import ExporterDoor, ExporterTls, LinkDoor, SourceBinding, SourceBindings
 from balancer.placement import Decision, Placement, Report
 from meter.datagrams import DatagramIntake, DatagramSettings
 from meter.intake import Intake, IntakeSettings
@@ -124,6 +124,10 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
         random.random,
     )
     exporter_door = ExporterDoor(intake, bindings, backoff)
+    tls_door = None
+    if mine.ipfix_tls:
+        tls = ExporterTls.load(mine.tls_certificate, mine.tls_key, mine.tls_handshake_timeout_s)
+        tls_door = ExporterDoor(intake, bindings, backoff, tls)
     templates = TemplateStore(config.data_path / "templates", lifetime_s=config.intake.template_lifetime_s)
     datagrams = DatagramIntake(
         uplink,
@@ -151,6 +155,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
     figures = ProcessFigures()
     coordinator_listener = await listen(fleet.coordinator, what="the coordinator")
     exporter_listener = await listen(mine.ipfix_tcp, what="exporters (IPFIX over TCP)")
+    tls_listener = await listen(mine.ipfix_tls, what="exporters (IPFIX over TLS)") if mine.ipfix_tls else None
     link_listener = await listen(mine.link, what="meters' links")
 
     def load() -> dict[str, Any]:
@@ -175,6 +180,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
                     "turned_away": backoff.turned_away,
                     "shut_out": backoff.shut,
                 },
+                **({"tls_door": attrs.asdict(tls_door.counts)} if tls_door is not None else {}),
                 "link_door": attrs.asdict(link_door.counts),
                 "coordinator": {"operations": coordinator_server.operations},
             },
@@ -201,6 +207,8 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
             "coordinator": address_of(coordinator_listener),
             "control": control,
         }
+        if tls_listener is not None:
+            addresses["ipfix_tls"] = address_of(tls_listener)
         coordinator = LocalCoordinator(
             name=name,
             role="balancer",
@@ -224,6 +232,12 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
             exporter_listener,
             exporter_door.serve,
         )
+        if tls_door is not None and tls_listener is not None:
+            nursery.start_soon(
+                partial(serve, max_connections=mine.max_connections, what="exporter (TLS)"),
+                tls_listener,
+                tls_door.serve,
+            )
         nursery.start_soon(
             partial(serve, max_connections=mine.max_connections, what="link"), link_listener, link_door.serve
         )

@@ -49,6 +49,15 @@ class BalancerConfig:
 
     ipfix_tcp: str = "127.0.0.1:4739"
     """The exporter door: IPFIX over TCP."""
+    ipfix_tls: str = ""
+    """Where exporters' TLS (1.2 or later) ends; nowhere while it is empty. IANA's port for it is 4740, which `link` has
+    by default."""
+    tls_certificate: str = ""
+    """A PEM file, for `ipfix_tls`."""
+    tls_key: str = ""
+    """A PEM file; empty when the key is in the certificate's file."""
+    tls_handshake_timeout_s: float = 5.0
+    """An exporter's TLS must be agreed by then."""
     udp: str = "127.0.0.1:4739"
     """NetFlow v5 and v9, IPFIX and sFlow v5, whichever comes."""
     udp_buffer_bytes: int = 32 << 20
@@ -67,7 +76,9 @@ class BalancerConfig:
     """So many of an exporter's TCP sessions in a row that end with a malformed message shut its address out for a
     time, which doubles with each more."""
     malformed_backoff_first_s: float = 1.0
+    """For how long at first, about …"""
     malformed_backoff_most_s: float = 60.0
+    """… and at most."""
     sources: tuple[SourceConfig, ...] = (SourceConfig("127.0.0.0/8", "default"), SourceConfig("::1/128", "default"))
     """Which org plain exporters belong to; from elsewhere nothing is taken."""
 
@@ -222,6 +233,8 @@ def _check(config: Config, where: str) -> None:
     for key, value, _default in describe(config):
         if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
             raise ConfigurationError(f"{where}: {key}: must be more than 0, is {value}")
+    if config.balancer.ipfix_tls and not config.balancer.tls_certificate:
+        raise ConfigurationError(f"{where}: balancer.tls_certificate: balancer.ipfix_tls needs one, a PEM file")
     for key, share in (("collector", config.collector.org_share), ("phloem", config.phloem.org_share)):
         if share > 1:
             raise ConfigurationError(f"{where}: {key}.org_share: at most 1, is {share}")

@@ -24,6 +24,7 @@ def test_what_is_written_out_reads_back_the_same() -> None:
         ("[intake]\nflush_interval_s = 0", "f.toml: intake.flush_interval_s: must be more than 0"),
         ("[phloem]\norg_share = 1.5", "f.toml: phloem.org_share: at most 1"),
         ("[phloem]\nbudget_bytes = 5", "f.toml: phloem.budget_bytes: at least"),
+        ("[balancer]\nipfix_tls = '127.0.0.1:4740'", "f.toml: balancer.tls_certificate: balancer.ipfix_tls needs one"),
         ("collectors = true", "f.toml: collectors: expected an integer, got True"),
         ("what", "f.toml: not TOML"),
         ("[balancer]\nlink = 'here'", r"f.toml: balancer.link: 'here' is not an address; write HOST:PORT"),

@@ -104,6 +104,7 @@ def _ephemeral(config: Config) -> Config:
         balancer=attrs.evolve(
             config.balancer,
             ipfix_tcp=local(_free_port()),
+            ipfix_tls=local(_free_port()) if config.balancer.ipfix_tls else "",
             udp=local(_free_port(socket.SOCK_DGRAM)),
             link=local(_free_port()),
         ),
@@ -154,6 +155,7 @@ def _bound(config: Config, bind: str) -> Config:
         balancer=attrs.evolve(
             config.balancer,
             ipfix_tcp=at(config.balancer.ipfix_tcp),
+            ipfix_tls=at(config.balancer.ipfix_tls) if config.balancer.ipfix_tls else "",
             udp=at(config.balancer.udp),
             link=at(config.balancer.link),
         ),
@@ -207,6 +209,7 @@ def _fleet(supervisor: Supervisor) -> dict[str, Any]:
     return {
         "doors": {
             "ipfix_tcp": balancer["ipfix_tcp"],
+            **({"ipfix_tls": balancer["ipfix_tls"]} if "ipfix_tls" in balancer else {}),
             "udp": balancer["udp"],
             "link": balancer["link"],
             "websocket": f"ws://{collector.addresses['live']}/live",
@@ -231,9 +234,10 @@ def _announce(supervisor: Supervisor, as_json: bool, config: Config) -> None:
         _say({"event": "ready", **fleet, "data": config.data})
         return
     doors = fleet["doors"]
+    tls = f"  exporters (IPFIX over TLS)  {doors['ipfix_tls']}\n" if "ipfix_tls" in doors else ""
     click.echo(
         f"sapflow is up; its data are in {config.data}\n"
-        f"  exporters (IPFIX over TCP)  {doors['ipfix_tcp']}\n"
+        f"  exporters (IPFIX over TCP)  {doors['ipfix_tcp']}\n{tls}"
         f"  exporters (UDP)             {doors['udp']}\n"
         f"  meters (link)               link://{doors['link']}\n"
         f"  live (WebSocket)            {doors['websocket']}\n"

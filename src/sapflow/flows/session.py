@@ -16,6 +16,7 @@ from sapflow.errors import MalformedMessage
 from sapflow.flows.limits import FlowLimits
 from sapflow.flows.mending import Cut
 from sapflow.flows.messages import MessageSets
+from sapflow.flows.sequences import SequenceCounter
 from sapflow.flows.structured import holds_lists
 from sapflow.flows.templates import Template
 from sapflow.flows.wire import (
@@ -29,7 +30,6 @@ from sapflow.flows.wire import (
     VERSION,
 )
 
-_HALF = 1 << 31
 _MASK = 0xFFFFFFFF
 
 
@@ -46,6 +46,7 @@ class Walk:
     undecodable_sets: int = 0
     ignored_sets: int = 0
     lost_records: int = 0
+    """Less than 0 where what was told as lost was not."""
     repeats: int = 0
     redefined: int = 0
     """Templates defined over others that had not been withdrawn (RFC 7011, 8: they should be)."""
@@ -64,6 +65,7 @@ class _Domain:
     first_sequence: int | None = None
     keys: set[int] = field(factory=set)
     """Of its templates."""
+    sequences: SequenceCounter = field(factory=SequenceCounter)
 
 
 class Session:
@@ -250,14 +252,16 @@ class Session:
 
 def _follow(domain: _Domain, sequence: int, records: int, unknown: bool, result: Walk) -> None:
     """Sequence numbers count data records (RFC 7011, 3.1); after an undecodable set the next is not known."""
-    expected = domain.expected
-    if expected is not None:
-        gap = (sequence - expected) & _MASK
-        if gap >= _HALF:
-            result.repeats += 1
-            return
-        result.lost_records += gap
-    domain.expected = None if unknown else (sequence + records) & _MASK
+    counter = domain.sequences
+    if sequence == domain.expected and not unknown and not counter.counts_own:
+        domain.expected = (sequence + records) & _MASK
+        return
+    lost, repeats = counter.lost, counter.repeats
+    counter.expect(domain.expected)
+    counter.follow(sequence, None if unknown else records)
+    domain.expected = counter.expected
+    result.lost_records += counter.lost - lost
+    result.repeats += counter.repeats - repeats
 
 
 def _definitions(templates: list[Template], domain_id: int, export_time: int, sequence: int) -> list[bytes]:
