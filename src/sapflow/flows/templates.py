@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from functools import cached_property
 
 from attrs import frozen
 
@@ -47,6 +48,17 @@ class Template:
     def set_id(self) -> int:
         """The id of the set that such a template record stands in."""
         return OPTIONS_TEMPLATE_SET if self.scope_count else TEMPLATE_SET
+
+    @cached_property
+    def gaps(self) -> tuple[int, ...]:
+        """Bytes of fixed length before each element of variable length, and after the last."""
+        gaps = [0]
+        for spec in self.fields:
+            if spec.length == VARIABLE_LENGTH:
+                gaps.append(0)
+            else:
+                gaps[-1] += spec.length
+        return tuple(gaps)
 
 
 @frozen
@@ -121,15 +133,36 @@ def _parse_record(data: bytes, at: int, end: int, set_id: int, limits: FlowLimit
 
 
 def count_variable(data: bytes, start: int, end: int, template: Template) -> int:
-    """How many records of varying length a set's body holds.
+    """How many records of varying length a set's body holds. Raises as `variable_starts` does."""
+    return len(variable_starts(data, start, end, template))
+
+
+def variable_starts(data: bytes, start: int, end: int, template: Template) -> list[int]:
+    """Where each record of varying length begins in a set's body, `data[start:end]`.
 
     Trailing bytes fewer than the shortest record are padding (RFC 7011, 3.3.1). Raises MalformedMessage, with the
     offset, when a variable-length element runs past the set.
     """
-    records = 0
-    for _ in variable_records(data, start, end, template):
-        records += 1
-    return records
+    *gaps, tail = template.gaps
+    last = end - template.min_record_bytes
+    starts = []
+    at = start
+    try:
+        while at <= last:
+            starts.append(at)
+            for gap in gaps:
+                at += gap
+                length = data[at]
+                if length == 255:
+                    length = (data[at + 1] << 8 | data[at + 2]) + 2
+                at += length + 1
+            at += tail
+            # Lengths read past the set end past it too, so one look at the end of each record is enough.
+            if at > end:
+                raise _past(template, starts[-1])
+    except IndexError:
+        raise _past(template, starts[-1]) from None
+    return starts
 
 
 def variable_records(data: bytes, start: int, end: int, template: Template) -> Iterator[list[tuple[int, int]]]:
