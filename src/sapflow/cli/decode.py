@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from sapflow.cli.inputs import Decoder, arrivals, described, opened
-from sapflow.cli.options import FIELDS, FORMAT, OUT, field_names, open_output
+from sapflow.cli.options import FIELDS, FORMAT, OUT, field_names, finish, open_output
 from sapflow.errors import MalformedMessage, SapflowError
 from sapflow.flows.formats import Writer, open_writer
 from sapflow.flows.records import Context
@@ -39,7 +39,7 @@ def decode_command(
         for path in files:
             faults += _decode(path, writer, stats=stats, templates=templates)
         if writer is not None:
-            writer.close()
+            finish(writer)
     if faults:
         raise SapflowError("; ".join(faults))
 

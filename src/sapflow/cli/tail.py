@@ -13,7 +13,7 @@ import click
 import trio
 
 from sapflow.cli.fleet import read_fleet
-from sapflow.cli.options import FIELDS, FORMAT, OUT, field_names, open_output
+from sapflow.cli.options import FIELDS, FORMAT, OUT, field_names, finish, open_output
 from sapflow.client import subscribe
 from sapflow.errors import ConfigurationError, SapflowError
 from sapflow.flows.formats import open_writer
@@ -101,4 +101,4 @@ async def _tail(
                     if left <= 0:
                         break
     finally:
-        writer.close()
+        finish(writer)
