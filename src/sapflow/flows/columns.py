@@ -20,7 +20,7 @@ from attrs import field, frozen
 from numpy.typing import NDArray
 
 from sapflow.errors import MalformedMessage
-from sapflow.flows.layouts import SIGNED, UNSIGNED, Layout
+from sapflow.flows.record_layouts import SIGNED, UNSIGNED, Layout
 from sapflow.flows.limits import FlowLimits
 from sapflow.flows.registry import InformationElement
 from sapflow.flows.session import Session

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from attrs import define, field, frozen
 
 from sapflow.errors import MalformedMessage
-from sapflow.flows.layouts import Layout, layout_of
+from sapflow.flows.record_layouts import Layout, layout_of
 from sapflow.flows.limits import FlowLimits
 from sapflow.flows.session import Session
 from sapflow.flows.templates import Template, parse_template_set
