@@ -54,6 +54,9 @@ class DatagramIntakeCounts:
     unknown: int = 0
     """Datagrams of no protocol that is known here."""
     malformed: int = 0
+    """Datagrams, or sets and samples of them."""
+    skipped: int = 0
+    """Samples of sFlow, and records of samples, that gave no flow record: counters, most of them."""
     dropped_full: int = 0
     """Datagrams dropped because their exporter's stream was full."""
     evicted: int = 0
@@ -74,6 +77,7 @@ class Exporter:
     waiting_since: float = 0.0
     dropped: int = 0
     faults: int = 0
+    skipped: int = 0
     saved_changes: int = 0
     saved_s: float = 0.0
     """What `TemplateStore` has written: after how many changes, and when (time of day)."""
@@ -203,6 +207,8 @@ class DatagramIntake:
             return
         messages = session.take(datagrams, received_s)
         self._fault(exporter)
+        if exporter.key[2] == "sflow":
+            self._skip(exporter)
         if not messages:
             return
         if not batcher.waiting_bytes:
@@ -226,14 +232,19 @@ class DatagramIntake:
         if faults & (faults - 1) == 0:  # the 1st, 2nd, 4th, 8th …: one that is always faulty fills no log
             fault = exporter.session.counts.last_fault
             log.warning(
-                "datagram dropped",
+                "datagram, or part of it, dropped",
                 exporter=exporter.name,
                 org=exporter.org,
                 what=str(fault),
-                faulty_datagrams=faults,
-                advice="its other datagrams are taken; the exporter is faulty, or this is another protocol",
+                faults=faults,
+                advice="all else of it is taken; the exporter is faulty, or this is another protocol",
             )
         exporter.faults = faults
+
+    def _skip(self, exporter: Exporter) -> None:
+        skipped = exporter.session.skipped.total()
+        self.counts.skipped += skipped - exporter.skipped
+        exporter.skipped = skipped
 
     def _put(self, exporter: Exporter, draft: Draft | None) -> None:
         if draft is not None:

@@ -118,7 +118,7 @@ class TemplateStore:
 
     def _path(self, key: ExporterKey) -> Path:
         address, port, protocol = key
-        return self.directory / f"{protocol}_{port}_{address.replace('%', '_')}.templates"
+        return self.directory / f"{protocol}_{port}_{address}.templates"
 
 
 def _key(path: Path) -> ExporterKey | None:

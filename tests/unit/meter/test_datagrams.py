@@ -2,6 +2,7 @@
 
 import os
 import socket
+import struct
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,8 +16,10 @@ from meter.templates import TemplateStore
 from meter.udp import UdpDoor, bind_udp
 from meter.uplink import FixedTarget, Target, Uplink, UplinkSettings, UplinkStream
 from sapflow.errors import ConfigurationError
+from sapflow.flows.encode import make_set, make_template
 from tests.unit.flows.test_datagrams import PORTS, define, ipfix, ports, source_ports
-from tests.unit.flows.test_netflow import FLOW, flow, flowset, v5, v5_record, v9
+from tests.unit.flows.test_netflow import FLOW, flow, flowset, rows, v5, v5_record, v9
+from tests.unit.flows.test_sflow import ethernet, ipv4, part, raw, sample, sflow, tcp
 
 R1, R2 = ("192.0.2.1", 9), ("192.0.2.2", 9)
 
@@ -46,6 +49,31 @@ def test_each_source_and_protocol_has_its_stream_in_its_org() -> None:
     assert sorted(found) == [("acme", "192.0.2.1:9", 1), ("acme", "192.0.2.1:9", 1), ("globex", "192.0.2.2:9", 1)]
     assert intake.counts.exporters == 3
     assert intake.counts.records == 2
+
+
+def test_sflow_becomes_batches_that_can_be_read_alone() -> None:
+    intake = an_intake(batch_bytes=1)
+    datagram = sflow(sample(raw(ethernet(ipv4(tcp()), 0x0800))), part(2, bytes(80)))
+    for number in (1, 2, 4):
+        intake.take([(datagram[:16] + struct.pack("!I", number) + datagram[20:], R1)], float(number), 1_750_000_000.0)
+    (stream,) = intake.uplink.streams
+    for batch in stream.outbox:
+        assert [row["destinationTransportPort"] for row in rows(batch.payload)] == [443]
+    assert (len(stream.outbox), intake.counts.records, intake.counts.skipped, intake.lost_units) == (3, 3, 3, 1)
+
+
+def test_options_from_another_port_of_a_device_are_a_stream_of_their_own() -> None:
+    """nfdump #237, #159: its templates are its own too, though the numbers be the same."""
+    sampling = make_template(256, [(0, 149, 4), (0, 34, 4)], scopes=1)
+    data = make_set(256, struct.pack("!II", 1, 512))
+    intake = an_intake()
+    other_port = ("192.0.2.1", 10)
+    intake.take([(ipfix(make_set(3, sampling.raw), data), other_port), (ipfix(define(PORTS), ports(1)), R1)], 0, 0)
+    intake.take([(ipfix(data, number=1), other_port), (ipfix(ports(2), number=1), R1)], 0, 0)
+    intake.flush(10)
+    found = {name: rows(payload(stream)) for name, stream in streams(intake).items()}
+    assert [row["samplingInterval"] for row in found["192.0.2.1:10"]] == [512, 512]
+    assert [row["sourceTransportPort"] for row in found["192.0.2.1:9"]] == [1, 2]
 
 
 def test_sources_that_no_org_is_bound_to_and_unknown_protocols_are_counted() -> None:
