@@ -123,7 +123,8 @@ class DatagramIntake:
     def remember(self, templates: dict[ExporterKey, list[bytes]]) -> None:
         """Templates of exporters that another process has had, in case they come here; so many as exporters may be."""
         for key, datagrams in templates.items():
-            if key not in self.exporters and len(self.remembered) < self.settings.max_exporters:
+            has_room = key in self.remembered or len(self.remembered) < self.settings.max_exporters
+            if key not in self.exporters and has_room:
                 self.remembered[key] = datagrams
 
     def flush(self, now: float) -> None:

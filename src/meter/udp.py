@@ -108,6 +108,8 @@ class UdpDoor:
             if self.store is not None:
                 await self.store.save(self.intake.exporters.values())
                 self.intake.remember(await self.store.news(self.intake.exporters.keys()))
+                for key in self.store.outlived():
+                    self.intake.remembered.pop(key, None)
             self.intake.expire(trio.current_time())
 
     def _tell_drops(self) -> None:

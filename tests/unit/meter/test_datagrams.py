@@ -187,6 +187,17 @@ async def test_processes_that_share_a_port_share_what_they_know_of_templates(tmp
     assert here.remembered == {}
 
 
+def test_templates_that_outlive_their_time_are_let_go(tmp_path: Path) -> None:
+    path = tmp_path / "ipfix_9_192.0.2.1.templates"
+    path.write_bytes(b"")
+    os.utime(path, (time.time() - 500, time.time() - 500))
+    store = TemplateStore(tmp_path, lifetime_s=1000.0)
+    assert store.load().keys() == {(*R1, "ipfix")}
+    assert store.outlived() == []
+    store.lifetime_s = 400.0
+    assert (store.outlived(), store.outlived()) == ([(*R1, "ipfix")], [])
+
+
 def test_files_of_templates_are_bounded_and_the_oldest_go_first(tmp_path: Path) -> None:
     now = time.time()
     for age in range(5):
