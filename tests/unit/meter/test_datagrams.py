@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from meter.datagrams import DatagramIntake, DatagramSettings
 from meter.templates import TemplateStore
-from meter.udp import UdpDoor, bind_udp
+from meter.udp import SLICE_BYTES, UdpDoor, bind_udp, slices
 from meter.uplink import FixedTarget, Target, Uplink, UplinkSettings, UplinkStream
 from sapflow.errors import ConfigurationError
 from sapflow.flows.encode import make_set, make_template
@@ -254,6 +256,15 @@ async def test_doors_that_share_a_port_take_each_exporter_whole(autojump_clock: 
     assert (first.intake.counts.records + second.intake.counts.records, first.intake.lost_units) == (120, 0)
 
 
+@given(st.lists(st.sampled_from([0, 100, 1400, 40_000, 65_507]), max_size=40))
+def test_other_tasks_get_their_turn_after_so_many_bytes(sizes: list[int]) -> None:
+    datagrams = [(bytes(size), R1) for size in sizes]
+    parts = list(slices(datagrams))
+    assert [datagram for part in parts for datagram in part] == datagrams
+    assert all(sum(len(data) for data, _ in part) <= SLICE_BYTES for part in parts)
+    assert all(parts)
+
+
 async def test_the_door_reads_a_socket_and_knows_its_buffer_and_drops(autojump_clock: MockClock) -> None:
     intake = an_intake(flush_interval_s=0.5)
     door = UdpDoor(intake, None, bind_udp("127.0.0.1:0"))
@@ -271,6 +282,22 @@ async def test_the_door_reads_a_socket_and_knows_its_buffer_and_drops(autojump_c
             assert door.buffer_bytes >= 100_000
             assert door.kernel_drops() == 0
             nursery.cancel_scope.cancel()
+
+
+async def test_what_was_read_is_taken_though_the_door_is_stopped_meanwhile() -> None:
+    intake = an_intake()
+    door = UdpDoor(intake, None, bind_udp("127.0.0.1:0"))
+    host, port = door.address.split(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as exporter:
+        for number in range(5):
+            exporter.sendto(ipfix(define(PORTS), ports(*range(20_000)), number=20_000 * number), (host, int(port)))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(door.run)
+        with trio.fail_after(5):
+            while not intake.counts.datagrams:
+                await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    assert intake.counts.records == 100_000
 
 
 def test_two_processes_may_share_the_port_and_a_bad_address_is_said_clearly() -> None:
