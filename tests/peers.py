@@ -15,3 +15,11 @@ def needs(*names: str) -> pytest.MarkDecorator:
         raise RuntimeError(f"peers are required, and {', '.join(missing)} is missing: {install_line(*missing)}")
     reason = f"needs {', '.join(missing)}: {install_line(*missing)}" if missing else ""
     return pytest.mark.skipif(bool(missing), reason=reason)
+
+
+def needs_root(why: str) -> pytest.MarkDecorator:
+    """Skip, or fail under SAPFLOW_REQUIRE_PEERS=1, for whoever is not root."""
+    is_root = os.geteuid() == 0
+    if not is_root and os.environ.get("SAPFLOW_REQUIRE_PEERS") == "1":
+        raise RuntimeError(f"peers are required, and this needs root: {why}")
+    return pytest.mark.skipif(not is_root, reason=f"needs root: {why}")

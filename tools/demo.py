@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from sapflow.cli.fleet import start_log
+from sapflow.cli import start_log
 from sapflow.client import subscribe
 from tools.chaos import Account, count
 from tools.fleet import Fleet, running

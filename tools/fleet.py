@@ -37,7 +37,10 @@ class Fleet:
         return read_status(read_fleet(str(self.data)))
 
     def kill(self, name: str) -> None:
-        """kill -9."""
+        """kill -9; a process that is on its way back from the last time is waited for."""
+        until = time.monotonic() + READY_TIMEOUT_S
+        while "error" in self.status()[name] and time.monotonic() < until:
+            time.sleep(0.05)
         os.kill(self.processes()[name], signal.SIGKILL)
 
     def token(self, org: str) -> str:

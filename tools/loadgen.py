@@ -22,7 +22,8 @@ from attrs import define, field
 
 from meter.batching import Draft
 from meter.uplink import FixedTarget, Target, Uplink, UplinkSettings, UplinkStream
-from sapflow.cli.fleet import read_fleet, start_log
+from sapflow.cli import start_log
+from sapflow.cli.fleet import read_fleet
 from sapflow.errors import Unreachable
 from sapflow.flows.encode import Encoder
 from sapflow.flows.reference import reference_records, reference_template

@@ -1,13 +1,16 @@
 """The two front doors.
 
-The exporter door ends plain IPFIX sessions with the meter's own intake; what it reads goes out on links, and when a
-collector dies its streams are re-homed at a batch boundary, unnoticed by the exporter. The link door carries meters'
-links without ending them: it peeks at the clear preamble for a hint, places by it, and relays the bytes.
+The exporter door ends IPFIX sessions, plain or in TLS, with the meter's own intake; what it reads goes out on links,
+and when a collector dies its streams are re-homed at a batch boundary, unnoticed by the exporter. A source whose
+sessions are malformed again and again is turned away for a time. The link door carries meters' links without ending
+them: it peeks at the clear preamble for a hint, places by it, and relays the bytes.
 """
 
 from __future__ import annotations
 
+import random
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Iterable
 from ipaddress import IPv6Address, ip_address, ip_network
 
@@ -15,13 +18,15 @@ import structlog
 import trio
 from attrs import define, evolve, field, frozen
 
+from balancer.backoff import Backoff, BackoffSettings
 from balancer.carry import relay
 from balancer.hints import MAX_HINT_BYTES, read_hint
 from meter.intake import Intake
-from sapflow.errors import LinkError, Unreachable
+from sapflow.errors import LinkError, MalformedMessage, Unreachable
 from sapflow.link import LinkLimits
 from sapflow.link.frames import Hint
 from sapflow.runtime.addresses import split_address
+from sapflow.runtime.transport import server_tls
 
 log = structlog.get_logger()
 
@@ -61,32 +66,86 @@ class DoorCounts:
     bytes_back: int = 0
 
 
-class ExporterDoor:
-    """Plain IPFIX over TCP: default deny, but for sources bound to an org."""
+@frozen
+class ExporterTls:
+    """How a door ends exporters' TLS."""
 
-    def __init__(self, intake: Intake, bindings: SourceBindings) -> None:
+    context: ssl.SSLContext
+    handshake_timeout_s: float = 5.0
+
+    @classmethod
+    def load(cls, certificate: str, key: str, handshake_timeout_s: float) -> ExporterTls:
+        """TLS as exporters speak it: many have no 1.3 yet. Raises ConfigurationError."""
+        return cls(server_tls(certificate, key, minimum=ssl.TLSVersion.TLSv1_2), handshake_timeout_s)
+
+
+class ExporterDoor:
+    """IPFIX over TCP, plain or in TLS: default deny, but for sources bound to an org."""
+
+    def __init__(
+        self, intake: Intake, bindings: SourceBindings, backoff: Backoff | None = None, tls: ExporterTls | None = None
+    ) -> None:
         self.counts = DoorCounts()
+        self.backoff = backoff or Backoff(BackoffSettings(), random.random)
         self._intake = intake
         self._bindings = bindings
+        self._tls = tls
 
     async def serve(self, stream: trio.SocketStream, peer: str) -> None:
         """One exporter's session."""
         org = self.org_of(peer)
         if org is None:
-            self.counts.refused += 1
-            log.warning(
-                "exporter refused",
-                peer=peer,
-                reason="no org is bound to this source",
-                advice="add its prefix and org to balancer.sources in the configuration",
-            )
+            advice = "add its prefix and org to balancer.sources in the configuration"
+            self._refuse(peer, "no org is bound to this source", advice)
+            return
+        address = split_address(peer)[0]
+        if not self.backoff.admits(address, trio.current_time()):
+            return
+        carried = stream if self._tls is None else await self._secured(stream, peer, self._tls)
+        if carried is None:
             return
         self.counts.accepted += 1
         self.counts.open += 1
         try:
-            await self._intake.session(stream, peer, org)
+            fault = await self._intake.session(carried, peer, org)
         finally:
             self.counts.open -= 1
+        if fault is None:
+            self.backoff.well(address)
+        else:
+            self._shut_out(address, org, fault)
+
+    def _shut_out(self, address: str, org: str, fault: MalformedMessage) -> None:
+        wait_s = self.backoff.malformed(address, trio.current_time())
+        if wait_s:
+            log.warning(
+                "source shut out",
+                address=address,
+                org=org,
+                seconds=round(wait_s, 1),
+                reason=fault.reason,
+                advice="its last sessions all ended with malformed messages; connections from it are closed at once "
+                "until then. Mend the exporter, or find what else connects here",
+            )
+
+    async def _secured(self, stream: trio.SocketStream, peer: str, tls: ExporterTls) -> trio.abc.Stream | None:
+        secured: trio.SSLStream[trio.SocketStream] = trio.SSLStream(stream, tls.context, server_side=True)
+        try:
+            with trio.fail_after(tls.handshake_timeout_s):
+                await secured.do_handshake()
+        except trio.TooSlowError:
+            advice = "this door speaks TLS only; plain IPFIX belongs to balancer.ipfix_tcp"
+            self._refuse(peer, f"no TLS handshake within {tls.handshake_timeout_s:g} s", advice)
+            return None
+        except trio.BrokenResourceError as error:
+            advice = "the exporter needs TLS 1.2 or later, and must trust who signed balancer.tls_certificate"
+            self._refuse(peer, f"TLS handshake failed: {error.__cause__ or error}", advice)
+            return None
+        return secured
+
+    def _refuse(self, peer: str, reason: str, advice: str) -> None:
+        self.counts.refused += 1
+        log.warning("exporter refused", peer=peer, reason=reason, advice=advice)
 
     def org_of(self, peer: str) -> str | None:
         """The org of a peer, given as host:port."""

@@ -2,7 +2,7 @@
 
 nursery ── control plane (own listener), coordinator server (own listener)
         ├─ coordinator: which collectors there are, and what they report ─▶ placement
-        ├─ exporter listener ── a task an exporter: intake, batches, its stream on the uplink
+        ├─ exporter listeners (plain; TLS where configured) ── a task an exporter: intake, batches, its stream
         ├─ exporters' UDP door ── one task reads, another flushes; a stream for each exporter, which drops when full
         ├─ uplink ── a task a collector: connects, sends under credit, re-homes streams
         └─ link listener ── a task a link: peek, place, relay
@@ -10,6 +10,7 @@ nursery ── control plane (own listener), coordinator server (own listener)
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,7 +19,8 @@ import attrs
 import structlog
 import trio
 
-from balancer.doors import ExporterDoor, LinkDoor, SourceBinding, SourceBindings
+from balancer.backoff import Backoff, BackoffSettings
+from balancer.doors import ExporterDoor, ExporterTls, LinkDoor, SourceBinding, SourceBindings
 from balancer.placement import Decision, Placement, Report
 from meter.datagrams import DatagramIntake, DatagramSettings
 from meter.intake import Intake, IntakeSettings
@@ -113,7 +115,19 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
         ),
     )
     bindings = SourceBindings(SourceBinding(source.prefix, source.org) for source in mine.sources)
-    exporter_door = ExporterDoor(intake, bindings)
+    backoff = Backoff(
+        BackoffSettings(
+            after=mine.malformed_sessions,
+            first_s=mine.malformed_backoff_first_s,
+            most_s=mine.malformed_backoff_most_s,
+        ),
+        random.random,
+    )
+    exporter_door = ExporterDoor(intake, bindings, backoff)
+    tls_door = None
+    if mine.ipfix_tls:
+        tls = ExporterTls.load(mine.tls_certificate, mine.tls_key, mine.tls_handshake_timeout_s)
+        tls_door = ExporterDoor(intake, bindings, backoff, tls)
     templates = TemplateStore(config.data_path / "templates", lifetime_s=config.intake.template_lifetime_s)
     datagrams = DatagramIntake(
         uplink,
@@ -121,13 +135,15 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
             batch_bytes=config.intake.batch_bytes,
             flush_interval_s=config.intake.flush_interval_s,
             max_exporters=config.intake.max_udp_exporters,
+            max_parked_bytes=config.intake.max_parked_bytes,
             idle_timeout_s=config.intake.idle_timeout_s,
             max_unacknowledged_bytes=config.intake.max_unacknowledged_bytes,
         ),
         bindings.org_of,
         remembered=templates.load(),
+        faults=intake.faults,
     )
-    udp_door = UdpDoor(datagrams, templates, bind_udp(mine.udp))
+    udp_door = UdpDoor(datagrams, templates, bind_udp(mine.udp, mine.udp_buffer_bytes))
     link_door = LinkDoor(
         place=places.place_link,
         dial=connect,
@@ -139,6 +155,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
     figures = ProcessFigures()
     coordinator_listener = await listen(fleet.coordinator, what="the coordinator")
     exporter_listener = await listen(mine.ipfix_tcp, what="exporters (IPFIX over TCP)")
+    tls_listener = await listen(mine.ipfix_tls, what="exporters (IPFIX over TLS)") if mine.ipfix_tls else None
     link_listener = await listen(mine.link, what="meters' links")
 
     def load() -> dict[str, Any]:
@@ -157,7 +174,13 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
                     "lost_units": datagrams.lost_units,
                     "kernel_drops": udp_door.kernel_drops(),
                 },
-                "exporter_door": attrs.asdict(exporter_door.counts),
+                "faults": dict(intake.faults.by_reason),
+                "exporter_door": {
+                    **attrs.asdict(exporter_door.counts),
+                    "turned_away": backoff.turned_away,
+                    "shut_out": backoff.shut,
+                },
+                **({"tls_door": attrs.asdict(tls_door.counts)} if tls_door is not None else {}),
                 "link_door": attrs.asdict(link_door.counts),
                 "coordinator": {"operations": coordinator_server.operations},
             },
@@ -165,8 +188,10 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
                 "unacknowledged_bytes": uplink.unacknowledged_bytes,
                 "streams": len(uplink.streams),
                 "udp_buffer_bytes": udp_door.buffer_bytes,
+                "udp_parked_bytes": datagrams.parked.held_bytes,
                 **figures.read(),
             },
+            "faulty_exporters": {name: dict(reasons) for name, reasons in intake.faults.by_exporter.items()},
             "ratio": {"measured": round(given / taken, 3) if taken else None, "expected": 1.0},
             "loads": places.policy.loads(trio.current_time()),
             "claims": coordinator_server.claims.by_owner(),
@@ -182,6 +207,8 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
             "coordinator": address_of(coordinator_listener),
             "control": control,
         }
+        if tls_listener is not None:
+            addresses["ipfix_tls"] = address_of(tls_listener)
         coordinator = LocalCoordinator(
             name=name,
             role="balancer",
@@ -205,6 +232,12 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
             exporter_listener,
             exporter_door.serve,
         )
+        if tls_door is not None and tls_listener is not None:
+            nursery.start_soon(
+                partial(serve, max_connections=mine.max_connections, what="exporter (TLS)"),
+                tls_listener,
+                tls_door.serve,
+            )
         nursery.start_soon(
             partial(serve, max_connections=mine.max_connections, what="link"), link_listener, link_door.serve
         )

@@ -1,17 +1,21 @@
 """One exporter's transport session into batches; pure, the clock stays outside.
 
 Bytes come in as they were read; whole messages are walked once (every length checked, records counted, templates
-learned) and go out unchanged, behind a prelude of the templates that they need. Batches end at `batch_bytes`, or when
+learned) and go out unchanged, behind a prelude of the templates that they need; but sets that cannot be read are left
+out of theirs and counted by reason, so that what goes out reads whole. Batches end at `batch_bytes`, or when
 the owner of the clock says `flush`.
 """
 
 from __future__ import annotations
+
+from collections import Counter
 
 from attrs import define, field, frozen
 
 from sapflow.errors import MalformedMessage
 from sapflow.flows.framing import MessageFramer
 from sapflow.flows.limits import FlowLimits
+from sapflow.flows.mending import mended
 from sapflow.flows.session import Session
 
 
@@ -34,6 +38,10 @@ class ExporterCounts:
     lost_records: int = 0
     undecodable_sets: int = 0
     ignored_sets: int = 0
+    redefined_templates: int = 0
+    stray_withdrawals: int = 0
+    refused_sets: Counter[str] = field(factory=Counter)
+    """Sets that could not be read and were left out, by reason."""
 
 
 class Batcher:
@@ -44,7 +52,7 @@ class Batcher:
         self.fault: MalformedMessage | None = None
         self._batch_bytes = batch_bytes
         self._framer = MessageFramer()
-        self._session = Session(limits)
+        self._session = Session(limits, mends=True)
         self._open = _Open()
         self._walked = 0
 
@@ -84,8 +92,14 @@ class Batcher:
         counts.lost_records += walk.lost_records
         counts.undecodable_sets += walk.undecodable_sets
         counts.ignored_sets += walk.ignored_sets
+        counts.redefined_templates += walk.redefined
+        counts.stray_withdrawals += walk.stray_withdrawals
         if walk.taken:
-            self._open.add(whole if walk.taken == len(whole) else whole[: walk.taken], walk.messages, walk.records)
+            taken = whole if walk.taken == len(whole) else whole[: walk.taken]
+            if walk.cuts:
+                taken = mended(taken, walk.cuts)
+                counts.refused_sets.update(cut.reason for cut in walk.cuts)
+            self._open.add(taken, walk.messages, walk.records)
         if walk.fault is not None:
             fault = walk.fault
             self.fault = MalformedMessage(fault.what, offset=self._walked + fault.offset, reason=fault.reason)

@@ -6,21 +6,23 @@ and counted, for that exporter only. No sockets here: `udp` reads them, and says
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 
 import structlog
 from attrs import define, field, frozen
 
 from meter.batching import Batcher, Draft
+from meter.faults import Faults
+from meter.recvmmsg import Source
 from meter.uplink import Uplink, UplinkStream
+from sapflow.errors import MalformedMessage
 from sapflow.flows.datagrams import DatagramSession, Protocol, protocol_of
 from sapflow.flows.limits import FlowLimits
+from sapflow.flows.parking import Allowance
 
 log = structlog.get_logger()
 
-Source = tuple[str, int]
-"""Address and port."""
 ExporterKey = tuple[str, int, Protocol]
 
 
@@ -33,6 +35,8 @@ class DatagramSettings:
     max_exporters: int = 10_000
     idle_timeout_s: float = 3600.0
     max_unacknowledged_bytes: int = 4 << 20
+    max_parked_bytes: int = 64 << 20
+    """Of sets that wait for their template, of all exporters together."""
     limits: FlowLimits = FlowLimits()
 
 
@@ -70,8 +74,12 @@ class Exporter:
     heard_at: float
     waiting_since: float = 0.0
     dropped: int = 0
+    reasons: Counter[str] = field(factory=Counter)
+    """Of its faults, as they were counted last."""
     faults: int = 0
-    saved_templates: int = 0
+    saved_changes: int = 0
+    saved_s: float = 0.0
+    """What `TemplateStore` has written: after how many changes, and when (time of day)."""
 
     @property
     def name(self) -> str:
@@ -88,8 +96,13 @@ class DatagramIntake:
     org_of: Callable[[str], str | None]
     remembered: dict[ExporterKey, list[bytes]] = field(factory=dict)
     """Templates from before a restart, by exporter; each is taken when its exporter is heard again."""
+    faults: Faults = field(factory=Faults)
     counts: DatagramIntakeCounts = field(factory=DatagramIntakeCounts)
     exporters: OrderedDict[ExporterKey, Exporter] = field(factory=OrderedDict)
+    parked: Allowance = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.parked = Allowance(self.settings.max_parked_bytes)
 
     def take(self, datagrams: Iterable[tuple[bytes, Source]], now: float, received_s: float) -> None:
         """Datagrams in the order they came. `now` is this process's clock, `received_s` the time of day."""
@@ -106,6 +119,12 @@ class DatagramIntake:
                 self.counts.unbound += len(its)
                 continue
             self._take(exporter, its, now, received_s)
+
+    def remember(self, templates: dict[ExporterKey, list[bytes]]) -> None:
+        """Templates of exporters that another process has had, in case they come here; so many as exporters may be."""
+        for key, datagrams in templates.items():
+            if key not in self.exporters and len(self.remembered) < self.settings.max_exporters:
+                self.remembered[key] = datagrams
 
     def flush(self, now: float) -> None:
         """End batches that have waited for long enough."""
@@ -149,18 +168,32 @@ class DatagramIntake:
         exporter = Exporter(
             key=key,
             org=org,
-            session=DatagramSession(protocol, limits),
+            session=DatagramSession(protocol, limits, self.parked),
             batcher=Batcher(limits, batch_bytes=self.settings.batch_bytes),
             stream=self.uplink.open_stream(org, f"{address}:{port}"),
             heard_at=now,
         )
         self.exporters[key] = exporter
         self.counts.exporters += 1
-        known = self.remembered.pop(key, None)
-        if known is not None:
-            exporter.batcher.feed(exporter.session.restore(known))
-        log.info("exporter met", exporter=exporter.name, org=org, protocol=protocol, templates_known=known is not None)
+        known = self._restore(exporter)
+        log.info("exporter met", exporter=exporter.name, org=org, protocol=protocol, templates_known=known)
         return exporter
+
+    def _restore(self, exporter: Exporter) -> bool:
+        """Give an exporter the templates that it had before a restart of ours: whether there were any."""
+        known = self.remembered.pop(exporter.key, None)
+        if known is None:
+            return False
+        try:
+            exporter.batcher.feed(exporter.session.restore(known))
+        except MalformedMessage as fault:
+            log.warning(
+                "templates not restored", exporter=exporter.name, what=str(fault), meaning="it will send them again"
+            )
+            exporter.session = DatagramSession(exporter.key[2], self.settings.limits, self.parked)
+            return False
+        exporter.saved_changes = exporter.session.template_changes
+        return True
 
     def _take(self, exporter: Exporter, datagrams: list[bytes], now: float, received_s: float) -> None:
         counts, session, batcher = self.counts, exporter.session, exporter.batcher
@@ -180,7 +213,12 @@ class DatagramIntake:
             exporter.waiting_since = now
         before = batcher.counts.messages, batcher.counts.records
         self._put(exporter, batcher.feed(messages))
-        assert batcher.fault is None, batcher.fault
+        if batcher.fault is not None:
+            # Our own fault, for the session gives whole messages; it is not to cost the other exporters anything.
+            log.error("exporter begun anew", exporter=exporter.name, org=exporter.org, what=str(batcher.fault))
+            counts.malformed += 1
+            self._leave(exporter)
+            return
         counts.messages += batcher.counts.messages - before[0]
         counts.records += batcher.counts.records - before[1]
 
@@ -189,6 +227,9 @@ class DatagramIntake:
         if faults == exporter.faults:
             return
         self.counts.malformed += faults - exporter.faults
+        reasons = exporter.session.counts.malformed
+        self.faults.count(exporter.key[0], reasons - exporter.reasons)
+        exporter.reasons = reasons.copy()
         if faults & (faults - 1) == 0:  # the 1st, 2nd, 4th, 8th …: one that is always faulty fills no log
             fault = exporter.session.counts.last_fault
             log.warning(
@@ -209,6 +250,7 @@ class DatagramIntake:
     def _leave(self, exporter: Exporter) -> None:
         del self.exporters[exporter.key]
         self._put(exporter, exporter.batcher.flush())
+        exporter.session.close()
         exporter.stream.end()
         self.counts.exporters -= 1
         self.counts.lost_units += exporter.session.lost

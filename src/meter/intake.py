@@ -1,19 +1,24 @@
 """Exporters' TCP sessions into streams: plain IPFIX in, numbered batches out.
 
 Backpressure is TCP's own: while a stream may hold no more unacknowledged bytes its exporter is not read from.
-A malformed message ends its exporter's session; what came whole before it is kept.
+A malformed message ends its exporter's session; what came whole before it is kept. A set that cannot be read within a
+message that can is left out, counted and told, and the session goes on.
 """
 
 from __future__ import annotations
+
+from collections import Counter
 
 import structlog
 import trio
 from attrs import define, frozen
 
 from meter.batching import Batcher
+from meter.faults import Faults
 from meter.uplink import Uplink
 from sapflow.errors import MalformedMessage
 from sapflow.flows.limits import FlowLimits
+from sapflow.runtime.addresses import split_address
 
 log = structlog.get_logger()
 
@@ -28,7 +33,7 @@ class IntakeSettings:
     idle_timeout_s: float = 3600.0
     receive_bytes: int = 256 << 10
     drain_timeout_s: float = 3600.0
-    limits: FlowLimits = FlowLimits()
+    limits: FlowLimits = FlowLimits(max_malformed_in_a_row=3)
 
 
 @define
@@ -45,6 +50,11 @@ class IntakeCounts:
     timed_out: int = 0
     lost_records: int = 0
     undecodable_sets: int = 0
+    refused_sets: int = 0
+    """Sets that could not be read, left out of their messages; `Intake.faults` has them by reason and exporter."""
+    redefined_templates: int = 0
+    stray_withdrawals: int = 0
+    """Withdrawals of templates that were not known."""
 
 
 class Intake:
@@ -54,14 +64,16 @@ class Intake:
         self.uplink = uplink
         self.settings = settings
         self.counts = IntakeCounts()
+        self.faults = Faults()
+        """What could not be read: messages, which end their session, and sets."""
 
-    async def session(self, stream: trio.abc.Stream, peer: str, org: str) -> None:
-        """Carry one exporter's transport session until it ends; returns when it was read to its end."""
+    async def session(self, stream: trio.abc.Stream, peer: str, org: str) -> MalformedMessage | None:
+        """Carry one exporter's transport session until it ends: what was malformed, when that ended it."""
         reader = _ExporterSession(self, stream, peer, org)
         self.counts.exporters += 1
         self.counts.sessions += 1
         try:
-            await reader.run()
+            return await reader.run()
         finally:
             self.counts.exporters -= 1
 
@@ -75,14 +87,17 @@ class _ExporterSession:
         self._org = org
         self._batcher = Batcher(self._settings.limits, batch_bytes=self._settings.batch_bytes)
         self._stream = intake.uplink.open_stream(org, peer)
+        self._refused = 0
+        self._noted: Counter[str] = Counter()
 
-    async def run(self) -> None:
+    async def run(self) -> MalformedMessage | None:
         ended = "the exporter closed"
         try:
             await self._read()
         except MalformedMessage as fault:
             ended = "malformed message"
             self._intake.counts.malformed += 1
+            self._intake.faults.count(split_address(self._peer)[0], {fault.reason: 1})
             log.warning(
                 "exporter cut off",
                 peer=self._peer,
@@ -108,7 +123,29 @@ class _ExporterSession:
             reason=ended,
             records=self._batcher.counts.records,
             lost=self._batcher.counts.lost_records,
+            undecodable_sets=self._batcher.counts.undecodable_sets,
+            redefined_templates=self._batcher.counts.redefined_templates,
+            stray_withdrawals=self._batcher.counts.stray_withdrawals,
         )
+        return self._batcher.fault
+
+    def _note_refused(self) -> None:
+        """Count sets that were left out since last time; told at the 1st, 2nd, 4th, 8th … of a session."""
+        refused = self._batcher.counts.refused_sets
+        before, self._refused = self._refused, refused.total()
+        self._intake.counts.refused_sets += self._refused - before
+        self._intake.faults.count(split_address(self._peer)[0], refused - self._noted)
+        self._noted = refused.copy()
+        if self._refused.bit_length() > before.bit_length():
+            log.warning(
+                "sets left out",
+                peer=self._peer,
+                org=self._org,
+                sets=self._refused,
+                reasons=dict(refused),
+                advice="they could not be read; all other sets are kept. The exporter is faulty, or its templates are "
+                "out of step with its data",
+            )
 
     def _last_words(self) -> None:
         """What came whole is delivered even after the session ended; the stream's outbox has room for one more."""
@@ -119,6 +156,8 @@ class _ExporterSession:
         counts, total = self._batcher.counts, self._intake.counts
         total.lost_records += counts.lost_records
         total.undecodable_sets += counts.undecodable_sets
+        total.redefined_templates += counts.redefined_templates
+        total.stray_withdrawals += counts.stray_withdrawals
         self._stream.end()
 
     async def _read(self) -> None:
@@ -149,6 +188,8 @@ class _ExporterSession:
                 was_waiting, was_partial = batcher.waiting_bytes, batcher.partial_bytes
                 taken = batcher.counts.messages
                 draft = batcher.feed(data)
+                if batcher.counts.refused_sets:
+                    self._note_refused()
                 if not was_waiting:
                     flush_since = now
                 if not was_partial or batcher.counts.messages != taken:

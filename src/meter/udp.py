@@ -16,7 +16,8 @@ import structlog
 import trio
 from attrs import define, field
 
-from meter.datagrams import DatagramIntake, Source
+from meter.datagrams import DatagramIntake
+from meter.recvmmsg import DATAGRAMS, Reader, open_reader
 from meter.templates import TemplateStore
 from sapflow.errors import ConfigurationError
 from sapflow.runtime.addresses import join_address, split_address
@@ -24,9 +25,6 @@ from sapflow.runtime.addresses import join_address, split_address
 log = structlog.get_logger()
 
 BUFFER_BYTES = 32 << 20
-MAX_DATAGRAM_BYTES = 65_535
-READS_PER_TURN = 128
-"""Datagrams read before other tasks get their turn."""
 FLUSH_CHECK_S = 0.1
 UPKEEP_S = 10.0
 _SO_RCVBUFFORCE = 33
@@ -40,7 +38,11 @@ class UdpDoor:
     store: TemplateStore | None
     sock: socket.socket
     clock: Callable[[], float] = time.time
-    _buffer: bytearray = field(factory=lambda: bytearray(MAX_DATAGRAM_BYTES))
+    _reader: Reader = field(init=False)
+    _drops_told: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self._reader = open_reader(self.sock)
 
     @property
     def address(self) -> str:
@@ -77,27 +79,21 @@ class UdpDoor:
             self.sock.close()
 
     async def _read(self) -> None:
+        more = False
         while True:
-            await trio.lowlevel.wait_readable(self.sock)
-            found = self._drain()
+            # Others get their turn even while datagrams come without end.
+            if more:
+                await trio.lowlevel.checkpoint()
+            else:
+                await trio.lowlevel.wait_readable(self.sock)
+            try:
+                found = self._reader.read()
+            except OSError as error:
+                log.debug("datagrams not read", reason=error.strerror)
+                found = []
             if found:
                 self.intake.take(found, trio.current_time(), self.clock())
-            # Others get their turn even while datagrams come without end.
-            await trio.lowlevel.checkpoint()
-
-    def _drain(self) -> list[tuple[bytes, Source]]:
-        found: list[tuple[bytes, Source]] = []
-        buffer, receive = memoryview(self._buffer), self.sock.recvfrom_into
-        for _ in range(READS_PER_TURN):
-            try:
-                size, source = receive(buffer)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                log.debug("datagram not read", reason=str(error))
-                break
-            found.append((bytes(buffer[:size]), (source[0], source[1])))
-        return found
+            more = len(found) == DATAGRAMS
 
     async def _flush(self) -> None:
         while True:
@@ -105,15 +101,29 @@ class UdpDoor:
             self.intake.flush(trio.current_time())
 
     async def _upkeep(self) -> None:
-        """Keep templates in files, and let go of exporters that are silent."""
+        """Keep templates in files, let go of exporters that are silent, tell of what the kernel dropped."""
         while True:
             await trio.sleep(UPKEEP_S)
+            self._tell_drops()
             if self.store is not None:
                 await self.store.save(self.intake.exporters.values())
+                self.intake.remember(await self.store.news(self.intake.exporters.keys()))
             self.intake.expire(trio.current_time())
 
+    def _tell_drops(self) -> None:
+        drops = self.kernel_drops()
+        if drops > self._drops_told:
+            log.warning(
+                "datagrams dropped by the kernel",
+                datagrams=drops - self._drops_told,
+                buffer_bytes=self.buffer_bytes,
+                meaning="they came faster than they were read; their records are lost and counted as such",
+                advice="let another balancer process share the port, or make balancer.udp_buffer_bytes larger",
+            )
+        self._drops_told = drops
 
-def bind_udp(address: str) -> socket.socket:
+
+def bind_udp(address: str, buffer_bytes: int = BUFFER_BYTES) -> socket.socket:
     """A socket that shares its port with others of this host. Raises ConfigurationError that says what to do."""
     host, port = split_address(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -121,7 +131,7 @@ def bind_udp(address: str) -> socket.socket:
     sock.setblocking(False)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        _enlarge(sock)
+        _enlarge(sock, buffer_bytes)
         sock.bind((host, port))
     except OSError as error:
         sock.close()
@@ -132,8 +142,17 @@ def bind_udp(address: str) -> socket.socket:
     return sock
 
 
-def _enlarge(sock: socket.socket) -> None:
+def _enlarge(sock: socket.socket, wanted_bytes: int) -> None:
     try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, BUFFER_BYTES)
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, wanted_bytes)
     except PermissionError:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, wanted_bytes)
+    given_bytes = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
+    if given_bytes < wanted_bytes:
+        log.warning(
+            "UDP buffer smaller than wanted",
+            given_bytes=given_bytes,
+            wanted_bytes=wanted_bytes,
+            meaning="bursts of datagrams that it cannot hold are lost",
+            advice=f"sysctl -w net.core.rmem_max={wanted_bytes}",
+        )

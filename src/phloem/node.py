@@ -28,6 +28,7 @@ from phloem.engine.embedded import EmbeddedLog
 from sapflow.cluster.local import LocalCoordinator
 from sapflow.cluster.view import View
 from sapflow.config import Config
+from sapflow.errors import StorageError
 from sapflow.monitor.control import serve_control
 from sapflow.monitor.process import ProcessFigures
 from sapflow.orgs import OrgTable, keep_fresh
@@ -35,6 +36,9 @@ from sapflow.runtime.dial import dial
 from sapflow.runtime.serve import address_of, listen, serve
 
 log = structlog.get_logger()
+
+RETAIN_STEP = 200
+"""Entries removed in one transaction, between commits."""
 
 Announce = Callable[[dict[str, Any]], None]
 
@@ -137,17 +141,24 @@ async def _run(config: Config, name: str, fleet_token: str, announce: Announce, 
 
 async def _retain(config: Config, engine: EmbeddedLog, committer: Committer) -> None:
     """Remove what is past its retention, a bounded step at a time, in turn with commits."""
-    mine = config.phloem
     while True:
-        await trio.sleep(mine.retention_interval_s)
-        before_us = int((time.time() - mine.retention_s) * 1e6)
-        for org in await committer.storage.run(engine.orgs):
-            step = partial(
-                engine.remove_oldest, org, before_us=before_us, keep_bytes=mine.retention_bytes_per_org, at_most=200
-            )
-            removed = total = await committer.storage.run(step)
-            while removed == 200:
-                removed = await committer.storage.run(step)
-                total += removed
-            if total:
-                log.info("retention removed", org=org, entries=total)
+        await trio.sleep(config.phloem.retention_interval_s)
+        try:
+            for org in await committer.storage.run(engine.orgs):
+                await _retain_org(config, engine, committer, org)
+        except StorageError as error:
+            log.error("retention failed", reason=str(error), retry_s=config.phloem.retention_interval_s)
+
+
+async def _retain_org(config: Config, engine: EmbeddedLog, committer: Committer, org: str) -> None:
+    mine = config.phloem
+    before_us = int((time.time() - mine.retention_s) * 1e6)
+    step = partial(
+        engine.remove_oldest, org, before_us=before_us, keep_bytes=mine.retention_bytes_per_org, at_most=RETAIN_STEP
+    )
+    removed = total = await committer.storage.run(step)
+    while removed == RETAIN_STEP:
+        removed = await committer.storage.run(step)
+        total += removed
+    if total:
+        log.info("retention removed", org=org, entries=total)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator
 from difflib import get_close_matches
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from attrs import Factory, frozen
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError
 
 from sapflow.errors import ConfigurationError
+from sapflow.orgs import ORG_NAME
+from sapflow.runtime.addresses import split_address
 
 
 @frozen
@@ -23,8 +26,11 @@ class FleetConfig:
     coordinator: str = "127.0.0.1:4730"
     """Where the balancer's control plane serves membership."""
     report_interval_s: float = 1.0
+    """How often every process reports its load and is told of the others."""
     lease_s: float = 3.0
+    """A member that has not reported for so long is no more."""
     connect_timeout_s: float = 2.0
+    """For every connection between processes."""
 
 
 @frozen
@@ -32,7 +38,9 @@ class SourceConfig:
     """Plain exporters from `prefix` belong to `org`."""
 
     prefix: str
+    """Addresses of exporters, such as `192.0.2.0/24`; the longest prefix that fits counts."""
     org: str
+    """Whose records theirs are."""
 
 
 @frozen
@@ -40,14 +48,39 @@ class BalancerConfig:
     """The front doors."""
 
     ipfix_tcp: str = "127.0.0.1:4739"
+    """The exporter door: IPFIX over TCP."""
+    ipfix_tls: str = ""
+    """Where exporters' TLS (1.2 or later) ends; nowhere while it is empty. IANA's port for it is 4740, which `link` has
+    by default."""
+    tls_certificate: str = ""
+    """A PEM file, for `ipfix_tls`."""
+    tls_key: str = ""
+    """A PEM file; empty when the key is in the certificate's file."""
+    tls_handshake_timeout_s: float = 5.0
+    """An exporter's TLS must be agreed by then."""
     udp: str = "127.0.0.1:4739"
     """NetFlow v5 and v9, IPFIX and sFlow v5, whichever comes."""
+    udp_buffer_bytes: int = 32 << 20
+    """What the kernel may hold of datagrams that were not read yet; less where net.core.rmem_max says so."""
     link: str = "127.0.0.1:4740"
+    """The link door, for meters: plain, TLS or WebSocket, whichever comes."""
     control: str = "127.0.0.1:0"
+    """The control plane: /status, /metrics, /health."""
     max_connections: int = 5000
+    """Connections at each door; the rest wait in the accept queue."""
     preamble_timeout_s: float = 5.0
+    """A link must have said where it wants to go by then."""
     place_timeout_s: float = 10.0
+    """A link that no collector can take by then is closed."""
+    malformed_sessions: int = 3
+    """So many of an exporter's TCP sessions in a row that end with a malformed message shut its address out for a
+    time, which doubles with each more."""
+    malformed_backoff_first_s: float = 1.0
+    """For how long at first, about …"""
+    malformed_backoff_most_s: float = 60.0
+    """… and at most."""
     sources: tuple[SourceConfig, ...] = (SourceConfig("127.0.0.0/8", "default"), SourceConfig("::1/128", "default"))
+    """Which org plain exporters belong to; from elsewhere nothing is taken."""
 
 
 @frozen
@@ -55,11 +88,19 @@ class IntakeConfig:
     """How exporters' sessions become batches."""
 
     batch_bytes: int = 64 << 10
+    """A batch is sent on when it has so many bytes …"""
     flush_interval_s: float = 1.0
+    """… or when its first message has waited for so long."""
     message_timeout_s: float = 30.0
+    """A message that has begun must be whole by then."""
     idle_timeout_s: float = 3600.0
+    """An exporter that says nothing for so long is let go."""
     max_unacknowledged_bytes: int = 4 << 20
+    """Of one stream: beyond it an exporter is not read from (TCP), or its datagrams are dropped and counted (UDP)."""
     max_udp_exporters: int = 10_000
+    """UDP exporters known at a time; the one silent for longest goes first."""
+    max_parked_bytes: int = 64 << 20
+    """What came by UDP before its template, of all exporters together; one may hold 1 MiB of it."""
     template_lifetime_s: float = 5400.0
     """Templates of UDP exporters are believed for so long after a restart of ours."""
 
@@ -69,15 +110,25 @@ class CollectorConfig:
     """Ends of links, and their budget."""
 
     link: str = "127.0.0.1:0"
+    """Where links from meters, balancers and Phloem end."""
     live: str = "127.0.0.1:0"
+    """The WebSocket door of live subscribers."""
     control: str = "127.0.0.1:0"
+    """The control plane: /status, /metrics, /health."""
     budget_bytes: int = 256 << 20
+    """Of batches that are not durable yet: credit is granted out of it."""
     org_share: float = 0.5
+    """No org holds more than this share of the budget."""
     max_links: int = 10_000
+    """Links at a time; the rest wait in the accept queue."""
     hello_timeout_s: float = 5.0
+    """A link must have said who it is by then."""
     idle_timeout_s: float = 30.0
+    """A link of which nothing is heard for so long is cut."""
     live_buffer_bytes: int = 4 << 20
+    """Of each live subscriber; what does not fit is shed, counted and told."""
     max_live: int = 1000
+    """Live subscribers at a time."""
     tls_certificate: str = ""
     """A PEM file; with it the link door also speaks TLS 1.3 (`links://`, `wss://`)."""
     tls_key: str = ""
@@ -89,17 +140,29 @@ class PhloemConfig:
     """The messaging tier."""
 
     consume: str = "127.0.0.1:4741"
+    """The consume door."""
     control: str = "127.0.0.1:0"
+    """The control plane: /status, /metrics, /health."""
     budget_bytes: int = 256 << 20
+    """Of batches on their way into the log: credit is granted out of it."""
     org_share: float = 0.5
+    """No org holds more than this share of the budget."""
     commit_bytes: int = 4 << 20
+    """At most so much goes into one synced commit."""
     max_consumers: int = 1000
+    """Consumers at a time."""
     hello_timeout_s: float = 5.0
+    """A consumer must have said who it is by then."""
     idle_timeout_s: float = 30.0
+    """A link or consumer of which nothing is heard for so long is cut."""
     retention_s: float = 7 * 86_400.0
+    """Batches older than this are removed …"""
     retention_bytes_per_org: int = 10 << 30
+    """… and the oldest of an org that holds more than this."""
     retention_interval_s: float = 10.0
+    """How often that is looked at."""
     map_bytes: int = 64 << 30
+    """The most that the log may grow to."""
 
 
 @frozen
@@ -107,7 +170,11 @@ class Config:
     """Everything; `data` is the directory that the fleet keeps its state in."""
 
     data: str = "sapflow-data"
+    """The directory that the fleet keeps its state in."""
     collectors: int = 2
+    """How many `sapflow up` starts."""
+    elements: tuple[str, ...] = ()
+    """CSV files of information elements of your own (docs/reference/elements.md), from the file's own directory."""
     fleet: FleetConfig = Factory(FleetConfig)
     balancer: BalancerConfig = Factory(BalancerConfig)
     intake: IntakeConfig = Factory(IntakeConfig)
@@ -119,6 +186,8 @@ class Config:
         """The data directory."""
         return Path(self.data)
 
+
+_ADDRESSES = {"coordinator", "ipfix_tcp", "udp", "link", "live", "control", "consume"}
 
 _converter = cattrs.Converter(forbid_extra_keys=True)
 
@@ -142,7 +211,8 @@ def load(path: Path | None) -> Config:
         return Config()
     try:
         with path.open("rb") as file:
-            return from_dict(tomllib.load(file), str(path))
+            config = from_dict(tomllib.load(file), str(path))
+        return attrs.evolve(config, elements=tuple(str(path.parent.absolute() / name) for name in config.elements))
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from error
     except tomllib.TOMLDecodeError as error:
@@ -163,12 +233,32 @@ def _check(config: Config, where: str) -> None:
     for key, value, _default in describe(config):
         if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
             raise ConfigurationError(f"{where}: {key}: must be more than 0, is {value}")
+    if config.balancer.ipfix_tls and not config.balancer.tls_certificate:
+        raise ConfigurationError(f"{where}: balancer.tls_certificate: balancer.ipfix_tls needs one, a PEM file")
     for key, share in (("collector", config.collector.org_share), ("phloem", config.phloem.org_share)):
         if share > 1:
             raise ConfigurationError(f"{where}: {key}.org_share: at most 1, is {share}")
     for section, budget in (("collector", config.collector.budget_bytes), ("phloem", config.phloem.budget_bytes)):
         if budget < 8 << 20:
             raise ConfigurationError(f"{where}: {section}.budget_bytes: at least {8 << 20:,}, is {budget:,}")
+
+    for key, value, _default in describe(config):
+        if key.rpartition(".")[2] in _ADDRESSES:
+            _addressed(value, f"{where}: {key}")
+    for number, source in enumerate(config.balancer.sources, 1):
+        try:
+            ip_network(source.prefix)
+        except ValueError as error:
+            raise ConfigurationError(f"{where}: balancer.sources, number {number}: prefix: {error}") from None
+        if not ORG_NAME.fullmatch(source.org):
+            raise ConfigurationError(f"{where}: balancer.sources, number {number}: '{source.org}' is no org's name")
+
+
+def _addressed(address: str, where: str) -> None:
+    try:
+        split_address(address)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{where}: {error}") from None
 
 
 def _explain(group: ClassValidationError, cls: type, prefix: str = "") -> Iterator[str]:
@@ -211,13 +301,16 @@ def dumps(config: Config) -> str:
         value = getattr(config, field.name)
         if attrs.has(type(value)):
             tables += ["", f"[{field.name}]"]
-            tables += [f"{inner.name} = {_toml(getattr(value, inner.name))}" for inner in attrs.fields(type(value))]
+            tables += [
+                f"{inner.name} = {toml_value(getattr(value, inner.name))}" for inner in attrs.fields(type(value))
+            ]
         else:
-            lines.append(f"{field.name} = {_toml(value)}")
+            lines.append(f"{field.name} = {toml_value(value)}")
     return "\n".join([*lines, *tables]) + "\n"
 
 
-def _toml(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """A value as TOML."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
@@ -226,6 +319,8 @@ def _toml(value: Any) -> str:
         escaped = value.replace("\\", "\\\\").replace('"', '\\"')
         return f'"{escaped}"'
     if attrs.has(type(value)):
-        inner = ", ".join(f"{field.name} = {_toml(getattr(value, field.name))}" for field in attrs.fields(type(value)))
+        inner = ", ".join(
+            f"{field.name} = {toml_value(getattr(value, field.name))}" for field in attrs.fields(type(value))
+        )
         return f"{{ {inner} }}"
-    return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return "[" + ", ".join(toml_value(item) for item in value) + "]"

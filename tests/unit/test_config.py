@@ -24,8 +24,18 @@ def test_what_is_written_out_reads_back_the_same() -> None:
         ("[intake]\nflush_interval_s = 0", "f.toml: intake.flush_interval_s: must be more than 0"),
         ("[phloem]\norg_share = 1.5", "f.toml: phloem.org_share: at most 1"),
         ("[phloem]\nbudget_bytes = 5", "f.toml: phloem.budget_bytes: at least"),
+        ("[balancer]\nipfix_tls = '127.0.0.1:4740'", "f.toml: balancer.tls_certificate: balancer.ipfix_tls needs one"),
         ("collectors = true", "f.toml: collectors: expected an integer, got True"),
         ("what", "f.toml: not TOML"),
+        ("[balancer]\nlink = 'here'", r"f.toml: balancer.link: 'here' is not an address; write HOST:PORT"),
+        (
+            "[balancer]\nsources = [{prefix = '192.0.2.1/24', org = 'acme'}]",
+            r"f.toml: balancer.sources, number 1: prefix: 192.0.2.1/24 has host bits set",
+        ),
+        (
+            "[balancer]\nsources = [{prefix = '192.0.2.0/24', org = 'Acme'}]",
+            "f.toml: balancer.sources, number 1: 'Acme' is no org's name",
+        ),
     ],
 )
 def test_a_bad_file_is_answered_with_the_file_the_key_and_what_is_wrong(

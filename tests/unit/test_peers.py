@@ -6,8 +6,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from tools.peers import PEERS, find, install_line, jars
-from tools.peers.catalog import Debian, Jars
+from tools.peers import PEERS, catalog, find, install_line, jars
+from tools.peers.catalog import Compiled, Debian, Jars
 from tools.peers.jars import Jar, faults, parse_pins
 from tools.peers.kafka import broker_numbers
 from tools.peers.server import free_port, is_free
@@ -124,3 +124,18 @@ def test_the_brokers_of_a_metadata_answer_are_read_with_and_without_racks() -> N
         struct.pack("!ii", 7, 3) + entry(1, None) + entry(2, b"a rack") + entry(300, b"") + struct.pack("!hi", -1, 1)
     )
     assert broker_numbers(answer) == {1, 2, 300}
+
+
+def test_a_compiled_peer_is_found_only_when_it_was_built_from_the_source_as_it_is_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "fixbuf_exporter.c"
+    source.write_text("int main() { return 0; }")
+    monkeypatch.setattr(catalog, "BIN", tmp_path / "bin")
+    monkeypatch.setattr(Compiled, "path", lambda self, name: tmp_path / f"{name}.c")
+    built = Compiled("any", ()).program("fixbuf_exporter")
+    built.parent.mkdir()
+    built.touch(mode=0o755)
+    assert find("fixbuf_exporter") == str(built)
+    source.write_text("int main() { return 1; }")
+    assert find("fixbuf_exporter") is None

@@ -12,7 +12,7 @@ import click
 import trio
 from attrs import asdict
 
-from sapflow.cli.fleet import start_log
+from sapflow.cli import start_log
 from tools.chaos import FAULTS, Plan, run
 from tools.fleet import running
 

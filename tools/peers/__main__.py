@@ -34,7 +34,7 @@ def list_peers() -> None:
     """Say what is there, and how to get what is not."""
     for name, peer in PEERS.items():
         use = "tests" if peer.for_tests else ""
-        click.echo(f"{name:<10} {use:<6} {find(name) or 'missing: ' + install_line(name)}")
+        click.echo(f"{name:<15} {use:<6} {find(name) or 'missing: ' + install_line(name)}")
 
 
 @main.command()

@@ -5,15 +5,17 @@ A program of a package counts as a peer of its own: tests ask for the one that t
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+from pathlib import Path
 
 from attrs import frozen
 
 from tools.peers import jars
 
 BIN = jars.DIRECTORY / "bin"
-"""Where Go modules are built to."""
+"""Where Go modules and C programs are built to."""
 
 
 @frozen
@@ -36,11 +38,28 @@ class Jars:
 
 
 @frozen
+class Compiled:
+    """Built by gcc from a C source beside this file, on a library from Debian, into `.peers/bin`."""
+
+    library: str
+    """As pkg-config calls it."""
+    packages: tuple[str, ...]
+
+    def path(self, name: str) -> Path:
+        """The C source of a peer."""
+        return Path(__file__).parent / f"{name}.c"
+
+    def program(self, name: str) -> Path:
+        """What is built of it; another source has another name, so that no stale program is ever found."""
+        return BIN / f"{name}-{hashlib.sha256(self.path(name).read_bytes()).hexdigest()[:12]}"
+
+
+@frozen
 class Peer:
     """One program or server."""
 
     name: str
-    source: Debian | GoModule | Jars
+    source: Debian | GoModule | Jars | Compiled
     for_tests: bool = False
     """Whether tests need it; the others are for benchmarks and for looking at traffic."""
 
@@ -51,12 +70,18 @@ _ALL = (
     Peer("nfdump", Debian("nfdump"), for_tests=True),
     Peer("nfcapd", Debian("nfdump"), for_tests=True),
     Peer("nfreplay", Debian("nfdump"), for_tests=True),
+    Peer(
+        "fixbuf_exporter",
+        Compiled("libfixbuf", ("gcc", "libc6-dev", "pkg-config", "libfixbuf-dev")),
+        for_tests=True,
+    ),
+    Peer("openssl", Debian("openssl"), for_tests=True),
     Peer("kafka", Jars(), for_tests=True),
     Peer("zookeeper", Jars(), for_tests=True),
     Peer("haproxy", Debian("haproxy")),
     Peer("pmacctd", Debian("pmacct"), for_tests=True),
     Peer("nfacctd", Debian("pmacct"), for_tests=True),
-    Peer("fprobe", Debian("fprobe")),
+    Peer("fprobe", Debian("fprobe"), for_tests=True),
     Peer("tshark", Debian("tshark"), for_tests=True),
     Peer("tcpdump", Debian("tcpdump")),
     Peer("goflow2", GoModule("github.com/netsampler/goflow2/v2/cmd/goflow2@v2.2.6")),
@@ -68,9 +93,12 @@ PEERS = {peer.name: peer for peer in _ALL}
 
 def find(name: str) -> str | None:
     """Where a peer is, if it is installed: its program, or the directory of its jars."""
-    if isinstance(PEERS[name].source, Jars):
+    source = PEERS[name].source
+    if isinstance(source, Jars):
         found = jars.installed(name)
         return None if found is None else str(found)
+    if isinstance(source, Compiled):
+        return shutil.which(str(source.program(name)))
     path = os.pathsep.join([str(BIN), os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
     return shutil.which(name, path=path)
 

@@ -1,4 +1,4 @@
-"""Bringing peers: Debian packages by apt-get, Go modules by go, jars by Maven.
+"""Bringing peers: Debian packages by apt-get, Go modules by go, jars by Maven, C programs by gcc.
 
 Each client is used as the machine has it set up, so its mirrors, proxies and caches apply; no host is named here.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 
 from tools.peers import jars
-from tools.peers.catalog import BIN, PEERS, Debian, GoModule, Jars, find
+from tools.peers.catalog import BIN, PEERS, Compiled, Debian, GoModule, Jars, find
 
 _TOOLS = {"mvn": "maven", "java": "default-jre-headless"}
 """The Debian package of each program that Java peers need."""
@@ -29,6 +29,10 @@ def install(names: Iterable[str]) -> list[str]:
     java = [peer.name for peer in missing if isinstance(peer.source, Jars)]
     if java:
         packages += [package for program, package in _TOOLS.items() if shutil.which(program) is None]
+    compiled = {peer.name: peer.source for peer in missing if isinstance(peer.source, Compiled)}
+    packages += [
+        package for source in compiled.values() if not _has_library(source.library) for package in source.packages
+    ]
     if packages:
         _from_debian(list(dict.fromkeys(packages)))
     for peer in missing:
@@ -36,6 +40,8 @@ def install(names: Iterable[str]) -> list[str]:
             _from_go(peer.source.path)
     for name in java:
         _from_maven(name)
+    for name, source in compiled.items():
+        _from_c(name, source)
     still = [peer.name for peer in missing if find(peer.name) is None]
     if still:
         sys.exit(f"not found after installing: {', '.join(still)}")
@@ -56,6 +62,23 @@ def _from_go(module: str) -> None:
         sys.exit(f"building {module} needs Go; install it, or leave this peer out")
     BIN.mkdir(parents=True, exist_ok=True)
     _run(["go", "install", module], {**os.environ, "GOBIN": str(BIN)})
+
+
+def _has_library(library: str) -> bool:
+    if shutil.which("gcc") is None or shutil.which("pkg-config") is None:
+        return False
+    return subprocess.run(["pkg-config", "--exists", library]).returncode == 0
+
+
+def _from_c(name: str, source: Compiled) -> None:
+    BIN.mkdir(parents=True, exist_ok=True)
+    said = subprocess.run(["pkg-config", "--cflags", "--libs", source.library], capture_output=True, text=True)
+    if said.returncode:
+        sys.exit(f"{name} needs {source.library}: {said.stderr}")
+    with tempfile.TemporaryDirectory(dir=BIN, prefix="building-") as work:
+        built = Path(work, name)
+        _run(["gcc", "-O1", "-o", str(built), str(source.path(name)), *said.stdout.split()], os.environ)
+        built.rename(source.program(name))
 
 
 def _from_maven(name: str) -> None:

@@ -174,34 +174,40 @@ class EmbeddedLog:
     def remove_oldest(self, org: str, *, before_us: int, keep_bytes: int, at_most: int = 1000) -> int:
         """Retention, one bounded step: remove entries older than `before_us`, or beyond `keep_bytes`.
 
-        Returns how many entries went; fewer than `at_most` means that nothing more is due.
+        Returns how many entries went; fewer than `at_most` means that nothing more is due. Raises StorageError.
         """
         number = self._org_number(org)
         if number is None:
             return 0
+        try:
+            with self._env.begin(write=True) as txn:
+                return self._remove_oldest(txn, number, before_us, keep_bytes, at_most)
+        except lmdb.Error as error:
+            raise StorageError(f"nothing can be removed from the log in {self.path}: {error}") from error
+
+    def _remove_oldest(self, txn: lmdb.Transaction, number: int, before_us: int, keep_bytes: int, at_most: int) -> int:
         removed = 0
-        with self._env.begin(write=True) as txn:
-            tail = self._tail(txn, number)
-            cursor = txn.cursor(self._entries)
-            while removed < at_most and tail.first < tail.next:
-                key = KEY.pack(number, tail.first)
-                value = cursor.get(key) if cursor.set_key(key) else None
-                size = len(value) if value is not None else 0
-                if value is not None and received_us(value) >= before_us and tail.bytes <= keep_bytes:
-                    break
-                records = decode_records(value)
-                if value is not None:
-                    cursor.delete()
-                tail = evolve(
-                    tail,
-                    first=tail.first + 1,
-                    bytes=tail.bytes - size,
-                    removed_entries=tail.removed_entries + 1,
-                    removed_records=tail.removed_records + records,
-                )
-                removed += 1
-            if removed:
-                txn.put(ORG.pack(number), _pack_tail(tail), db=self._tails)
+        tail = self._tail(txn, number)
+        cursor = txn.cursor(self._entries)
+        while removed < at_most and tail.first < tail.next:
+            key = KEY.pack(number, tail.first)
+            value = bytes(cursor.value()) if cursor.set_key(key) else None
+            size = len(value) if value is not None else 0
+            if value is not None and received_us(value) >= before_us and tail.bytes <= keep_bytes:
+                break
+            records = decode_records(value)
+            if value is not None:
+                cursor.delete()
+            tail = evolve(
+                tail,
+                first=tail.first + 1,
+                bytes=tail.bytes - size,
+                removed_entries=tail.removed_entries + 1,
+                removed_records=tail.removed_records + records,
+            )
+            removed += 1
+        if removed:
+            txn.put(ORG.pack(number), _pack_tail(tail), db=self._tails)
         return removed
 
     # --- reading ----------------------------------------------------------------------------------------------

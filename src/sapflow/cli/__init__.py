@@ -3,35 +3,60 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
 import click
+import structlog
 
-from sapflow.cli.decode import decode_command
-from sapflow.cli.fleet import ROLE_COMMANDS, config_group, start_log, status_command, up_command
-from sapflow.cli.orgs import orgs_group
-from sapflow.cli.send import send_command
-from sapflow.cli.tail import tail_command
 from sapflow.errors import SapflowError
 
+COMMANDS = {
+    "up": "fleet:up_command",
+    "balancer": "fleet:balancer_command",
+    "collector": "fleet:collector_command",
+    "phloem": "fleet:phloem_command",
+    "send": "send:send_command",
+    "tail": "tail:tail_command",
+    "decode": "decode:decode_command",
+    "orgs": "orgs:orgs_group",
+    "status": "fleet:status_command",
+    "config": "fleet:config_group",
+}
+"""Where each command is: imported when it is asked for, since a role that was killed is to serve again at once."""
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name].partition(":")
+        command = getattr(import_module(f"sapflow.cli.{module}"), name)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="sapflow")
 def cli() -> None:
-    """The front door for flow telemetry: IPFIX from many exporters and meters into a durable log."""
+    """The front door for flow telemetry: flow records of many exporters and meters into a durable log."""
     start_log()
 
 
-for command in (
-    up_command,
-    *ROLE_COMMANDS,
-    send_command,
-    tail_command,
-    decode_command,
-    orgs_group,
-    status_command,
-    config_group,
-):
-    cli.add_command(command)
+def start_log(level: str = "info") -> None:
+    """Structured log lines on standard error, one JSON object each."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+    )
 
 
 def main() -> None:

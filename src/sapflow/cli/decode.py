@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from sapflow.cli.inputs import Decoder, arrivals, described, opened
+from sapflow.cli.meaning import Meaning, meaning_options
 from sapflow.cli.options import FIELDS, FORMAT, OUT, field_names, finish, open_output
 from sapflow.errors import MalformedMessage, SapflowError
 from sapflow.flows.formats import Writer, open_writer
@@ -23,38 +24,53 @@ BATCH_BYTES = 1 << 20
 @FORMAT
 @FIELDS
 @OUT
+@meaning_options
 @click.option("--stats", is_flag=True, help="What each exporter and domain brought and lost, instead of records.")
 @click.option("--templates", is_flag=True, help="The templates instead of records, one JSON object a line.")
 def decode_command(
-    files: tuple[Path, ...], format_: str, fields: str | None, output: Path | None, stats: bool, templates: bool
+    files: tuple[Path, ...],
+    format_: str,
+    fields: str | None,
+    output: Path | None,
+    meaning: Meaning,
+    stats: bool,
+    templates: bool,
 ) -> None:
     """Decode IPFIX Files, captures (pcap, pcapng) or flow datagrams; '-' is standard input. Needs no fleet.
+
+    Datagrams, in captures or raw, may be NetFlow v5, NetFlow v9, IPFIX or sFlow v5.
 
     What is malformed is named at the end, with exit code 1; everything before it has been written by then.
     """
     faults: list[str] = []
     with ExitStack() as stack:
         out = open_output(output, stack)
-        writer = None if stats or templates else open_writer(format_, out, field_names(fields))
+        writer = None if stats or templates else open_writer(format_, out, field_names(fields), meaning.stages)
         for path in files:
-            faults += _decode(path, writer, stats=stats, templates=templates)
+            faults += _decode(path, writer, meaning, stats=stats, templates=templates)
         if writer is not None:
             finish(writer)
+            meaning.tell()
     if faults:
         raise SapflowError("; ".join(faults))
 
 
-def _decode(path: Path, writer: Writer | None, *, stats: bool, templates: bool) -> list[str]:
+def _decode(path: Path, writer: Writer | None, meaning: Meaning, *, stats: bool, templates: bool) -> list[str]:
     decoder = Decoder(batch_bytes=BATCH_BYTES, tally=stats)
     skipped: Counter[str] = Counter()
     faults: list[str] = []
 
     def write(exporter: str, payload: bytes) -> None:
+        context = Context(exporter=exporter)
+        with meaning.reading(context, payload):
+            take(context, payload)
+
+    def take(context: Context, payload: bytes) -> None:
         if writer is not None:
-            writer.write(payload, Context(exporter=exporter))
+            writer.write(payload, context)
         elif templates:
             for template in described(payload):
-                line = json.dumps({"exporter": exporter, **template})
+                line = json.dumps({"exporter": context.exporter, **template})
                 if line not in told:
                     told.add(line)
                     click.echo(line)
@@ -90,6 +106,7 @@ def _stats(path: Path, decoder: Decoder, skipped: Counter[str]) -> list[dict[str
                 "lost": stats.lost,
                 "undecodable_sets": stats.undecodable_sets,
                 "errors": dict(stats.errors),
+                "skipped": dict(stats.skipped),
                 "domains": {str(number): domain.as_json() for number, domain in stats.domains.items()},
             }
         )

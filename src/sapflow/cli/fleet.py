@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import secrets
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 import urllib.request
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -19,30 +20,18 @@ from typing import Any
 
 import attrs
 import click
-import structlog
 import trio
 
+from sapflow.cli.meaning import registry_of
 from sapflow.config import Config, describe, dumps, load
 from sapflow.errors import SapflowError
+from sapflow.flows.registry import using
 from sapflow.orgs import OrgTable
 from sapflow.runtime.supervisor import Child, Supervisor, role_command
 
 CONFIG = click.option("--config", "config_path", type=click.Path(path_type=Path), help="A TOML configuration file.")
 FLEET_FILE = "fleet.json"
-
-
-def start_log(level: str = "info") -> None:
-    """Structured log lines on standard error, one JSON object each."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-    )
+FREE_PORTS = (10_000, 32_000)
 
 
 def fleet_token(config: Config) -> str:
@@ -88,19 +77,22 @@ def _role_command(role: str) -> click.Command:
     def command(config_path: Path | None, name: str) -> None:
         config = load(config_path)
         run: Role = import_module(f"{role}.node").run
-        trio.run(_until_signalled, partial(run, config, name, fleet_token(config), _say))
+        with using(registry_of(config)):
+            trio.run(_until_signalled, partial(run, config, name, fleet_token(config), _say))
 
     return command
 
 
-ROLE_COMMANDS = [_role_command(role) for role in ("balancer", "collector", "phloem")]
+balancer_command, collector_command, phloem_command = map(_role_command, ("balancer", "collector", "phloem"))
 
 
 def _free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port below those that the kernel gives to connections, which could take it while its process is away."""
+    while True:
+        port = random.SystemRandom().randrange(*FREE_PORTS)
+        with socket.socket(socket.AF_INET, kind) as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _ephemeral(config: Config) -> Config:
@@ -112,6 +104,7 @@ def _ephemeral(config: Config) -> Config:
         balancer=attrs.evolve(
             config.balancer,
             ipfix_tcp=local(_free_port()),
+            ipfix_tls=local(_free_port()) if config.balancer.ipfix_tls else "",
             udp=local(_free_port(socket.SOCK_DGRAM)),
             link=local(_free_port()),
         ),
@@ -162,6 +155,7 @@ def _bound(config: Config, bind: str) -> Config:
         balancer=attrs.evolve(
             config.balancer,
             ipfix_tcp=at(config.balancer.ipfix_tcp),
+            ipfix_tls=at(config.balancer.ipfix_tls) if config.balancer.ipfix_tls else "",
             udp=at(config.balancer.udp),
             link=at(config.balancer.link),
         ),
@@ -170,6 +164,7 @@ def _bound(config: Config, bind: str) -> Config:
 
 
 async def _up(config: Config, as_json: bool, quiet: bool) -> None:
+    registry_of(config)  # a file of elements that is broken is said so here, not by every role
     fleet_token(config)
     table = OrgTable(config.data_path / "orgs.json")
     if "default" not in table.names():
@@ -197,9 +192,11 @@ async def _up(config: Config, as_json: bool, quiet: bool) -> None:
         log = config.data_path / "fleet.log"
         for child in children:
             child.command = ["/bin/sh", "-c", 'exec "$@" 2>>"$0"', str(log), *child.command]
+            child.log_place = str(log)
     async with trio.open_nursery() as nursery:
-        for child in children:
-            await nursery.start(supervisor.keep, child)
+        async with trio.open_nursery() as starting:
+            for child in children:
+                starting.start_soon(nursery.start, supervisor.keep, child)
         ready = True
         _write_fleet(config, supervisor)
         _announce(supervisor, as_json, config)
@@ -212,6 +209,7 @@ def _fleet(supervisor: Supervisor) -> dict[str, Any]:
     return {
         "doors": {
             "ipfix_tcp": balancer["ipfix_tcp"],
+            **({"ipfix_tls": balancer["ipfix_tls"]} if "ipfix_tls" in balancer else {}),
             "udp": balancer["udp"],
             "link": balancer["link"],
             "websocket": f"ws://{collector.addresses['live']}/live",
@@ -236,9 +234,10 @@ def _announce(supervisor: Supervisor, as_json: bool, config: Config) -> None:
         _say({"event": "ready", **fleet, "data": config.data})
         return
     doors = fleet["doors"]
+    tls = f"  exporters (IPFIX over TLS)  {doors['ipfix_tls']}\n" if "ipfix_tls" in doors else ""
     click.echo(
         f"sapflow is up; its data are in {config.data}\n"
-        f"  exporters (IPFIX over TCP)  {doors['ipfix_tcp']}\n"
+        f"  exporters (IPFIX over TCP)  {doors['ipfix_tcp']}\n{tls}"
         f"  exporters (UDP)             {doors['udp']}\n"
         f"  meters (link)               link://{doors['link']}\n"
         f"  live (WebSocket)            {doors['websocket']}\n"

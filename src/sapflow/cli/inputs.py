@@ -152,6 +152,8 @@ class ExporterStats:
     lost: int = 0
     undecodable_sets: int = 0
     errors: Counter[str] = field(factory=Counter)
+    skipped: Counter[str] = field(factory=Counter)
+    """What gave no records, by reason: counter samples of sFlow."""
     domains: dict[int, DomainStats] = field(factory=dict)
 
 
@@ -223,6 +225,9 @@ class Decoder:
 
     def _settle(self, name: str, exporter: _Exporter) -> None:
         stats, batcher, session = exporter.stats, exporter.batcher, exporter.session
+        if refused := batcher.counts.refused_sets:
+            stats.errors.update(refused)
+            self.faults.append(f"{name}: {refused.total()} set(s) left out that cannot be read: {dict(refused)}")
         if session is None:
             stats.lost += batcher.counts.lost_records
             stats.undecodable_sets += batcher.counts.undecodable_sets
@@ -233,9 +238,11 @@ class Decoder:
         stats.lost += session.lost
         stats.undecodable_sets += sum(session.parked)
         stats.errors.update(session.counts.malformed)
+        stats.skipped.update(session.skipped)
         if session.counts.last_fault is not None:
             count = sum(session.counts.malformed.values())
-            self.faults.append(f"{name}: {count} datagram(s) dropped, the last for: {session.counts.last_fault}")
+            dropped = "datagram(s), or parts of them, dropped"
+            self.faults.append(f"{name}: {count} {dropped}, the last for: {session.counts.last_fault}")
 
 
 def _tally(stats: ExporterStats, draft: Draft) -> None:

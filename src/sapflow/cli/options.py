@@ -1,4 +1,4 @@
-"""Options and outputs that `decode` and `tail` share."""
+"""Options and outputs that `decode` and `tail` share; what concerns the meaning of records is in `meaning.py`."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
@@ -13,10 +12,11 @@ import click
 import trio
 
 from sapflow.cli.fleet import read_fleet
+from sapflow.cli.meaning import Meaning, meaning_options
 from sapflow.cli.options import FIELDS, FORMAT, OUT, field_names, finish, open_output
 from sapflow.client import subscribe
 from sapflow.errors import ConfigurationError, SapflowError
-from sapflow.flows.formats import open_writer
+from sapflow.flows.formats import Writer, open_writer
 from sapflow.flows.records import Context
 
 
@@ -28,6 +28,7 @@ from sapflow.flows.records import Context
 @FORMAT
 @FIELDS
 @OUT
+@meaning_options
 @click.option("--to", "url", help="The consume door, link://HOST:PORT; else that of the fleet in --data.")
 @click.option("--token-file", type=click.Path(path_type=Path, exists=True), help="The org's token; else the fleet's.")
 @click.option("--data", default="sapflow-data", show_default=True, help="The data directory of a fleet on this host.")
@@ -39,6 +40,7 @@ def tail_command(
     format_: str,
     fields: str | None,
     output: Path | None,
+    meaning: Meaning,
     url: str | None,
     token_file: Path | None,
     data: str,
@@ -53,8 +55,12 @@ def tail_command(
         raise SapflowError(f"no credential: {source}: {error.strerror}; give one with --token-file") from error
     with ExitStack() as stack:
         out = open_output(output, stack)
-        work = partial(_tail, url, org, token, _position(at), not no_follow, limit, format_, field_names(fields), out)
-        trio.run(work)
+        writer = open_writer(format_, out, field_names(fields), meaning.stages)
+        try:
+            trio.run(partial(_tail, url, org, token, _position(at), not no_follow, limit, writer, meaning, out))
+        finally:
+            finish(writer)
+            meaning.tell()
 
 
 def _position(at: str) -> str | int | dict[str, int]:
@@ -78,27 +84,24 @@ async def _tail(
     at: str | int | dict[str, int],
     follow: bool,
     limit: int | None,
-    format_: str,
-    fields: Sequence[str] | None,
+    writer: Writer,
+    meaning: Meaning,
     out: BinaryIO,
 ) -> None:
-    writer = open_writer(format_, out, fields)
     left = limit
-    try:
-        async with subscribe(url, org, token, at=at, follow=follow) as batches:
-            told = 0
-            async for batch in batches:
-                context = Context(org, batch.exporter, batch.stream.hex(), batch.position)
+    async with subscribe(url, org, token, at=at, follow=follow) as batches:
+        told = 0
+        async for batch in batches:
+            context = Context(org, batch.exporter, batch.stream.hex(), batch.position)
+            with meaning.reading(context, batch.payload):
                 count = writer.write(batch.payload, context, left)
-                out.flush()
-                for gap in batches.gaps[told:]:
-                    click.echo(
-                        f"sapflow: {gap.entries} stored batches after position {gap.after} are past retention", err=True
-                    )
-                told = len(batches.gaps)
-                if left is not None:
-                    left -= count
-                    if left <= 0:
-                        break
-    finally:
-        finish(writer)
+            out.flush()
+            for gap in batches.gaps[told:]:
+                click.echo(
+                    f"sapflow: {gap.entries} stored batches after position {gap.after} are past retention", err=True
+                )
+            told = len(batches.gaps)
+            if left is not None:
+                left -= count
+                if left <= 0:
+                    break

@@ -28,8 +28,11 @@ def header_ms(seconds: int, nanos: int, received_s: float) -> int:
 def absolute_ms(
     relative: NDArray[Any], uptime_ms: NDArray[np.int64] | int, now_ms: NDArray[np.int64] | int
 ) -> NDArray[np.int64]:
-    """Times of a device's uptime (ms, unsigned 32 bits) as milliseconds since 1970; same shape as `relative`."""
-    ages: NDArray[np.int64] = (np.asarray(uptime_ms, np.int64) - relative.astype(np.int64)) & 0xFFFFFFFF
-    ages[ages > 0xFFFFFFFF - FUTURE_MS] -= 1 << 32
-    result: NDArray[np.int64] = np.asarray(now_ms, np.int64) - ages
+    """Times of a device's uptime (ms, modulo 2^32) as milliseconds since 1970.
+
+    All three are of one shape, or are broadcast to one.
+    """
+    latest = np.asarray(uptime_ms + FUTURE_MS).astype(np.uint32)
+    ages = latest - relative.astype(np.uint32)
+    result: NDArray[np.int64] = (now_ms + FUTURE_MS) - ages.astype(np.int64)
     return result

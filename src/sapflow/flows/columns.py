@@ -20,8 +20,8 @@ from attrs import field, frozen
 from numpy.typing import NDArray
 
 from sapflow.errors import MalformedMessage
-from sapflow.flows.record_layouts import SIGNED, UNSIGNED, Layout
 from sapflow.flows.limits import FlowLimits
+from sapflow.flows.record_layouts import SIGNED, UNSIGNED, Layout
 from sapflow.flows.registry import InformationElement
 from sapflow.flows.session import Session
 from sapflow.flows.sets import Gathering, TemplateSets
@@ -51,6 +51,8 @@ class FlowBatch:
     """Each record's place among all records of the data decoded."""
     templates: Mapping[int, Template] = field(factory=dict)
     """What its lists refer to, by id: the templates of its domain as they were then. Without lists, none."""
+    export_times: NDArray[np.int64] = field(factory=lambda: np.empty(0, np.int64))
+    """When each record was exported, in seconds since 1970; empty for a batch that was not decoded from messages."""
 
     @property
     def records(self) -> int:
@@ -60,7 +62,8 @@ class FlowBatch:
     def part(self, first: int, stop: int) -> FlowBatch:
         """Some of its records, over the same memory."""
         columns = {name: column[first:stop] for name, column in self.columns.items()}
-        return FlowBatch(self.domain, self.template, self.elements, columns, self.order[first:stop], self.templates)
+        order, times = self.order[first:stop], self.export_times[first:stop]
+        return FlowBatch(self.domain, self.template, self.elements, columns, order, self.templates, times)
 
     def to_arrow(self, context: Context | None = None) -> pyarrow.RecordBatch:
         """The records for Arrow, without copying where its layout is ours (see `sapflow.flows.arrow`).
@@ -73,16 +76,19 @@ class FlowBatch:
 
 
 def decode(data: bytes, session: Session | None = None) -> list[FlowBatch]:
-    """Whole self-contained messages to columns, one FlowBatch for each template.
+    """Whole self-contained messages to columns, one FlowBatch for each template, in the order that they are first used.
 
     Of one whose records have lists there are more when templates changed between them. Sets whose template is not
     known are left out. Raises MalformedMessage for what is not IPFIX, with the offset in `data`.
     """
     gathering = Gathering(session or Session(FlowLimits()))
+    gathered = gathering.gather(data)
     by_layout: dict[Layout, list[TemplateSets]] = {}
-    for sets in gathering.gather(data):
+    for sets in gathered:
         by_layout.setdefault(sets.layout, []).append(sets)
     faults = [gathering.fault] if gathering.fault is not None else []
+    total = gathering.count
+    del gathering
     tables = []
     for layout, members in by_layout.items():
         table = _Table(layout, members)
@@ -93,29 +99,36 @@ def decode(data: bytes, session: Session | None = None) -> list[FlowBatch]:
         tables.append(table)
     if faults:
         raise min(faults, key=lambda fault: fault.offset)
-    counts = np.zeros(gathering.count, np.int64)
+    counts = np.zeros(total, np.int64)
     for table in tables:
         counts[table.turns] = table.counts
     firsts = np.cumsum(counts) - counts
-    return [batch for table in tables for batch in table.batches(firsts)]
+    batches: dict[int, FlowBatch] = {}
+    for table in tables:
+        batches.update(zip(map(id, table.members), table.batches(firsts), strict=True))
+    return [batches[id(sets)] for sets in gathered]
 
 
 class _Table:
     """The records of all templates of one layout, one template after the other."""
 
     def __init__(self, layout: Layout, members: list[TemplateSets]) -> None:
-        places = np.fromiter(chain.from_iterable(sets.places for sets in members), np.intp).reshape(-1, 3)
-        self.turns, self._bodies, self._stops = np.ascontiguousarray(places.T)
+        places = np.fromiter(chain.from_iterable(sets.places for sets in members), np.intp).reshape(-1, 4)
+        self.turns, self._bodies, self._stops, self._times = np.ascontiguousarray(places.T)
         self.counts = np.zeros(len(self.turns), np.intp)
         """Records of each set."""
         self._layout = layout
-        self._members = members
+        self.members = members
+        self._sets = [len(sets.places) // 4 for sets in members]
+        # Of thousands of templates these are much of what is held.
+        for sets in members:
+            sets.places.clear()
         self._runs: list[NDArray[Any]] = []
         self._varying: list[VariableColumn] = []
 
     def find(self, data: bytes) -> None:
         """Find the records and their fields. Raises MalformedMessage."""
-        template = self._members[0].template
+        template = self.members[0].template
         if not template.record_bytes:
             self._find_varying(data, template)
             return
@@ -148,11 +161,12 @@ class _Table:
                 zip(layout.names, layout.elements, layout.places, strict=True)
             )
         }
-        first = self._members[0]
-        whole = FlowBatch(first.domain, first.template, layout.elements, columns, order, first.templates)
-        if len(self._members) == 1:
+        first = self.members[0]
+        times = np.repeat(self._times, self.counts)
+        whole = FlowBatch(first.domain, first.template, layout.elements, columns, order, first.templates, times)
+        if len(self.members) == 1:
             return [whole]
-        last_sets = np.cumsum([len(sets.places) // 3 for sets in self._members]) - 1
+        last_sets = np.cumsum(self._sets) - 1
         stops = np.cumsum(self.counts)[last_sets].tolist()
         return [
             FlowBatch(
@@ -162,8 +176,9 @@ class _Table:
                 {name: column[begin:stop] for name, column in columns.items()},
                 order[begin:stop],
                 sets.templates,
+                times[begin:stop],
             )
-            for sets, begin, stop in zip(self._members, [0, *stops[:-1]], stops, strict=True)
+            for sets, begin, stop in zip(self.members, [0, *stops[:-1]], stops, strict=True)
         ]
 
 

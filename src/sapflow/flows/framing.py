@@ -13,6 +13,16 @@ from sapflow.flows.wire import MESSAGE_HEADER, VERSION
 _VERSION_AND_LENGTH = struct.Struct("!HH")
 
 
+_LOOKS_LIKE = {
+    0x16: "; it looks like TLS, which this door does not end",
+    ord("G"): "; it looks like HTTP",
+    ord("P"): "; it looks like HTTP",
+    5: "; it looks like NetFlow v5, which comes in datagrams",
+    9: "; it looks like NetFlow v9, which comes in datagrams",
+}
+"""By the first byte that is no zero."""
+
+
 class MessageFramer:
     """Feed it what was read; after a fault, `fault` says what and where in the stream."""
 
@@ -58,6 +68,7 @@ class MessageFramer:
     def _fail(self, version: int, length: int, at: int) -> None:
         if version != VERSION:
             what, reason = f"version {version} where an IPFIX message (version 10) begins", "version"
+            what += _LOOKS_LIKE.get(version >> 8 or version, "")
         else:
             what, reason = f"a message says it is {length} bytes long; its header alone has 16", "length"
         self.fault = MalformedMessage(what, offset=self._offset + at, reason=reason)

@@ -8,10 +8,11 @@ observation domain is the engine: type << 8 | id. Layout: Cisco, "NetFlow Export
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from attrs import define, field
+from numpy.typing import NDArray
 
 from sapflow.errors import MalformedMessage
 from sapflow.flows.clocks import absolute_ms, header_ms
@@ -34,24 +35,14 @@ TEMPLATE = make_template(
 )
 _IN = np.dtype(
     {
-        "names": ["first", "head", "start", "end", "tail"],
-        "formats": ["V36", "V36", ">u4", ">u4", "V9"],
-        "offsets": [0, 0, 24, 28, 37],
+        "names": ["head", "times", "tail"],
+        "formats": ["V36", (">u4", 2), "V9"],
+        "offsets": [0, 24, 37],
         "itemsize": RECORD_BYTES,
     }
 )
-_OUT = np.dtype(
-    [
-        ("head", "V36"),
-        ("tail", "V9"),
-        ("start", ">u8"),
-        ("end", ">u8"),
-        ("engine_type", "u1"),
-        ("engine_id", "u1"),
-        ("interval", ">u2"),
-        ("algorithm", "u1"),
-    ]
-)
+_OUT = np.dtype([("head", "V36"), ("tail", "V9"), ("times", ">u8", 2), ("header", "V5")])
+_SAMPLING = struct.Struct("!HB")
 _RECORDS_PER_MESSAGE = (MAX_MESSAGE_BYTES - 20) // _OUT.itemsize
 
 
@@ -65,6 +56,10 @@ class Netflow5:
     _numbers: dict[int, int] = field(factory=dict)
     _defined: set[int] = field(factory=set)
 
+    def run_of(self, datagram: bytes) -> Hashable:
+        """Engine and sampling: the same for datagrams that `translate_all` takes together."""
+        return datagram[20:24]
+
     def translate(self, datagram: bytes, received_s: float) -> bytes:
         """The IPFIX messages of one datagram. Raises MalformedMessage."""
         return self.translate_all([datagram], received_s)
@@ -76,23 +71,18 @@ class Netflow5:
         """
         for datagram in datagrams:
             self.check(datagram)
-        pieces, counts, clocks, uptimes = [], [], [], []
-        for datagram in datagrams:
-            count, uptime, clock = self._head(datagram, received_s)
-            pieces.append(datagram[HEADER.size : HEADER.size + count * RECORD_BYTES])
-            counts.append(count)
-            clocks.append(clock)
-            uptimes.append(uptime)
+        heads = [self._head(datagram, received_s) for datagram in datagrams]
+        pieces = [
+            datagram[HEADER.size : HEADER.size + count * RECORD_BYTES]
+            for datagram, (count, _, _) in zip(datagrams, heads, strict=True)
+        ]
         engine_type, engine_id, sampling = struct.unpack_from("!BBH", datagrams[-1], 20)
         records = np.frombuffer(b"".join(pieces), _IN)
         out = np.empty(len(records), _OUT)
         out["head"], out["tail"] = records["head"], records["tail"]
-        now_ms, uptime_ms = np.repeat(clocks, counts), np.repeat(uptimes, counts)
-        out["start"] = absolute_ms(records["start"], uptime_ms, now_ms)
-        out["end"] = absolute_ms(records["end"], uptime_ms, now_ms)
-        out["engine_type"], out["engine_id"] = engine_type, engine_id
-        out["interval"], out["algorithm"] = sampling & 0x3FFF, sampling >> 14
-        return self._messages(out, engine_type << 8 | engine_id, clocks[-1] // 1000)
+        out["times"] = _times(records["times"], heads)
+        out["header"] = np.void(datagrams[-1][20:22] + _SAMPLING.pack(sampling & 0x3FFF, sampling >> 14))
+        return self._messages(out, engine_type << 8 | engine_id, heads[-1][2] // 1000)
 
     def refresh(self) -> None:
         """Define the template again with what comes next."""
@@ -119,7 +109,7 @@ class Netflow5:
         self.records += count
         return count, uptime, header_ms(seconds, nanos, received_s)
 
-    def _messages(self, out: np.ndarray[tuple[int], np.dtype[np.void]], domain: int, export_time: int) -> bytes:
+    def _messages(self, out: NDArray[np.void], domain: int, export_time: int) -> bytes:
         messages = []
         number = self._numbers.get(domain, 0)
         if domain not in self._defined:
@@ -133,3 +123,12 @@ class Netflow5:
             number = (number + len(part)) & 0xFFFFFFFF
         self._numbers[domain] = number
         return b"".join(messages)
+
+
+def _times(uptimes: NDArray[np.uint32], heads: list[tuple[int, int, int]]) -> NDArray[np.int64]:
+    """First and last of each record, absolute."""
+    if len(heads) == 1:
+        _, uptime_ms, now_ms = heads[0]
+        return absolute_ms(uptimes, uptime_ms, now_ms)
+    of_each = np.repeat(np.array(heads, np.int64), [count for count, _, _ in heads], axis=0)
+    return absolute_ms(uptimes, of_each[:, 1:2], of_each[:, 2:3])

@@ -1,58 +1,43 @@
 """NetFlow v9 to IPFIX, set by set (RFC 3954; RFC 7011 for what comes out).
 
-Element numbers below 32,768 are IPFIX's own. Higher ones, which IPFIX has no room for, become elements of an
-enterprise (`ENTERPRISES`, else Cisco), less 32,768. Scopes become the elements that mean the same. Records keep all
-their bytes; where a template has times of the device's uptime (21, 22) the times that they mean come behind them, as
-flowStart- and flowEndMilliseconds. Sets whose template is not known yet are parked, within bounds, until it comes.
+What becomes of templates is in `netflow9_layouts`, of records in `netflow9_records`. Sets whose template is not known
+yet are parked, within bounds, until it comes. A set that is malformed costs itself only; a template that is malformed,
+or an exporter that begins anew, ends what its number meant until then.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
 
-import numpy as np
-from attrs import define, field, frozen
+from attrs import define, field
 
 from sapflow.errors import MalformedMessage
-from sapflow.flows.clocks import absolute_ms, header_ms
-from sapflow.flows.encode import make_message, make_set, make_template
+from sapflow.flows.clocks import header_ms
+from sapflow.flows.encode import make_message, make_set
 from sapflow.flows.limits import FlowLimits
-from sapflow.flows.parking import Parking
+from sapflow.flows.netflow9_layouts import OPTIONS, PAIR, TEMPLATES, TRIPLE, Layout, parse_layout
+from sapflow.flows.netflow9_records import ROOM, Head, Run, timed, varying_pieces, without_padding
+from sapflow.flows.parking import Key, Parking
+from sapflow.flows.reboots import Reboots
 from sapflow.flows.sequences import SequenceCounter
-from sapflow.flows.templates import Template, variable_records
-from sapflow.flows.wire import FIRST_DATA_SET, MAX_MESSAGE_BYTES, SET_HEADER
+from sapflow.flows.wire import FIRST_DATA_SET, SET_HEADER
 
 VERSION = 9
 HEADER = struct.Struct("!HHIIII")
 """version, count of records, uptime (ms), unix seconds, sequence, source id."""
-TEMPLATES, OPTIONS = 0, 1
-CISCO = 9
-ENTERPRISES = {56_701: 25_461, 56_702: 25_461, **dict.fromkeys(range(57_554, 57_660), 35_632)}
-"""Enterprises of v9 types above 32,767: Palo Alto's App-ID and User-ID, ntop's."""
-SCOPES = {1: 144, 2: 10, 3: 141, 4: 143, 5: 145}
-"""System, Interface, Line Card, Cache, Template (RFC 3954, 6.1) as IPFIX elements."""
-END_UPTIME, START_UPTIME = 21, 22
-_PAIR = struct.Struct("!HH")
-_TRIPLE = struct.Struct("!HHH")
+_HEADER_AND_SET = struct.Struct("!HHIIIIHH")
+_U16 = struct.Struct("!H")
 
 
-@frozen
-class _Layout:
-    """How records of one v9 template are read, and the IPFIX template of what is made of them."""
+@define
+class _Making:
+    """What is made of one datagram."""
 
-    source: Template
-    made: Template
-    times: tuple[tuple[int, int], ...] = ()
-    """(offset, length) in the record of each time of uptime that an absolute one is made of; start, then end."""
-
-
-@frozen
-class _Head:
-    domain: int
-    uptime_ms: int
-    now_ms: int
-    records: int
+    head: Head
+    made: list[bytes] = field(factory=list)
+    pending: dict[int, Run] = field(factory=dict)
+    """Sets by their template, whose records are made together at the end, or when it is defined otherwise."""
 
 
 @define
@@ -60,19 +45,60 @@ class Netflow9:
     """One exporter's v9 datagrams; `sequences` is what was lost, by source id (packets)."""
 
     limits: FlowLimits = FlowLimits()
+    on_fault: Callable[[MalformedMessage], None] = lambda _: None
+    """Told of each set that is malformed, which costs that set only."""
     records: int = 0
     ignored_sets: int = 0
     template_changes: int = 0
-    """How often a template was defined that was not known so."""
+    """How often a template was defined that was not known so, or is no more."""
+    definitions: int = 0
+    """Templates that came, whether they were known or not."""
     sequences: dict[int, SequenceCounter] = field(factory=dict)
-    parking: Parking[_Head] = field(factory=Parking)
-    _layouts: dict[tuple[int, int], _Layout] = field(factory=dict)
+    parking: Parking[Head] = field(factory=Parking)
+    _layouts: dict[Key, Layout] = field(factory=dict)
+    _template_bytes: int = 0
     _numbers: dict[int, int] = field(factory=dict)
+    _reboots: Reboots = field(factory=Reboots)
+
+    def run_of(self, datagram: bytes) -> Hashable:
+        """Datagrams of one data set of a known template: the same for those that `translate_all` takes together."""
+        if len(datagram) < _HEADER_AND_SET.size:
+            return None
+        version, _, _, _, _, domain, set_id, length = _HEADER_AND_SET.unpack_from(datagram)
+        if version != VERSION or length + HEADER.size != len(datagram):
+            return None
+        layout = self._layouts.get((domain, set_id))
+        return (domain, set_id) if layout is not None and layout.source.record_bytes else None
+
+    def translate_all(self, datagrams: Sequence[bytes], received_s: float) -> bytes:
+        """Datagrams of one run; of those that just follow on the records are made together."""
+        _, _, _, _, _, domain, set_id, _ = _HEADER_AND_SET.unpack_from(datagrams[0])
+        counter = self.sequences.get(domain)
+        made: list[bytes] = []
+        run = Run()
+        for datagram in datagrams:
+            _, records, uptime, seconds, number, _ = HEADER.unpack_from(datagram)
+            layout = self._layouts.get((domain, set_id))
+            if counter is not None and layout is not None and counter.advance(number, 1, uptime):
+                head = Head(domain, uptime, header_ms(seconds, 0, received_s), records)
+                size = layout.source.record_bytes
+                count = (len(datagram) - _HEADER_AND_SET.size) // size
+                body = datagram[_HEADER_AND_SET.size : _HEADER_AND_SET.size + count * size]
+                run.add(without_padding(body, size, count - records), head)
+                continue
+            made += self._run((domain, set_id), run)
+            run = Run()
+            try:
+                made.append(self.translate(datagram, received_s))
+            except MalformedMessage as fault:
+                self.on_fault(fault)
+        made += self._run((domain, set_id), run)
+        return b"".join(made)
 
     def translate(self, datagram: bytes, received_s: float) -> bytes:
         """The IPFIX messages of a datagram, and of what was parked for the templates it brings.
 
-        Raises MalformedMessage, after which nothing of the datagram counts but its templates before the fault.
+        Raises MalformedMessage, before anything has changed, for what is no v9 datagram.
         """
         if len(datagram) < HEADER.size:
             raise MalformedMessage("a NetFlow v9 header is cut off", offset=0, reason="truncated")
@@ -81,26 +107,30 @@ class Netflow9:
             raise MalformedMessage(f"version {version}, not 9", offset=0, reason="version")
         if domain not in self.sequences and len(self.sequences) >= self.limits.max_domains:
             raise MalformedMessage(f"more than {self.limits.max_domains:,} sources", offset=16, reason="domains")
-        self.sequences.setdefault(domain, SequenceCounter()).follow(number, 1, uptime)
-        head = _Head(domain, uptime, header_ms(seconds, 0, received_s), count)
-        return b"".join(self._sets(datagram, head))
+        counter = self.sequences.setdefault(domain, SequenceCounter())
+        counter.follow(number, 1, uptime)
+        head = Head(domain, uptime, header_ms(seconds, 0, received_s), count)
+        making = _Making(head, [self._forgotten(key, head) for key in self._reboots.stale(domain, counter)])
+        self._sets(datagram, making)
+        return b"".join(making.made)
 
     def template_sets(self) -> list[bytes]:
         """v9 datagrams that say all templates anew, for a file that outlives the process."""
         datagrams = []
         for (domain, _), layout in self._layouts.items():
-            kind = OPTIONS if layout.source.scope_count else TEMPLATES
-            flowset = make_set(kind, layout.source.raw)
+            flowset = make_set(layout.kind, layout.source.raw)
             datagrams.append(HEADER.pack(VERSION, 1, 0, 0, 0, domain) + flowset)
         return datagrams
 
-    def restore(self, datagrams: list[bytes]) -> bytes:
+    def restore(self, datagrams: Sequence[bytes]) -> bytes:
         """Learn what `template_sets` gave: the templates as IPFIX messages. Raises MalformedMessage."""
         made: list[bytes] = []
         for datagram in datagrams:
             if len(datagram) < HEADER.size:
                 raise MalformedMessage("a NetFlow v9 header is cut off", offset=0, reason="truncated")
-            made += self._sets(datagram, _Head(HEADER.unpack_from(datagram)[5], 0, 0, 0))
+            making = _Making(Head(HEADER.unpack_from(datagram)[5], 0, 0, 0))
+            self._sets(datagram, making)
+            made += making.made
         return b"".join(made)
 
     def refresh(self) -> bytes:
@@ -110,178 +140,137 @@ class Netflow9:
             for (domain, _), layout in self._layouts.items()
         )
 
-    def _sets(self, datagram: bytes, head: _Head) -> list[bytes]:
-        made: list[bytes] = []
+    def _sets(self, datagram: bytes, making: _Making) -> None:
         at, end = HEADER.size, len(datagram)
         counted = 0
         while end - at >= SET_HEADER.size:
             set_id, length = SET_HEADER.unpack_from(datagram, at)
             if length < SET_HEADER.size or length > end - at:
-                if not any(datagram[at:end]):
-                    break  # some fill their datagrams up with zeros
-                what = f"set {set_id} says {length:,} bytes, but {end - at:,} are left of its datagram"
-                raise MalformedMessage(what, offset=at, reason="set")
+                if any(datagram[at:end]):  # some fill their datagrams up with zeros
+                    what = f"set {set_id} says {length:,} bytes, but {end - at:,} are left of its datagram"
+                    self.on_fault(MalformedMessage(what, offset=at, reason="set"))
+                break
             body = datagram[at + SET_HEADER.size : at + length]
-            if set_id in (TEMPLATES, OPTIONS):
-                counted += self._learn(body, set_id, head, at + SET_HEADER.size, made)
-            elif set_id >= FIRST_DATA_SET:
-                layout = self._layouts.get((head.domain, set_id))
-                if layout is None:
-                    self.parking.park((head.domain, set_id), body, head)
+            try:
+                if set_id in (TEMPLATES, OPTIONS):
+                    counted += self._learn(body, set_id, at + SET_HEADER.size, making)
+                elif set_id >= FIRST_DATA_SET:
+                    counted += self._data(set_id, body, making)
                 else:
-                    counted += self._data(layout, body, head, max(0, head.records - counted), made)
-            else:
-                self.ignored_sets += 1
+                    self.ignored_sets += 1
+            except MalformedMessage as fault:
+                self.on_fault(fault)
             at += length
-        return made
+        self._finish(making, counted)
 
-    def _learn(self, body: bytes, kind: int, head: _Head, offset: int, made: list[bytes]) -> int:
+    def _finish(self, making: _Making, counted: int) -> None:
+        """Make what is pending; `counted` is how many records, and templates, the datagram seems to have."""
+        excess = counted - making.head.records
+        for number, run in making.pending.items():
+            key = (making.head.domain, number)
+            if excess > 0:
+                excess = run.trim(self._layouts[key].source.record_bytes, excess)
+            making.made += self._run(key, run)
+
+    def _learn(self, body: bytes, kind: int, offset: int, making: _Making) -> int:
+        """How many templates the set has. Raises MalformedMessage, after which the one at fault is no more."""
         at = learned = 0
-        least = _TRIPLE.size if kind == OPTIONS else _PAIR.size
+        least = TRIPLE.size if kind == OPTIONS else PAIR.size
         while len(body) - at >= least:
-            if not any(body[at:]):
+            number = _U16.unpack_from(body, at)[0]
+            if number < FIRST_DATA_SET and not any(body[at:]):
                 break  # padding
-            layout, at = _parse(body, at, kind, offset, self.limits)
-            key = (head.domain, layout.source.id)
-            if key not in self._layouts and len(self._layouts) >= self.limits.max_templates:
-                what = f"more than {self.limits.max_templates:,} templates of one exporter"
-                raise MalformedMessage(what, offset=offset, reason="templates")
-            learned += 1
+            key = (making.head.domain, number)
             known = self._layouts.get(key)
-            if known is not None and known.source.raw == layout.source.raw:
-                continue
-            self.template_changes += 1
-            self._layouts[key] = layout
-            made.append(self._message(head.domain, layout.made.set_id, layout.made.raw, 0, head.now_ms))
-            for waiting, its_head in self.parking.take(key):
-                self._data(layout, waiting, its_head, its_head.records, made)
+            if known is not None and known.kind == kind and body.startswith(known.source.raw, at):
+                at += len(known.source.raw)
+            else:
+                at = self._redefine(key, body, at, kind, offset, making)
+            learned += 1
+            self.definitions += 1
+            self._reboots.defined(key)
         return learned
 
-    def _data(self, layout: _Layout, body: bytes, head: _Head, at_most: int, made: list[bytes]) -> int:
-        if layout.source.record_bytes:
-            out, count = _fixed(layout, body, head, at_most)
-        else:
-            out, count = _varying(layout, body, head)
-        size = layout.made.record_bytes or len(out) or 1
-        room = (MAX_MESSAGE_BYTES - 20) // size * size
-        if room == 0 and out:
-            raise MalformedMessage("a record too long for a message", offset=0, reason="record")
-        for at in range(0, len(out), room or 1):
-            part = out[at : at + room]
-            records = len(part) // layout.made.record_bytes if layout.made.record_bytes else count
-            made.append(self._message(head.domain, layout.made.id, part, records, head.now_ms))
-        self.records += count
-        return count
+    def _redefine(self, key: Key, body: bytes, at: int, kind: int, offset: int, making: _Making) -> int:
+        """A template that is new, or not as it was: where the next begins."""
+        making.made += self._run(key, making.pending.pop(key[1], Run()))
+        try:
+            layout, at = parse_layout(body, at, kind, offset, self.limits)
+            self._admit(key, layout, offset)
+        except MalformedMessage:
+            if key in self._layouts:
+                making.made.append(self._forgotten(key, making.head))
+                self._reboots.forgotten(key)
+            raise
+        self._define(key, layout, making)
+        return at
+
+    def _admit(self, key: Key, layout: Layout, offset: int) -> None:
+        """The bounds hold for what is made, since those behind have the same. Raises MalformedMessage."""
+        known, limits = self._layouts.get(key), self.limits
+        size = self._template_bytes + len(layout.made.raw) - (len(known.made.raw) if known is not None else 0)
+        count = len(self._layouts) + (known is None)
+        if count > limits.max_templates or size > limits.max_template_bytes:
+            what = f"more than {limits.max_templates:,} templates, or {limits.max_template_bytes:,} bytes of them"
+            raise MalformedMessage(what, offset=offset, reason="templates")
+
+    def _define(self, key: Key, layout: Layout, making: _Making) -> None:
+        known = self._layouts.get(key)
+        self._template_bytes += len(layout.made.raw) - (len(known.made.raw) if known is not None else 0)
+        self.template_changes += 1
+        self._layouts[key] = layout
+        head = making.head
+        making.made.append(self._message(head.domain, layout.made.set_id, layout.made.raw, 0, head.now_ms))
+        for body, its_head in self.parking.take(key):
+            then = _Making(its_head)
+            try:
+                self._finish(then, self._data(key[1], body, then))
+            except MalformedMessage as fault:
+                self.parking.misfit()
+                self.on_fault(fault)
+            making.made += then.made
+
+    def _forgotten(self, key: Key, head: Head) -> bytes:
+        """The message by which those behind forget a template as well."""
+        layout = self._layouts.pop(key)
+        self._template_bytes -= len(layout.made.raw)
+        self.template_changes += 1
+        return self._message(key[0], layout.made.set_id, PAIR.pack(key[1], 0), 0, head.now_ms)
+
+    def _data(self, number: int, body: bytes, making: _Making) -> int:
+        """How many records the set seems to have. Raises MalformedMessage; it has then given nothing."""
+        head, key = making.head, (making.head.domain, number)
+        layout = self._layouts.get(key)
+        if layout is None:
+            self.parking.park(key, body, head)
+            return 0
+        if size := layout.source.record_bytes:
+            count = len(body) // size
+            making.pending.setdefault(number, Run()).add(body[: count * size], head)
+            return count
+        pieces = varying_pieces(layout, body, head)
+        making.made += [self._message(head.domain, number, piece, count, head.now_ms) for piece, count in pieces]
+        found = sum(count for _, count in pieces)
+        self.records += found
+        return found
+
+    def _run(self, key: Key, run: Run) -> list[bytes]:
+        """The messages of sets of fixed-length records, which are made together."""
+        layout = self._layouts.get(key)
+        return self._pieces(layout, timed(layout, run.bodies, run.heads), run.heads[-1]) if layout and run.heads else []
+
+    def _pieces(self, layout: Layout, records: bytes, head: Head) -> list[bytes]:
+        """Records of fixed length in as few messages as hold them."""
+        made = []
+        size = layout.made.record_bytes
+        room = ROOM // size * size
+        for at in range(0, len(records), room):
+            part = records[at : at + room]
+            made.append(self._message(head.domain, layout.made.id, part, len(part) // size, head.now_ms))
+        self.records += len(records) // size
+        return made
 
     def _message(self, domain: int, set_id: int, body: bytes, records: int, now_ms: int) -> bytes:
         number = self._numbers.get(domain, 0)
         self._numbers[domain] = (number + records) & 0xFFFFFFFF
         return make_message(make_set(set_id, body), domain=domain, sequence=number, export_time=now_ms // 1000)
-
-
-def _parse(body: bytes, at: int, kind: int, offset: int, limits: FlowLimits) -> tuple[_Layout, int]:
-    """One template record: its layout, and where the next begins. Raises MalformedMessage."""
-    start = at
-    if kind == TEMPLATES:
-        number, count = _PAIR.unpack_from(body, at)
-        scopes, at = 0, at + _PAIR.size
-    else:
-        number, scope_bytes, option_bytes = _TRIPLE.unpack_from(body, at)
-        if scope_bytes % 4 or option_bytes % 4:
-            what = f"options template {number} has lengths that are not of whole fields"
-            raise MalformedMessage(what, offset=offset + start, reason="template")
-        scopes, count, at = scope_bytes // 4, (scope_bytes + option_bytes) // 4, at + _TRIPLE.size
-    if number < FIRST_DATA_SET:
-        raise MalformedMessage(f"template id {number}; ids begin at 256", offset=offset + start, reason="template")
-    if not 1 <= count <= limits.max_fields_per_template or len(body) - at < count * _PAIR.size:
-        what = f"template {number} of {count:,} fields in {len(body) - at:,} bytes"
-        raise MalformedMessage(what, offset=offset + start, reason="template_fields")
-    pairs = [_PAIR.unpack_from(body, at + index * _PAIR.size) for index in range(count)]
-    at += count * _PAIR.size
-    layout = _layout(number, pairs, scopes, body[start:at], offset + start)
-    return layout, at
-
-
-def _layout(number: int, pairs: list[tuple[int, int]], scopes: int, raw: bytes, offset: int) -> _Layout:
-    fields = [_element(kind, length, index < scopes) for index, (kind, length) in enumerate(pairs)]
-    # An options template without a scope (some send one) is in IPFIX a template like any other.
-    source = make_template(number, fields, scopes=scopes)
-    if not 1 <= source.min_record_bytes <= MAX_MESSAGE_BYTES - 64:
-        what = f"records of template {number} would be at least {source.min_record_bytes:,} bytes"
-        raise MalformedMessage(what, offset=offset, reason="template")
-    source = Template(number, scopes, source.fields, raw, source.record_bytes, source.min_record_bytes)
-    times = _times(source)
-    known = {item.id for item in source.fields if not item.pen}
-    if len(times) < 2 or {152, 153} & known:
-        return _Layout(source, make_template(number, fields, scopes=scopes))
-    made = make_template(number, [*fields, (0, 152, 8), (0, 153, 8)], scopes=scopes)
-    return _Layout(source, made, times)
-
-
-def _element(kind: int, length: int, is_scope: bool) -> tuple[int, int, int]:
-    if is_scope:
-        return (0, SCOPES.get(kind, kind & 0x7FFF), length)
-    if kind & 0x8000:
-        return (ENTERPRISES.get(kind, CISCO), kind & 0x7FFF, length)
-    return (0, kind, length)
-
-
-def _times(template: Template) -> tuple[tuple[int, int], ...]:
-    """Where start and end are, when both are there, at fixed offsets, 4 or 8 bytes long."""
-    if not template.record_bytes:
-        found = {item.id: index for index, item in enumerate(template.fields) if not item.pen}
-        if START_UPTIME in found and END_UPTIME in found:
-            return ((found[START_UPTIME], 0), (found[END_UPTIME], 0))
-        return ()
-    places: dict[int, tuple[int, int]] = {}
-    at = 0
-    for item in template.fields:
-        if not item.pen and item.id in (START_UPTIME, END_UPTIME) and item.length in (4, 8):
-            places[item.id] = (at, item.length)
-        at += item.length
-    return (places[START_UPTIME], places[END_UPTIME]) if len(places) == 2 else ()
-
-
-def _fixed(layout: _Layout, body: bytes, head: _Head, at_most: int) -> tuple[bytes, int]:
-    """Records of fixed length: what is made of them, and how many.
-
-    Padding may be longer than a record: records of zeros behind all that the header counts are none.
-    """
-    size = layout.source.record_bytes
-    count = len(body) // size
-    while count > at_most and not any(body[(count - 1) * size : count * size]):
-        count -= 1
-    if not layout.times:
-        return body[: count * size], count
-    (start, start_size), (end, end_size) = layout.times
-    into = np.frombuffer(
-        body,
-        np.dtype(
-            {
-                "names": ["whole", "start", "end"],
-                "formats": [f"V{size}", f">u{start_size}", f">u{end_size}"],
-                "offsets": [0, start, end],
-                "itemsize": size,
-            }
-        ),
-        count,
-    )
-    out: np.ndarray[Any, Any] = np.empty(count, np.dtype([("whole", f"V{size}"), ("start", ">u8"), ("end", ">u8")]))
-    out["whole"] = into["whole"]
-    out["start"] = absolute_ms(into["start"], head.uptime_ms, head.now_ms)
-    out["end"] = absolute_ms(into["end"], head.uptime_ms, head.now_ms)
-    return out.tobytes(), count
-
-
-def _varying(layout: _Layout, body: bytes, head: _Head) -> tuple[bytes, int]:
-    """Records with elements of variable length, which some put into v9 as IPFIX has them."""
-    pieces: list[bytes] = []
-    count = at = 0
-    for spans in variable_records(body, 0, len(body), layout.source):
-        stop = spans[-1][1]
-        pieces.append(body[at:stop])
-        for index, _ in layout.times:
-            value = np.array([int.from_bytes(body[slice(*spans[index])], "big")])
-            pieces.append(int(absolute_ms(value, head.uptime_ms, head.now_ms)[0]).to_bytes(8, "big"))
-        count, at = count + 1, stop
-    return b"".join(pieces), count

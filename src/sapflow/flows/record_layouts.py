@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 from attrs import frozen
 
-from sapflow.flows.registry import InformationElement, registry
+from sapflow.flows.registry import InformationElement, Registry, registry
 from sapflow.flows.structured import holds_lists
 from sapflow.flows.templates import Field, Template
 from sapflow.flows.wire import VARIABLE_LENGTH
 
-MAX_LAYOUTS = 4096
+MAX_LAYOUTS = 1024
 """Kept for templates to come; when there are more, all are worked out again."""
 
 UNSIGNED = frozenset({"unsigned8", "unsigned16", "unsigned32", "unsigned64"})
 SIGNED = frozenset({"signed8", "signed16", "signed32", "signed64"})
 
-_layouts: dict[tuple[int, bytes], Layout] = {}
+_layouts: dict[tuple[Registry, int, bytes], Layout] = {}
 
 
 @frozen(eq=False)
@@ -40,7 +40,7 @@ class Layout:
 def layout_of(template: Template) -> Layout:
     """The layout of a template's records."""
     # All of the template record but its id.
-    key = (template.scope_count, template.raw[2:])
+    key = (registry(), template.scope_count, template.raw[2:])
     known = _layouts.get(key)
     if known is None:
         if len(_layouts) >= MAX_LAYOUTS:

@@ -1,7 +1,8 @@
-"""The information elements by number and by name, read from the data file beside this one (RFC 7012).
+"""The information elements by number and by name, read from the data files in `elements/` (RFC 7012).
 
 A registry may be extended by elements of an enterprise: from a file of the same form as ours (`load_elements`), or as
-an exporter described them (`sapflow.flows.typeinfo`). What IANA assigned keeps its meaning whatever they say.
+an exporter described them (`sapflow.flows.typeinfo`). What IANA assigned keeps its meaning whatever they say. Whoever
+decodes asks `registry()`: our own, unless the caller put an extended one in its place (`using`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -20,6 +23,9 @@ from sapflow.errors import ConfigurationError
 
 REVERSE_PEN = 29305
 """Enterprise number of the reverse elements of biflows (RFC 5103, 6.1)."""
+
+CERT_PEN, CERT_REVERSE = 6871, 0x4000
+"""CERT marks reverse elements of its own by a bit of their number (YAF, "Information elements")."""
 
 DATA_TYPES = (
     "octetArray",
@@ -51,7 +57,8 @@ LIST_TYPES = frozenset(DATA_TYPES[20:])
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_]{0,63}")
 """A name of any other form could pass for a context field of the outputs, which begin with `_`."""
 
-_COLUMNS = ["pen", "id", "name", "type", "semantics", "units", "status"]
+COLUMNS = ["pen", "id", "name", "type", "semantics", "units", "status"]
+"""Of every file of elements."""
 
 
 @frozen
@@ -117,20 +124,60 @@ class Registry:
         return Registry(merged.values())
 
     def _unlisted(self, pen: int, number: int) -> InformationElement:
-        forward = self._by_number.get((0, number)) if pen == REVERSE_PEN else None
+        forward = self._forward(pen, number)
         if forward is None:
             return InformationElement(pen, number, f"e{pen}id{number}", "octetArray")
         name = f"reverse{forward.name[0].upper()}{forward.name[1:]}"
         return InformationElement(pen, number, name, forward.type, forward.semantics, forward.units, forward.status)
 
+    def _forward(self, pen: int, number: int) -> InformationElement | None:
+        if pen == REVERSE_PEN:
+            return self._listed.get((0, number))
+        if pen == CERT_PEN and number & CERT_REVERSE:
+            return self._listed.get((CERT_PEN, number & ~CERT_REVERSE))
+        return None
+
+
+def reversed_number(element: InformationElement) -> tuple[int, int]:
+    """Enterprise number and id of an element's reverse (RFC 5103, 6; CERT's own as CERT has them)."""
+    return (CERT_PEN, element.id | CERT_REVERSE) if element.pen == CERT_PEN else (REVERSE_PEN, element.id)
+
 
 @cache
+def built_in() -> Registry:
+    """Our own registry, read once."""
+    folder = resources.files("sapflow.flows").joinpath("elements")
+    # Where IANA and an enterprise have one name, it is IANA's.
+    files = sorted((file.name for file in folder.iterdir() if file.name.endswith(".csv")), key=_iana_first)
+    elements: list[InformationElement] = []
+    for name in files:
+        with folder.joinpath(name).open(encoding="utf-8") as file:
+            rows = csv.reader(file)
+            next(rows)
+            elements += [InformationElement(int(row[0]), int(row[1]), *row[2:7]) for row in rows]
+    return Registry(elements)
+
+
+def _iana_first(name: str) -> tuple[bool, str]:
+    return name != "iana.csv", name
+
+
+_in_force: ContextVar[Registry | None] = ContextVar("registry", default=None)
+
+
 def registry() -> Registry:
-    """The registry, read once."""
-    with resources.files("sapflow.flows").joinpath("elements.csv").open(encoding="utf-8") as file:
-        rows = csv.reader(file)
-        next(rows)
-        return Registry([InformationElement(int(row[0]), int(row[1]), *row[2:7]) for row in rows])
+    """The registry in force here: what elements are called and what types they have."""
+    return _in_force.get() or built_in()
+
+
+@contextmanager
+def using(elements: Registry) -> Iterator[None]:
+    """Within, this registry is in force: in this task or thread, and in those that it starts."""
+    before = _in_force.set(elements)
+    try:
+        yield
+    finally:
+        _in_force.reset(before)
 
 
 def load_elements(source: Path | TextIO) -> list[InformationElement]:
@@ -162,24 +209,24 @@ def _load(file: TextIO, name: str) -> list[InformationElement]:
 
 def _rows(rows: Iterator[list[str]]) -> Iterator[InformationElement]:
     """Raises ValueError for a row that describes no element."""
-    if next(rows, None) != _COLUMNS:
-        raise ValueError(f"the first line is not {','.join(_COLUMNS)}")
+    if next(rows, None) != COLUMNS:
+        raise ValueError(f"the first line is not {','.join(COLUMNS)}")
     for row in rows:
         if row:
             yield _element(row)
 
 
 def _element(row: list[str]) -> InformationElement:
-    if len(row) != len(_COLUMNS):
-        raise ValueError(f"{len(row)} columns, not {len(_COLUMNS)}")
+    if len(row) != len(COLUMNS):
+        raise ValueError(f"{len(row)} columns, not {len(COLUMNS)}")
     pen = _number(row[0], "enterprise number", 0xFFFFFFFF)
     element = InformationElement(pen, _number(row[1], "element id", 0x7FFF), *row[2:])
     if not NAME.fullmatch(element.name):
         raise ValueError(f"the name {element.name!r} is not 1 to 64 letters, digits and underscores")
     if element.type not in DATA_TYPES:
         raise ValueError(f"no data type {element.type!r}; there are {', '.join(DATA_TYPES)}")
-    if pen == 0 and (0, element.id) in registry():
-        known = registry().lookup(0, element.id)
+    if pen == 0 and (0, element.id) in built_in():
+        known = built_in().lookup(0, element.id)
         if (known.name, known.type) != (element.name, element.type):
             raise ValueError(f"element {element.id} is {known.name} of IANA, {known.type}, and cannot be another")
     return element

@@ -1,9 +1,15 @@
 """Sequence numbers of datagrams: what was lost on the way, told apart from what is late, repeated, or a restart.
 
-The unit is the protocol's own: NetFlow v5 counts flows, v9 packets (RFC 3954, 5.1), IPFIX data records (RFC 7011, 3.1).
-Numbers wrap at 2^32. A gap is kept (the newest few are): what comes late fills it and is lost no more; what fills none
-is a repeat. The counter never steps back for either, until repeats follow on each other for so long that the exporter
-must have begun anew.
+The unit is the protocol's own: NetFlow v5 counts flows, v9 packets (RFC 3954, 5.1), IPFIX data records (RFC 7011, 3.1),
+sFlow datagrams. Numbers wrap at 2^32. A gap is kept (the newest few are): what comes late fills it and is lost no more;
+what fills none is a repeat. The counter never steps back for either, until repeats follow on each other for so long
+that the exporter must have begun anew.
+
+A number says what was sent before its datagram. There are exporters of IPFIX (softflowd) whose numbers count what is in
+the datagram as well, and leave options records out; taken literally, they lose something whenever a datagram holds more
+than the one before. They are known by their steps: where two datagrams hold differently many units, the step between
+their numbers is what the second holds, not the first. After two such steps in a row the numbers are read so, and what
+was taken for loss in them is taken back.
 """
 
 from __future__ import annotations
@@ -16,6 +22,8 @@ MAX_GAPS = 64
 RESTART_AFTER = 8
 """Repeats in a row, each following on the one before, that are a new beginning."""
 UPTIME_SLACK_MS = 60_000
+STEPS_THAT_TELL = 2
+"""So many steps of the other kind in a row are not chance."""
 
 
 @define(slots=True)
@@ -26,12 +34,42 @@ class SequenceCounter:
     late: int = 0
     repeats: int = 0
     restarts: int = 0
+    counts_own: bool = False
+    """Whether this exporter's numbers count what is in their datagram."""
     _expected: int | None = None
     _uptime_ms: int | None = None
     _gaps: list[tuple[int, int]] = field(factory=list)
     """(first number, how many), oldest first."""
-    _chain: int = 0
-    _chain_next: int | None = None
+    behind: int = 0
+    """Datagrams in a row whose numbers lie behind and follow on each other: how many there are now."""
+    _behind_next: int | None = None
+
+    _last: tuple[int, int] | None = None
+    """Number and count of the datagram before."""
+    _steps: int = 0
+    _lost_before: int = 0
+
+    @property
+    def expected(self) -> int | None:
+        """The number that would come next without loss; None when it is not known."""
+        return self._expected
+
+    def expect(self, number: int | None) -> None:
+        """Datagrams that followed on one another were passed by here; the next follows on with this number."""
+        if number != self._expected:
+            self._expected, self._last, self._steps = number, None, 0
+
+    def advance(self, number: int, count: int, uptime_ms: int | None = None) -> bool:
+        """As `follow`, for a datagram that follows on the one before; False, with nothing changed, when it does not."""
+        if number != self._expected or self.behind or self.counts_own:
+            return False
+        if self._steps and self._last is not None and self._last[1] != count:
+            self._steps = 0
+        self._last = (number, count)
+        self._expected = (number + count) & _MASK
+        if uptime_ms is not None:
+            self._uptime_ms = uptime_ms
+        return True
 
     def follow(self, number: int, count: int | None, uptime_ms: int | None = None) -> None:
         """A datagram with this number came, holding `count` units (None: not known, so what comes next is not either).
@@ -39,20 +77,51 @@ class SequenceCounter:
         `uptime_ms` is the exporter's own, where its protocol says it: one that is much less than before, on a number
         that does not follow, is a restart.
         """
+        if count is not None and self.advance(number, count, uptime_ms):
+            return
+        if count is not None:
+            self._learn_kind(number, count)
+            if self.counts_own:
+                number = self._beginning(number, count)
         gap = 0 if self._expected is None else (number - self._expected) & _MASK
         if gap and self._uptime_fell(uptime_ms):
             self._begin_anew()
         elif gap >= _HALF:
-            if not self._behind(number, count):
+            if not self._is_anew(number, count):
                 return
         elif gap:
             assert self._expected is not None
             self.lost += gap
             self._gaps = [*self._gaps[1 - MAX_GAPS :], (self._expected, gap)]
         self._expected = None if count is None else (number + count) & _MASK
-        self._chain, self._chain_next = 0, None
+        self.behind, self._behind_next = 0, None
         if uptime_ms is not None:
             self._uptime_ms = uptime_ms
+
+    def _learn_kind(self, number: int, count: int) -> None:
+        last, self._last = self._last, (number, count)
+        if last is None or self.counts_own:
+            return
+        step = (number - last[0]) & _MASK
+        if step != count:
+            self._steps = 0
+        elif last[1] != count:
+            if not self._steps:
+                self._lost_before = self.lost
+            self._steps += 1
+            if self._steps == STEPS_THAT_TELL:
+                self.counts_own = True
+                self.lost = self._lost_before
+                self._gaps.clear()
+                self._expected = last[0]
+
+    def _beginning(self, number: int, count: int) -> int:
+        """The number as others have it. Options records are in `count`, but not in such a number."""
+        begin = (number - count) & _MASK
+        if self._expected is not None and 0 < (number - self._expected) & _MASK < count:
+            # It goes on from where the last one ended, with fewer than it holds.
+            self._expected = begin
+        return begin
 
     def _uptime_fell(self, uptime_ms: int | None) -> bool:
         # Uptime wraps after 49.7 days; then it is far less than before, but by modulus it went on.
@@ -64,8 +133,9 @@ class SequenceCounter:
     def _begin_anew(self) -> None:
         self.restarts += 1
         self._gaps.clear()
+        self._steps, self.counts_own = 0, False
 
-    def _behind(self, number: int, count: int | None) -> bool:
+    def _is_anew(self, number: int, count: int | None) -> bool:
         """A number from before: fills a gap, or repeats; True when it is neither but a new beginning."""
         for index, (first, size) in enumerate(self._gaps):
             inside = (number - first) & _MASK
@@ -75,9 +145,9 @@ class SequenceCounter:
                 rest = [(first, inside), ((number + count) & _MASK, size - inside - count)]
                 self._gaps[index : index + 1] = [part for part in rest if part[1]]
                 return False
-        self._chain = self._chain + 1 if number == self._chain_next else 1
-        self._chain_next = None if count is None else (number + count) & _MASK
-        if self._chain < RESTART_AFTER:
+        self.behind = self.behind + 1 if number == self._behind_next else 1
+        self._behind_next = None if count is None else (number + count) & _MASK
+        if self.behind < RESTART_AFTER:
             self.repeats += 1
             return False
         self._begin_anew()

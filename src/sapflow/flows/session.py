@@ -1,19 +1,24 @@
 """One exporter's transport session: templates of each observation domain, records counted, sequences followed.
 
 Messages are walked once and never changed. A message is taken whole or not at all: its template changes count only
-when all of it is well formed. `cut` ends a batch: it gives the messages that define the templates which the batch
-used and did not itself define, so that the batch can be read alone. What lists refer to is not looked for: a batch
-with templates that hold lists (RFC 6313) gets all templates that their observation domain had when it began.
+when all of it is well formed. Only a session that `mends` (that of an intake) takes a message without those of its sets
+that cannot be read: they are in `Walk.cuts`, to be cut out before it is passed on. What a message says of its own and
+its sets' lengths must hold either way. `cut` ends a batch: it gives the messages that define the templates which the
+batch used and did not itself define, so that the batch can be read alone. What lists refer to is not looked for: a
+batch with templates that hold lists (RFC 6313) gets all templates that their observation domain had when it began.
 """
 
 from __future__ import annotations
 
-from attrs import define
+from attrs import define, field
 
 from sapflow.errors import MalformedMessage
 from sapflow.flows.limits import FlowLimits
+from sapflow.flows.mending import Cut
+from sapflow.flows.messages import MessageSets
+from sapflow.flows.sequences import SequenceCounter
 from sapflow.flows.structured import holds_lists
-from sapflow.flows.templates import Template, Withdrawal, count_variable, parse_template_set
+from sapflow.flows.templates import Template
 from sapflow.flows.wire import (
     FIRST_DATA_SET,
     MAX_MESSAGE_BYTES,
@@ -25,7 +30,6 @@ from sapflow.flows.wire import (
     VERSION,
 )
 
-_HALF = 1 << 31
 _MASK = 0xFFFFFFFF
 
 
@@ -42,8 +46,14 @@ class Walk:
     undecodable_sets: int = 0
     ignored_sets: int = 0
     lost_records: int = 0
+    """Less than 0 where what was told as lost was not."""
     repeats: int = 0
     redefined: int = 0
+    """Templates defined over others that had not been withdrawn (RFC 7011, 8: they should be)."""
+    stray_withdrawals: int = 0
+    """Of templates that were not known."""
+    cuts: list[Cut] = field(factory=list)
+    """Of a session that mends: the sets that cannot be read."""
 
 
 @define(slots=True)
@@ -53,19 +63,30 @@ class _Domain:
     expected: int | None = None
     export_time: int = 0
     first_sequence: int | None = None
+    keys: set[int] = field(factory=set)
+    """Of its templates."""
+    sequences: SequenceCounter = field(factory=SequenceCounter)
 
 
 class Session:
     """State of one transport session. Template ids mean something only within it and their domain."""
 
-    def __init__(self, limits: FlowLimits | None = None) -> None:
+    def __init__(self, limits: FlowLimits | None = None, *, mends: bool = False) -> None:
         self.templates: dict[int, Template] = {}
         """By domain << 16 | template id."""
         self.changes = 0
         """How often a template was defined that was not known so, or withdrawn."""
         self._limits = limits or FlowLimits()
+        self._mends = mends
+        self._walked = 0
+        """Messages before this walk."""
+        self._unread = -1
+        """The last message of which nothing could be read, and how many there were in a row with it."""
+        self._unread_in_a_row = 0
         self._domains: dict[int, _Domain] = {}
         self._template_bytes = 0
+        self._fixed: dict[int, int] = {}
+        """Length of the records of templates whose records are all alike, and are sure to be within limits."""
         self._used: dict[int, Template | None] = {}
         """Templates that data of this batch used (None: defined in the batch itself)."""
         self._before: dict[int, Template | None] = {}
@@ -80,7 +101,7 @@ class Session:
         result = Walk()
         at, end = 0, len(data)
         records = messages = 0
-        templates, used, domains = self.templates, self._used, self._domains
+        fixed, used, domains = self._fixed, self._used, self._domains
         unpack = MESSAGE_AND_SET.unpack_from
         last = end - MESSAGE_AND_SET.size
         while at < end:
@@ -89,18 +110,19 @@ class Session:
                 # Most messages are one set of fixed-length records that follow on what came before.
                 if set_length + 16 == length and set_id >= FIRST_DATA_SET and version == VERSION:
                     key = domain_id << 16 | set_id
-                    template = templates.get(key)
-                    if template is not None and template.record_bytes and at + length <= end:
+                    record_bytes = fixed.get(key)
+                    if record_bytes is not None and at + length <= end:
                         domain = domains[domain_id]
                         if domain.expected == sequence and domain.first_sequence is not None and set_length >= 4:
-                            count = (set_length - 4) // template.record_bytes
+                            count = (set_length - 4) // record_bytes
                             domain.expected = (sequence + count) & _MASK
                             records += count
                             messages += 1
                             at += length
                             if key not in used:
-                                used[key] = template
+                                used[key] = self.templates[key]
                             continue
+            result.messages = messages
             try:
                 at, count = self._message(data, at, end, result)
             except MalformedMessage as fault:
@@ -111,6 +133,7 @@ class Session:
         result.taken = at
         result.messages = messages
         result.records = records
+        self._walked += messages
         return result
 
     def cut(self) -> bytes:
@@ -158,130 +181,87 @@ class Session:
         if not known and len(self._domains) >= self._limits.max_domains:
             what = f"more than {self._limits.max_domains:,} observation domains in one session"
             raise MalformedMessage(what, offset=start, reason="domains")
-        sets = _Sets(self, domain_id, result)
-        sets.read(data, start + MESSAGE_HEADER.size, stop)
-        sets.apply()
-        domain = self._domains.setdefault(domain_id, _Domain())
+        domain = self._domains.get(domain_id) or _Domain()
+        keys = domain.keys if known else None
+        sets = MessageSets(domain_id, self.templates, keys, self._used, self._limits, mends=self._mends)
+        sets.read(data, start, stop)
+        if sets.cuts and not sets.kept:
+            self._note_unread(start, sets.cuts[-1].reason, self._walked + result.messages)
+        result.redefined += self._apply(domain_id, domain, sets, start)
+        self._domains[domain_id] = domain
+        result.undecodable_sets += sets.undecodable
+        result.ignored_sets += sets.ignored
+        result.stray_withdrawals += sets.stray_withdrawals
+        result.cuts += sets.cuts
         if domain.first_sequence is None:
             domain.first_sequence, domain.export_time = sequence, export_time
-        _follow(domain, sequence, sets.records, sets.undecodable > 0, result)
+        _follow(domain, sequence, sets.records, sets.uncounted > 0, result)
         return stop, sets.records
 
+    def _note_unread(self, start: int, reason: str, number: int) -> None:
+        self._unread_in_a_row = self._unread_in_a_row + 1 if self._unread == number - 1 else 1
+        self._unread = number
+        most = self._limits.max_malformed_in_a_row
+        if most and self._unread_in_a_row >= most:
+            what = f"{self._unread_in_a_row} messages in a row of which no set could be read"
+            raise MalformedMessage(what, offset=start, reason=reason)
 
-def _follow(domain: _Domain, sequence: int, records: int, unknown: bool, result: Walk) -> None:
-    """Sequence numbers count data records (RFC 7011, 3.1); after an undecodable set the next is not known."""
-    expected = domain.expected
-    if expected is not None:
-        gap = (sequence - expected) & _MASK
-        if gap >= _HALF:
-            result.repeats += 1
-            return
-        result.lost_records += gap
-    domain.expected = None if unknown else (sequence + records) & _MASK
+    def _apply(self, domain_id: int, domain: _Domain, sets: MessageSets, start: int) -> int:
+        """The message was well formed: its templates count from now on. Raises when they are too many.
 
-
-class _Sets:
-    """The sets of one message: read without changing the session, then applied."""
-
-    def __init__(self, session: Session, domain_id: int, result: Walk) -> None:
-        self.records = 0
-        self.undecodable = 0
-        self._session = session
-        self._domain_id = domain_id
-        self._result = result
-        self._ignored = 0
-        self._changes: dict[int, Template | None] = {}
-        self._used: dict[int, Template | None] = {}
-
-    def read(self, data: bytes, at: int, stop: int) -> None:
-        """Check every length and count every record. Raises MalformedMessage."""
-        while at < stop:
-            if stop - at < SET_HEADER.size:
-                raise MalformedMessage(f"{stop - at} bytes after the last set", offset=at, reason="set")
-            set_id, length = SET_HEADER.unpack_from(data, at)
-            if length < SET_HEADER.size or length > stop - at:
-                what = f"set {set_id} says {length:,} bytes, but {stop - at:,} are left of its message"
-                raise MalformedMessage(what, offset=at, reason="set")
-            body, end = at + SET_HEADER.size, at + length
-            if set_id >= FIRST_DATA_SET:
-                self._data(data, body, end, set_id)
-            elif set_id in (TEMPLATE_SET, OPTIONS_TEMPLATE_SET):
-                self._definitions(data, body, end, set_id)
-            else:
-                self._ignored += 1
-            at = end
-
-    def _data(self, data: bytes, body: int, end: int, set_id: int) -> None:
-        key = self._domain_id << 16 | set_id
-        template = self._changes[key] if key in self._changes else self._session.templates.get(key)
-        if template is None:
-            if end > body:
-                self.undecodable += 1
-            return
-        if template.record_bytes:
-            self.records += (end - body) // template.record_bytes
-        else:
-            self.records += count_variable(data, body, end, template)
-        if key not in self._session._used and key not in self._used:
-            self._used[key] = template
-
-    def _definitions(self, data: bytes, body: int, end: int, set_id: int) -> None:
-        for definition in parse_template_set(data, body, end, set_id, self._session._limits):
-            if isinstance(definition, Template):
-                self._change(self._domain_id << 16 | definition.id, definition)
-            elif definition.id >= FIRST_DATA_SET:
-                self._change(self._domain_id << 16 | definition.id, None)
-            else:
-                self._withdraw_all(definition)
-
-    def _withdraw_all(self, withdrawal: Withdrawal) -> None:
-        first = self._domain_id << 16
-        held = {**self._session.templates, **self._changes}
-        for key, template in held.items():
-            if first <= key < first + 65_536 and template is not None and template.set_id == withdrawal.id:
-                self._change(key, None)
-
-    def _change(self, key: int, template: Template | None) -> None:
-        self._changes[key] = template
-        if key not in self._session._used:
-            # From here on the batch itself says what this id means; data before it in the batch had its own.
-            self._used.setdefault(key, None)
-
-    def apply(self) -> None:
-        """The message was well formed: its templates count from now on. Raises when they are too many."""
-        session, limits = self._session, self._session._limits
-        size, count = session._template_bytes, len(session.templates)
-        for key, template in self._changes.items():
-            old = session.templates.get(key)
+        How many of them are defined over another that was not withdrawn.
+        """
+        limits = self._limits
+        size, count = self._template_bytes, len(self.templates)
+        for key, template in sets.changes.items():
+            old = self.templates.get(key)
             size += (len(template.raw) if template else 0) - (len(old.raw) if old else 0)
             count += (template is not None) - (old is not None)
         if count > limits.max_templates or size > limits.max_template_bytes:
             what = f"{count:,} templates of {size:,} bytes in one session (limits {limits.max_templates:,} and "
-            raise MalformedMessage(f"{what}{limits.max_template_bytes:,})", offset=0, reason="templates")
-        for key, template in self._changes.items():
-            old = session.templates.pop(key, None)
-            self._note_lists(key, old, template)
-            session.changes += template is None or old is None or old.raw != template.raw
+            raise MalformedMessage(f"{what}{limits.max_template_bytes:,})", offset=start, reason="templates")
+        redefined = 0
+        for key, template in sets.changes.items():
+            old = self.templates.pop(key, None)
+            domain.keys.discard(key)
+            self._fixed.pop(key, None)
+            self._note_lists(key, domain_id, old, template)
+            self.changes += template is None or old is None or old.raw != template.raw
             if template is not None:
-                self._result.redefined += old is not None and old.raw != template.raw
-                session.templates[key] = template
-        session._template_bytes = size
-        session._used.update(self._used)
-        self._result.undecodable_sets += self.undecodable
-        self._result.ignored_sets += self._ignored
+                redefined += old is not None and old.raw != template.raw
+                self.templates[key] = template
+                domain.keys.add(key)
+                if template.record_bytes and not template.sparse:
+                    self._fixed[key] = template.record_bytes
+        self._template_bytes = size
+        self._used.update(sets.used)
+        return redefined
 
-    def _note_lists(self, key: int, old: Template | None, new: Template | None) -> None:
-        session = self._session
-        session._before.setdefault(key, old)
-        listed = key in session._listing
+    def _note_lists(self, key: int, domain_id: int, old: Template | None, new: Template | None) -> None:
+        self._before.setdefault(key, old)
+        listed = key in self._listing
         same = old is not None and new is not None and old.raw == new.raw
         lists = listed if same else new is not None and holds_lists(new)
         if lists or listed:
-            session._whole.add(self._domain_id)
+            self._whole.add(domain_id)
         if lists:
-            session._listing.add(key)
+            self._listing.add(key)
         else:
-            session._listing.discard(key)
+            self._listing.discard(key)
+
+
+def _follow(domain: _Domain, sequence: int, records: int, unknown: bool, result: Walk) -> None:
+    """Sequence numbers count data records (RFC 7011, 3.1); after an undecodable set the next is not known."""
+    counter = domain.sequences
+    if sequence == domain.expected and not unknown and not counter.counts_own:
+        domain.expected = (sequence + records) & _MASK
+        return
+    lost, repeats = counter.lost, counter.repeats
+    counter.expect(domain.expected)
+    counter.follow(sequence, None if unknown else records)
+    domain.expected = counter.expected
+    result.lost_records += counter.lost - lost
+    result.repeats += counter.repeats - repeats
 
 
 def _definitions(templates: list[Template], domain_id: int, export_time: int, sequence: int) -> list[bytes]:

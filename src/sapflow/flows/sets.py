@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from attrs import define, field, frozen
 
 from sapflow.errors import MalformedMessage
-from sapflow.flows.record_layouts import Layout, layout_of
 from sapflow.flows.limits import FlowLimits
+from sapflow.flows.record_layouts import Layout, layout_of
 from sapflow.flows.session import Session
 from sapflow.flows.templates import Template, parse_template_set
 from sapflow.flows.wire import (
@@ -44,7 +44,7 @@ class TemplateSets:
     templates: Mapping[int, Template]
     """What its lists refer to, by id."""
     places: list[int] = field(factory=list)
-    """Three numbers for each set: which it is among all sets gathered, where its body begins, and where that ends."""
+    """Of each set four numbers: which it is of all gathered, where its body begins and ends, when it was exported."""
 
 
 @define
@@ -71,16 +71,16 @@ class Gathering:
         try:
             while at < end:
                 if at <= last:
-                    version, length, _, _, domain, set_id, size = unpack(data, at)
+                    version, length, time, _, domain, set_id, size = unpack(data, at)
                     stop = at + length
                     # Most messages are one data set of a known template.
                     if size + 16 == length and size >= 4 and stop <= end and version == VERSION:
                         key = domain << 16 | set_id
                         sets = found.get(key)
-                        if sets is None and (template := templates.get(key)) is not None:
+                        if sets is None and (template := templates.get(key)) is not None and not template.sparse:
                             sets = found[key] = self._sets(domain, template, templates)
                         if sets is not None:
-                            sets.places += (turn, at + 20, stop)
+                            sets.places += (turn, at + 20, stop, time)
                             turn += 1
                             at = stop
                             continue
@@ -94,10 +94,10 @@ class Gathering:
 
     def _message(self, data: bytes, start: int) -> int:
         """A message of any sets: where the next begins. Raises MalformedMessage."""
-        plain = _data_sets(data, start)
+        plain = _data_sets(data, start, self.session.templates)
         if plain is not None:
             for set_id, body, end in plain.sets:
-                self._put(plain.domain, set_id, body, end, self.session.templates)
+                self._put(plain, set_id, body, end, self.session.templates)
             return plain.stop
         return self._defining(data, start)
 
@@ -105,8 +105,8 @@ class Gathering:
         """A message with templates, or a malformed one: walked first, then its sets."""
         if len(data) - start < MESSAGE_HEADER.size:
             raise MalformedMessage("a message header is cut off", offset=start, reason="truncated")
-        length, domain = _header(data, start)[1:]
-        stop = start + length
+        message = _header(data, start)
+        stop = message.stop
         # Only data sets beside the templates need to know what was known before.
         learned = dict(self.session.templates) if _holds_data(data, start, stop) else {}
         walk = self.session.walk(data[start : max(stop, start + 1)])
@@ -118,22 +118,24 @@ class Gathering:
             set_id, size = SET_HEADER.unpack_from(data, at)
             body, end = at + SET_HEADER.size, at + size
             if set_id >= FIRST_DATA_SET:
-                self._put(domain, set_id, body, end, learned)
+                self._put(message, set_id, body, end, learned)
             elif set_id in (TEMPLATE_SET, OPTIONS_TEMPLATE_SET):
-                _learn(learned, data, body, end, set_id, domain)
+                _learn(learned, data, body, end, set_id, message.domain)
                 self._open.clear()
             at = end
         return stop
 
-    def _put(self, domain: int, set_id: int, body: int, stop: int, templates: Mapping[int, Template]) -> None:
-        key = domain << 16 | set_id
+    def _put(self, message: _Message, set_id: int, body: int, stop: int, templates: Mapping[int, Template]) -> None:
+        key = message.domain << 16 | set_id
         sets = self._open.get(key)
         if sets is None:
             template = templates.get(key)
             if template is None:
                 return
-            sets = self._open[key] = self._sets(domain, template, templates)
-        sets.places += (self.count, body, stop)
+            sets = self._sets(message.domain, template, templates)
+            if not template.sparse:
+                self._open[key] = sets
+        sets.places += (self.count, body, stop, message.time)
         self.count += 1
 
     def _sets(self, domain: int, template: Template, known: Mapping[int, Template]) -> TemplateSets:
@@ -159,28 +161,31 @@ class Gathering:
 
 
 @frozen
-class _Plain:
+class _Message:
+    version: int
     domain: int
+    time: int
     stop: int
-    sets: list[tuple[int, int, int]]
-    """Of each its id, and where its body begins and ends."""
+    sets: list[tuple[int, int, int]] = field(factory=list)
+    """Of each data set its id, and where its body begins and ends."""
 
 
-def _header(data: bytes, start: int) -> tuple[int, int, int]:
-    """Version, length and domain."""
-    version, length, _, _, domain = MESSAGE_HEADER.unpack_from(data, start)
-    return version, length, domain
+def _header(data: bytes, start: int) -> _Message:
+    version, length, time, _, domain = MESSAGE_HEADER.unpack_from(data, start)
+    return _Message(version, domain, time, start + length)
 
 
-def _data_sets(data: bytes, start: int) -> _Plain | None:
-    """The data sets of a well-formed message that defines no templates; None when it is not one."""
+def _data_sets(data: bytes, start: int, templates: Mapping[int, Template]) -> _Message | None:
+    """A well-formed message that defines no templates, with its data sets; None when the session has to look at it.
+
+    It has to where templates are `sparse`: their records may be more than limits allow.
+    """
     if len(data) - start < MESSAGE_HEADER.size:
         return None
-    version, length, domain = _header(data, start)
-    stop = start + length
-    if version != VERSION or length < MESSAGE_HEADER.size or stop > len(data):
+    message = _header(data, start)
+    stop = message.stop
+    if message.version != VERSION or stop < start + MESSAGE_HEADER.size or stop > len(data):
         return None
-    found = []
     at = start + MESSAGE_HEADER.size
     while at < stop:
         if stop - at < SET_HEADER.size:
@@ -189,9 +194,12 @@ def _data_sets(data: bytes, start: int) -> _Plain | None:
         if size < SET_HEADER.size or size > stop - at or set_id in (TEMPLATE_SET, OPTIONS_TEMPLATE_SET):
             return None
         if set_id >= FIRST_DATA_SET:
-            found.append((set_id, at + SET_HEADER.size, at + size))
+            template = templates.get(message.domain << 16 | set_id)
+            if template is not None and template.sparse:
+                return None
+            message.sets.append((set_id, at + SET_HEADER.size, at + size))
         at += size
-    return _Plain(domain, stop, found)
+    return message
 
 
 def _holds_data(data: bytes, start: int, stop: int) -> bool:

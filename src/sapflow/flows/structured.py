@@ -32,9 +32,13 @@ Templates: TypeAlias = Callable[[int], Template | None]
 
 MAX_DEPTH = 8
 """Lists within lists, the outermost counted."""
+MAX_VALUES = 16_384
+"""In one list and all within it: as objects, values take a hundred times the bytes that they come in."""
 
 _NTP_TO_UNIX_S = 2_208_988_800
 _EPOCH = datetime(1970, 1, 1)
+IPV4_MAPPED = bytes(10) + b"\xff\xff"
+"""What stands before an IPv4 address in the 16 octets of an address of either version."""
 _FIRST_S, _LAST_S = -62_135_596_800, 253_402_300_799
 """Years 1 to 9999."""
 
@@ -109,7 +113,7 @@ class _List:
         self._decoder = decoder
         self._data = data
         # Each value has an octet of its own, unless a template has elements of length 0: those may not multiply.
-        self._left = len(data)
+        self._most = self._left = min(len(data), MAX_VALUES)
 
     def members(self, kind: str, at: int, end: int, depth: int) -> list[Value]:
         if depth <= 0:
@@ -223,7 +227,7 @@ class _List:
     def _count(self, values: int, at: int) -> None:
         self._left -= values
         if self._left < 0:
-            raise _malformed(f"more values than the {len(self._data):,} bytes of their list", at)
+            raise _malformed(f"more than {self._most:,} values in a list of {len(self._data):,} bytes", at)
 
 
 def _malformed(what: str, offset: int) -> MalformedMessage:
@@ -261,6 +265,11 @@ def _boolean(value: bytes) -> Value:
 
 def _ipv6(value: bytes) -> Value:
     return str(IPv6Address(value)) if len(value) == 16 else value.hex()
+
+
+def _ip(value: bytes) -> Value:
+    """An address of either version in 16 octets, IPv4 as RFC 4291, 2.5.5.2 maps it."""
+    return _ipv4(value[12:]) if value.startswith(IPV4_MAPPED) else _ipv6(value)
 
 
 def _ipv4(value: bytes) -> Value:
@@ -313,6 +322,7 @@ _RENDER: Mapping[str, Callable[[bytes], Value]] = {
     "macAddress": _mac,
     "ipv6Address": _ipv6,
     "ipv4Address": _ipv4,
+    "ipAddress": _ip,
     "boolean": _boolean,
     "dateTimeSeconds": _seconds,
     "dateTimeMilliseconds": _milliseconds,

@@ -39,6 +39,11 @@ class Template:
     """Length of every record, or 0 when records vary."""
     min_record_bytes: int
 
+    @cached_property
+    def sparse(self) -> bool:
+        """Whether a record may have more values than bytes: its elements of length 0 are many."""
+        return len(self.fields) > self.min_record_bytes
+
     @property
     def is_options(self) -> bool:
         """Whether records describe the exporter rather than flows."""
@@ -68,6 +73,15 @@ class Withdrawal:
     id: int
 
 
+@frozen
+class RefusedTemplate:
+    """A template record that cannot be used: its id, whatever it meant before, means nothing from here on."""
+
+    id: int
+    raw: bytes
+    fault: MalformedMessage
+
+
 def parse_template_set(
     data: bytes, start: int, end: int, set_id: int, limits: FlowLimits
 ) -> Iterator[Template | Withdrawal]:
@@ -75,22 +89,60 @@ def parse_template_set(
 
     Trailing bytes too few for a record are padding. Raises MalformedMessage, with the offset in `data`.
     """
+    for item in read_template_set(data, start, end, set_id, limits):
+        if isinstance(item, RefusedTemplate):
+            raise item.fault
+        yield item
+
+
+def read_template_set(
+    data: bytes, start: int, end: int, set_id: int, limits: FlowLimits
+) -> Iterator[Template | Withdrawal | RefusedTemplate]:
+    """As `parse_template_set`, but a record that cannot be used is told in its place, and those behind it follow."""
     at = start
     while end - at >= _PAIR.size:
         number, count = _PAIR.unpack_from(data, at)
         if number < FIRST_DATA_SET and not (count == 0 and number == set_id):
             if not any(data[at:end]):
                 return
-            raise MalformedMessage(f"template id {number}; ids begin at 256", offset=at, reason="template")
-        if count == 0:
+            what = f"template id {number}; ids begin at 256"
+            refused = _refused(data, at, end, set_id, MalformedMessage(what, offset=at, reason="template"))
+            yield refused
+            at += len(refused.raw)
+        elif count == 0:
             yield Withdrawal(number)
             at += _PAIR.size
-            continue
-        template, at = _parse_record(data, at, end, set_id, limits)
-        yield template
+        else:
+            try:
+                template = _parse_record(data, at, end, set_id, limits)
+            except MalformedMessage as fault:
+                refused = _refused(data, at, end, set_id, fault)
+                yield refused
+                at += len(refused.raw)
+            else:
+                yield template
+                at += len(template.raw)
 
 
-def _parse_record(data: bytes, at: int, end: int, set_id: int, limits: FlowLimits) -> tuple[Template, int]:
+def _refused(data: bytes, at: int, end: int, set_id: int, fault: MalformedMessage) -> RefusedTemplate:
+    (number, _) = _PAIR.unpack_from(data, at)
+    return RefusedTemplate(number, data[at : _record_end(data, at, end, set_id)], fault)
+
+
+def _record_end(data: bytes, at: int, end: int, set_id: int) -> int:
+    """Where the template record at `at` ends; at `end` when it is cut off."""
+    _, count = _PAIR.unpack_from(data, at)
+    at += _PAIR.size
+    if count and set_id == OPTIONS_TEMPLATE_SET:
+        at += _SCOPES.size
+    for _ in range(count):
+        if at >= end:
+            break
+        at += _PAIR.size + (_PEN.size if data[at] & 0x80 else 0)
+    return min(at, end)
+
+
+def _parse_record(data: bytes, at: int, end: int, set_id: int, limits: FlowLimits) -> Template:
     start = at
     number, count = _PAIR.unpack_from(data, at)
     at += _PAIR.size
@@ -128,8 +180,7 @@ def _parse_record(data: bytes, at: int, end: int, set_id: int, limits: FlowLimit
     if not 1 <= least <= MAX_RECORD_BYTES:
         what = f"records of template {number} would be at least {least:,} bytes (1 to {MAX_RECORD_BYTES:,} fit)"
         raise MalformedMessage(what, offset=start, reason="template")
-    raw = data[start:at]
-    return Template(number, scopes, tuple(fields), raw, least if fixed else 0, least), at
+    return Template(number, scopes, tuple(fields), data[start:at], least if fixed else 0, least)
 
 
 def count_variable(data: bytes, start: int, end: int, template: Template) -> int:

@@ -2,8 +2,8 @@
 
 `TypeInformation` is fed the batches of one exporter and keeps what they say, up to a limit. It believes an exporter
 only about elements that no registry has: elements of IANA (enterprise number 0), and those listed already, keep their
-meaning. Names become what every output can hold: letters, digits, underscores. Apply what was learned by
-`Registry.extended`.
+meaning. Names become what every output can hold: letters, digits, underscores. `Dictionaries` gives the registry in
+force for each of many exporters: what is decoded within `using` it has the names that its exporter told.
 """
 
 from __future__ import annotations
@@ -11,17 +11,25 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from sapflow.flows.columns import FlowBatch
-from sapflow.flows.records import values_of
-from sapflow.flows.registry import DATA_TYPES, NAME, InformationElement, Registry, registry
+from attrs import define, field
+
+from sapflow.flows.columns import FlowBatch, decode
+from sapflow.flows.records import Context, values_of
+from sapflow.flows.registry import DATA_TYPES, NAME, InformationElement, Registry, registry, using
 from sapflow.flows.templates import Template
+from sapflow.flows.told import address_of
 
 MAX_ELEMENTS = 4096
+MAX_SHARED = 32
+"""Registries that are kept, each of some thousand elements."""
 MAX_DESCRIPTION = 512
 """Characters kept of a description."""
 
 _SCOPE = {(0, 346), (0, 303)}
 """privateEnterpriseNumber and informationElementId."""
+
+_MARKS = tuple(b"\x01\x5a\x00" + bytes([length]) for length in (4, 3, 2, 1))
+"""privateEnterpriseNumber in a template: without it in the bytes, nobody describes elements there."""
 
 SEMANTICS = (
     "default",
@@ -115,6 +123,45 @@ class TypeInformation:
             description=description[:MAX_DESCRIPTION] if isinstance(description, str) else "",
             range=_range(row),
         )
+
+
+@define
+class Dictionaries:
+    """The registry for each exporter: the one given, and what the exporter told of elements of its own.
+
+    An exporter is its address: it describes its elements once in a while, on whichever port. Of more exporters than
+    `max_exporters` the one that was met longest ago is forgotten; exporters that tell the same share a registry.
+    """
+
+    base: Registry = field(factory=registry)
+    max_exporters: int = 1024
+    _told: dict[tuple[str, str], TypeInformation] = field(factory=dict)
+    _shared: dict[frozenset[InformationElement], Registry] = field(factory=dict)
+
+    def registry_for(self, context: Context, data: bytes) -> Registry:
+        """The registry that the exporter's messages are to be decoded with, after what they say themselves."""
+        key = (context.org, address_of(context.exporter))
+        if any(mark in data for mark in _MARKS):
+            told = self._told.pop(key, None) or TypeInformation(self.base)
+            self._learn(told, data)
+            if told.elements:
+                self._told[key] = told
+            while len(self._told) > self.max_exporters:
+                del self._told[next(iter(self._told))]
+        known = self._told.get(key)
+        return self.base if known is None else self._registry(frozenset(known.elements.values()))
+
+    def _learn(self, told: TypeInformation, data: bytes) -> None:
+        with using(self.base):
+            for batch in decode(data):
+                told.learn(batch)
+
+    def _registry(self, elements: frozenset[InformationElement]) -> Registry:
+        found = self._shared.pop(elements, None) or self.base.extended(elements)
+        self._shared[elements] = found
+        while len(self._shared) > MAX_SHARED:
+            del self._shared[next(iter(self._shared))]
+        return found
 
 
 def _rows(batch: FlowBatch) -> Iterator[_Row]:

@@ -1,15 +1,16 @@
 """Our own protocol between two processes: many streams, batches, acknowledgements when durable, byte credit.
 
-Pure: no sockets, no clock, no tasks. `frames` is the wire form, `connection` the state machine of one end,
-`credit` a receiver's budget granted in fair turns, `outbox` a sender's unacknowledged batches.
+Pure: no sockets, no clock, no tasks. `frames` is the wire form, `connection` the state machine of one end, `events`
+what it tells its owner, `credit` a receiver's budget granted in fair turns, `outbox` a sender's unacknowledged batches.
 """
 
-from sapflow.link.connection import (
+from sapflow.link.connection import Connection, Side
+from sapflow.link.credit import CreditPool
+from sapflow.link.events import (
     Acknowledged,
     Batch,
     BatchReceived,
     Closed,
-    Connection,
     CreditGranted,
     CreditWanted,
     Event,
@@ -21,12 +22,10 @@ from sapflow.link.connection import (
     Opened,
     Ponged,
     Rewound,
-    Side,
     StreamEnded,
     Subscribed,
     Welcomed,
 )
-from sapflow.link.credit import CreditPool
 from sapflow.link.frames import Close, LinkLimits, StreamId
 from sapflow.link.outbox import Cursor, Outbox
 from sapflow.link.sender import Sender

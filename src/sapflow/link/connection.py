@@ -14,10 +14,30 @@ from __future__ import annotations
 import enum
 from typing import Any
 
-from attrs import define, frozen
+from attrs import define
 
 from sapflow.errors import LinkError
 from sapflow.link import frames
+from sapflow.link.events import (
+    Acknowledged,
+    Batch,
+    BatchReceived,
+    Closed,
+    CreditGranted,
+    CreditWanted,
+    Event,
+    GoAway,
+    HelloReceived,
+    Hold,
+    Moved,
+    Noticed,
+    Opened,
+    Ponged,
+    Rewound,
+    StreamEnded,
+    Subscribed,
+    Welcomed,
+)
 from sapflow.link.frames import Close, Frame, FrameReader, Hint, LinkLimits, StreamId
 
 
@@ -47,138 +67,6 @@ _LEGAL: dict[State, frozenset[Frame]] = {
     State.OPEN: frozenset(Frame) - {Frame.HELLO, Frame.WELCOME},
     State.CLOSED: frozenset(),
 }
-
-
-@frozen(slots=True)
-class Batch:
-    """Some whole IPFIX messages of one stream, self-contained, with their number in it."""
-
-    seq: int
-    messages: int
-    records: int
-    received_us: int
-    payload: bytes
-
-    @property
-    def size(self) -> int:
-        """Bytes that count against credit and budgets."""
-        return len(self.payload)
-
-
-@frozen
-class HelloReceived:
-    hint: Hint
-    fields: dict[str, Any]
-
-
-@frozen
-class Welcomed:
-    fields: dict[str, Any]
-
-
-@frozen
-class Opened:
-    handle: int
-    stream: StreamId
-    org: str
-    exporter: str
-
-
-@frozen(slots=True)
-class BatchReceived:
-    handle: int
-    batch: Batch
-
-
-@frozen
-class Acknowledged:
-    handle: int
-    through: int
-
-
-@frozen
-class CreditWanted:
-    handle: int
-    limit: int
-
-
-@frozen
-class CreditGranted:
-    handle: int
-    limit: int
-
-
-@frozen
-class Rewound:
-    """The far end's mark is `mark`: send again from the lowest unacknowledged batch."""
-
-    handle: int
-    mark: int
-
-
-@frozen
-class StreamEnded:
-    handle: int
-
-
-@frozen
-class Moved:
-    handle: int
-    to: str
-    address: str
-
-
-@frozen
-class GoAway:
-    deadline_s: float
-    reason: str
-
-
-@frozen
-class Hold:
-    seconds: float
-    reason: str
-
-
-@frozen
-class Subscribed:
-    fields: dict[str, Any]
-
-
-@frozen
-class Noticed:
-    fields: dict[str, Any]
-
-
-@frozen
-class Ponged:
-    nonce: int
-
-
-@frozen
-class Closed:
-    code: int
-    reason: str
-
-
-Event = (
-    HelloReceived
-    | Welcomed
-    | Opened
-    | BatchReceived
-    | Acknowledged
-    | CreditWanted
-    | CreditGranted
-    | Rewound
-    | StreamEnded
-    | Moved
-    | GoAway
-    | Hold
-    | Subscribed
-    | Noticed
-    | Ponged
-    | Closed
-)
 
 
 @define

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-from sapflow.link.connection import Batch
+from sapflow.link.events import Batch
 
 
 class Outbox:

@@ -35,6 +35,7 @@ class Child:
     pid: int = 0
     starts: int = 0
     addresses: dict[str, str] = field(factory=dict)
+    log_place: str = "above"
     _process: trio.Process | None = None
 
     def terminate(self) -> None:
@@ -79,7 +80,7 @@ class Supervisor:
                 if first is not None:
                     process.kill()
                     await process.wait()
-                    raise SapflowError(f"{child.name} did not start; its log above says why")
+                    raise SapflowError(f"{child.name} did not start; its log ({child.log_place}) says why")
             else:
                 child.addresses = line.get("addresses", {})
                 event = "started" if child.starts == 1 else "restarted"

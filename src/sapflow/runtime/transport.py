@@ -132,10 +132,10 @@ async def dial_link(
         raise Unreachable(f"{url.address}: {error}") from error
 
 
-def server_tls(certificate: str, key: str) -> ssl.SSLContext:
-    """TLS 1.3 for a server. Raises ConfigurationError when the files cannot be used."""
+def server_tls(certificate: str, key: str, *, minimum: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> ssl.SSLContext:
+    """TLS for a server, 1.3 unless told otherwise. Raises ConfigurationError when the files cannot be used."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.minimum_version = minimum
     try:
         context.load_cert_chain(certificate, key or None)
     except (OSError, ssl.SSLError) as error:

@@ -153,7 +153,8 @@ class WebSocketStream(trio.abc.Stream):
             try:
                 self._protocol.receive_data(bytes(data))
                 self._events += self._protocol.events()
-            except RemoteProtocolError as error:
+            except (RemoteProtocolError, UnicodeDecodeError) as error:
+                # wsproto takes header values to be ASCII before it looks at them.
                 raise LinkError(f"not a WebSocket handshake: {error}", code=PROTOCOL) from error
         return self._events.pop(0)
 

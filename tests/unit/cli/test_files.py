@@ -14,6 +14,9 @@ from sapflow.errors import SapflowError
 from sapflow.flows.reference import reference_work
 from tests.unit.flows.test_datagrams import PORTS, define, ipfix, ports
 from tests.unit.flows.test_netflow import FLOW, flow, flowset, v5, v5_record, v9
+from tests.unit.flows.test_sflow import ethernet, ipv4, part, raw, sample, sflow, tcp
+
+TCP4 = raw(ethernet(ipv4(tcp()), 0x0800))
 
 
 def run(*arguments: object, stdin: bytes | None = None) -> Result:
@@ -57,7 +60,7 @@ def test_a_capture_is_decoded_exporter_by_exporter(capture: Path) -> None:
     result = run("decode", capture)
     assert result.exit_code == 1
     assert isinstance(result.exception, SapflowError)
-    assert "192.0.2.1:4: 1 datagram(s) dropped" in str(result.exception)
+    assert "192.0.2.1:4: 1 datagram(s), or parts of them, dropped" in str(result.exception)
     found = [json.loads(line) for line in result.stdout.splitlines()]
     by_exporter: dict[str, list[int]] = {}
     for row in found:
@@ -90,6 +93,28 @@ def test_raw_datagrams_ipfix_files_and_standard_input_are_decoded(tmp_path: Path
     raw.write_bytes(v5(v5_record(1), v5_record(2)) + v5(v5_record(3), number=2))
     assert [row["destinationTransportPort"] for row in lines(run("decode", raw))] == [1, 2, 3]
     assert len(lines(run("decode", "-", stdin=reference_work(3)))) == 72
+
+
+def test_sflow_is_decoded_from_a_raw_datagram_and_from_a_capture(tmp_path: Path) -> None:
+    counters = part(2, bytes(80))
+    datagrams = [sflow(sample(TCP4), counters, number=number) for number in (1, 2, 5)]
+    raw_file, capture_file = tmp_path / "sflow", tmp_path / "sflow.pcap"
+    raw_file.write_bytes(datagrams[0])
+    capture_file.write_bytes(a_pcap(*((6, second, datagram) for second, datagram in enumerate(datagrams))))
+    assert [row["destinationTransportPort"] for row in lines(run("decode", raw_file))] == [443]
+    assert len(lines(run("decode", capture_file))) == 3
+    (stats,) = lines(run("decode", capture_file, "--stats"))
+    assert {name: stats[name] for name in ("protocol", "datagrams", "records", "lost", "skipped", "errors")} == {
+        "protocol": "sflow",
+        "datagrams": 3,
+        "records": 3,
+        "lost": 2,
+        "skipped": {"counter_sample": 3},
+        "errors": {},
+    }
+    assert stats["domains"]["9"]["templates"] == 1
+    (template,) = lines(run("decode", capture_file, "--templates"))
+    assert {"name": "samplingInterval", "length": 4} in template["fields"]
 
 
 @pytest.mark.parametrize("name", ["flows.pcap", "work.ipfix", "v5"])

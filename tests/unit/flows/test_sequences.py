@@ -68,3 +68,59 @@ def test_the_gaps_are_exact_whatever_is_dropped_and_shuffled_within_a_window(
     found = follow([begin + 7 * index for index in order], count=7)
     assert found.lost == 7 * len(dropped)
     assert found.restarts == found.repeats == 0
+
+
+def own(counts: list[int], options: frozenset[int] = frozenset(), begin: int = 0) -> list[tuple[int, int]]:
+    """(number, count) of datagrams as softflowd numbers them: each with its own, but not with the one options record
+    that those in `options` hold."""
+    found = []
+    for index, count in enumerate(counts):
+        begin += count - (index in options)
+        found.append((begin % WRAP, count))
+    return found
+
+
+def follow_counted(datagrams: list[tuple[int, int]]) -> SequenceCounter:
+    counter = SequenceCounter()
+    for number, count in datagrams:
+        counter.follow(number, count)
+    return counter
+
+
+def test_numbers_that_count_their_own_datagram_are_no_loss() -> None:
+    found = follow_counted(own([17, 22, 16], frozenset({0})))
+    assert (found.counts_own, found.lost) == (True, 0)
+
+
+counts_of_datagrams = st.lists(st.integers(2, 30), min_size=20, max_size=60)
+
+
+@given(counts_of_datagrams, st.sets(st.integers(0, 59)), st.integers(0, WRAP - 1))
+def test_options_records_that_such_numbers_leave_out_are_no_loss(
+    counts: list[int], options: set[int], begin: int
+) -> None:
+    told = own([5, 9, 7], begin=begin)
+    found = follow_counted(told + own(counts, frozenset(options), begin=told[-1][0]))
+    assert (found.counts_own, found.lost, found.restarts) == (True, 0, 0)
+
+
+@given(counts_of_datagrams, st.sets(st.integers(0, 59), max_size=20), st.integers(0, WRAP - 1))
+def test_what_is_dropped_of_such_numbers_is_lost_exactly(counts: list[int], dropped: set[int], begin: int) -> None:
+    told = own([5, 9, 7], begin=begin)
+    sent = own([*counts, 4], begin=told[-1][0])
+    kept = [datagram for index, datagram in enumerate(sent) if index not in dropped or index == len(counts)]
+    found = follow_counted(told + kept)
+    assert found.counts_own
+    assert found.lost == sum(counts[index] for index in dropped if index < len(counts))
+
+
+@given(counts_of_datagrams, st.integers(0, WRAP - 1))
+def test_numbers_by_the_book_are_never_taken_for_the_other_kind(counts: list[int], begin: int) -> None:
+    numbers = [(begin + sum(counts[:index])) % WRAP for index in range(len(counts))]
+    found = follow_counted(list(zip(numbers, counts, strict=True)))
+    assert (found.counts_own, found.lost) == (False, 0)
+
+
+def test_a_loss_of_just_what_makes_one_step_look_so_stays_a_loss() -> None:
+    found = follow_counted([(0, 10), (15, 15), (30, 7), (37, 9)])
+    assert (found.counts_own, found.lost) == (False, 5)

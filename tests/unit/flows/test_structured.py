@@ -215,10 +215,10 @@ def test_a_malformed_list_is_refused_with_its_offset(kind: str, data: bytes, off
 
 
 def test_elements_of_no_length_end_and_cannot_multiply() -> None:
-    assert len(decoded("basicList", a_basic_list(INTERFACE_NAME, VARIABLE_LENGTH, bytes(60_000)))) == 60_000
+    assert len(decoded("basicList", a_basic_list(INTERFACE_NAME, VARIABLE_LENGTH, bytes(16_384)))) == 16_384
     wide = make_template(320, [(0, 4, 1), *[(0, INTERFACE_NAME, 0)] * 2000])
     fault = refused("subTemplateList", a_sub_list(320, bytes(65_000)), {320: wide})
-    assert "more values" in fault.what
+    assert "more than 16,384 values" in fault.what
     nothing = make_template(321, [(0, INTERFACE_NAME, 0)])
     assert refused("subTemplateList", a_sub_list(321, b"x"), {321: nothing}).reason == "list"
 

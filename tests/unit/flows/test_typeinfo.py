@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from sapflow.errors import ConfigurationError
 from sapflow.flows.columns import FlowBatch, decode
 from sapflow.flows.encode import Encoder, make_template, make_variable
+from sapflow.flows.records import Context
 from sapflow.flows.registry import DATA_TYPES, NAME, InformationElement, Registry, load_elements, registry
 from sapflow.flows.templates import Template
-from sapflow.flows.typeinfo import MAX_DESCRIPTION, TypeInformation
+from sapflow.flows.typeinfo import MAX_DESCRIPTION, Dictionaries, TypeInformation
 from sapflow.flows.wire import VARIABLE_LENGTH
 
 ACME = 32473
@@ -229,3 +230,33 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "latin.csv").write_bytes(HEADER.encode() + b"9,1,\xe9t\xe9,string,,,\n")
     with pytest.raises(ConfigurationError, match=r"latin\.csv, line 1: "):
         load_elements(tmp_path / "latin.csv")
+
+
+def described(number: int, name: bytes) -> bytes:
+    encoder = Encoder()
+    record = a_description(number, name)
+    return encoder.templates([SHORT], export_time=1) + encoder.records(SHORT, [record], export_time=1)
+
+
+def test_each_exporter_has_its_own_dictionary_and_keeps_it_over_its_ports() -> None:
+    known = Dictionaries()
+    known.registry_for(Context("acme", "192.0.2.1:1"), described(5, b"acmeTime"))
+    assert known.registry_for(Context("acme", "192.0.2.1:2"), b"").lookup(ACME, 5).name == "acmeTime"
+    for other in (Context("acme", "192.0.2.2:1"), Context("rival", "192.0.2.1:1")):
+        assert known.registry_for(other, b"").lookup(ACME, 5).name == "e32473id5"
+
+
+def test_exporters_that_tell_the_same_share_a_registry() -> None:
+    known = Dictionaries()
+    one, other = (
+        known.registry_for(Context("acme", f"192.0.2.{host}:1"), described(5, b"acmeTime")) for host in (1, 2)
+    )
+    assert one is other
+
+
+def test_the_number_of_exporters_with_dictionaries_is_bounded() -> None:
+    known = Dictionaries(max_exporters=2)
+    for host in range(3):
+        known.registry_for(Context("acme", f"192.0.2.{host}:1"), described(5, b"acmeTime"))
+    names = [known.registry_for(Context("acme", f"192.0.2.{host}:1"), b"").lookup(ACME, 5).name for host in range(3)]
+    assert names == ["e32473id5", "acmeTime", "acmeTime"]

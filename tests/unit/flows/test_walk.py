@@ -164,6 +164,30 @@ def test_f29_gaps_are_counted_and_repeats_and_wraps_are_none() -> None:
     assert session.walk(encoder.records(FIXED, [fixed_record()], export_time=1)).lost_records == 10
 
 
+def test_f29_numbers_that_count_their_own_message_make_no_loss() -> None:
+    session = Session()
+    session.walk(Encoder().templates([FIXED], export_time=1))
+    number = lost = 0
+    for count in (17, 22, 16, 9, 9, 30):
+        number += count
+        message = make_message(make_set(256, fixed_record() * count), sequence=number)
+        lost += session.walk(message).lost_records
+    assert lost == 0
+    number += 100 + 5
+    assert session.walk(make_message(make_set(256, fixed_record() * 5), sequence=number)).lost_records == 100
+
+
+def test_f29_a_gap_behind_messages_that_followed_on_one_another_is_exact() -> None:
+    session = Session()
+    encoder = Encoder()
+    session.walk(encoder.templates([FIXED], export_time=1))
+    for count in (5, 7, 9):
+        assert session.walk(encoder.records(FIXED, [fixed_record()] * count, export_time=1)).lost_records == 0
+    encoder.sequence += 4
+    assert session.walk(encoder.records(FIXED, [fixed_record()] * 3, export_time=1)).lost_records == 4
+    assert session.walk(encoder.records(FIXED, [fixed_record()] * 8, export_time=1)).lost_records == 0
+
+
 def test_a_set_without_its_template_makes_no_false_loss() -> None:
     session = Session()
     session.walk(make_message(make_set(256, fixed_record() * 4), sequence=0))

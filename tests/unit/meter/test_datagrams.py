@@ -1,6 +1,9 @@
 """UDP exporters into streams: each its own, bounded, flushed in time, its templates remembered."""
 
+import os
 import socket
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -110,6 +113,106 @@ def test_a_damaged_or_old_file_of_templates_is_let_go(tmp_path: Path) -> None:
     (tmp_path / "ipfix_9_192.0.2.1.templates").write_bytes(b"")
     assert TemplateStore(tmp_path, lifetime_s=-1).load() == {}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_defines_no_templates_costs_nothing_but_itself(tmp_path: Path) -> None:
+    intake = an_intake()
+    intake.remembered = {(*R1, "ipfix"): [ipfix(define(PORTS)), b"no message"], (*R2, "netflow9"): [b"short"]}
+    intake.take([(ipfix(ports(1)), R1), (ipfix(define(PORTS), ports(2)), R1), (v9(flowset(0, FLOW)), R2)], 0, 0)
+    intake.flush(10)
+    assert source_ports(payload(streams(intake)["192.0.2.1:9"])) == [2, 1]
+    assert intake.counts.malformed == 0
+
+
+async def test_a_file_is_as_old_as_its_exporters_last_templates(tmp_path: Path) -> None:
+    store = TemplateStore(tmp_path, lifetime_s=1000.0)
+    intake = an_intake()
+    intake.take([(ipfix(define(PORTS)), R1)], 0, 5000.0)
+    await store.save(intake.exporters.values())
+    path = store._path((*R1, "ipfix"))
+    long_ago = path.stat().st_mtime - 900
+    os.utime(path, (long_ago, long_ago))
+    intake.take([(ipfix(ports(1)), R1)], 0, 6000.0)
+    await store.save(intake.exporters.values())
+    assert path.stat().st_mtime == pytest.approx(long_ago), "data say nothing of templates"
+    intake.take([(ipfix(define(PORTS), number=1), R1)], 0, 6000.0)
+    await store.save(intake.exporters.values())
+    assert path.stat().st_mtime > long_ago + 800
+    again = an_intake()
+    again.remembered = store.load()
+    again.take([(ipfix(ports(1)), R1)], 0, 7000.0)
+    os.utime(path, (long_ago, long_ago))
+    await store.save(again.exporters.values())
+    assert path.stat().st_mtime == pytest.approx(long_ago), "nor does what was known before a restart"
+
+
+async def test_processes_that_share_a_port_share_what_they_know_of_templates(tmp_path: Path) -> None:
+    here, there = an_intake(), an_intake()
+    ours, theirs = TemplateStore(tmp_path), TemplateStore(tmp_path)
+    ours.load()
+    there.take([(ipfix(define(PORTS)), R1)], 0, 0)
+    await theirs.save(there.exporters.values())
+    here.remember(await ours.news(here.exporters.keys()))
+    here.take([(ipfix(ports(53)), R1)], 0, 0)
+    assert here.counts.records == 1
+    here.remember(await ours.news(here.exporters.keys()))
+    assert here.remembered == {}
+
+
+def test_files_of_templates_are_bounded_and_the_oldest_go_first(tmp_path: Path) -> None:
+    now = time.time()
+    for age in range(5):
+        path = tmp_path / f"ipfix_{age}_192.0.2.1.templates"
+        path.write_bytes(b"")
+        os.utime(path, (now - age, now - age))
+    assert sorted(port for _, port, _ in TemplateStore(tmp_path, max_files=3).load()) == [0, 1, 2]
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_what_waits_for_templates_is_bounded_over_all_exporters_and_let_go_with_them() -> None:
+    intake = an_intake(max_parked_bytes=1000, max_exporters=5)
+    for port in range(20):
+        intake.take([(ipfix(ports(*range(100)), number=port), ("192.0.2.1", port))], float(port), 0)
+        assert intake.parked.held_bytes <= 1000
+    assert intake.parked.held_bytes > 500
+    intake.close()
+    assert intake.parked.held_bytes == 0
+
+
+def test_an_exporter_whose_messages_cannot_be_batched_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    intake = an_intake()
+    intake.take([(ipfix(define(PORTS), ports(1)), R1), (ipfix(define(PORTS), ports(2)), R2)], 0, 0)
+    monkeypatch.setattr(intake.exporters[*R1, "ipfix"].session, "take", lambda *_: b"\0\x0a\0\3")
+    intake.take([(ipfix(ports(3), number=1), R1), (ipfix(ports(4), number=1), R2)], 0, 0)
+    intake.take([(ipfix(define(PORTS), ports(5)), R1)], 0, 0)
+    intake.flush(10)
+    assert source_ports(b"".join(payload(stream) for stream in intake.uplink.streams if stream.org == "globex")) == [
+        2,
+        4,
+    ]
+    assert (intake.counts.malformed, intake.counts.exporters) == (1, 2)
+
+
+async def test_doors_that_share_a_port_take_each_exporter_whole(autojump_clock: MockClock) -> None:
+    first = UdpDoor(an_intake(), None, bind_udp("127.0.0.1:0"))
+    second = UdpDoor(an_intake(), None, bind_udp(first.address))
+    host, port = first.address.split(":")
+    with ExitStack() as stack:
+        exporters = [stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(40)]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first.run)
+            nursery.start_soon(second.run)
+            for number in range(3):
+                for exporter in exporters:
+                    exporter.sendto(ipfix(define(PORTS), ports(1), number=number), (host, int(port)))
+            with trio.fail_after(5):
+                while first.intake.counts.datagrams + second.intake.counts.datagrams < 120:
+                    await trio.sleep(0.1)
+            found = [list(door.intake.exporters) for door in (first, second)]
+            nursery.cancel_scope.cancel()
+    assert min(map(len, found)) > 0
+    assert sum(map(len, found)) == 40
+    assert (first.intake.counts.records + second.intake.counts.records, first.intake.lost_units) == (120, 0)
 
 
 async def test_the_door_reads_a_socket_and_knows_its_buffer_and_drops(autojump_clock: MockClock) -> None:

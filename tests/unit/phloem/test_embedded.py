@@ -7,6 +7,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import lmdb
 import pytest
 
 from phloem.engine.embedded import EmbeddedLog
@@ -106,6 +107,35 @@ def test_c07_a_full_log_acknowledges_nothing_and_goes_on_after_it_has_room(tmp_p
     log = EmbeddedLog.open(tmp_path, map_bytes=1 << 26)
     assert log.marks("acme") == {STREAM: stored}
     assert kinds(log, an_entry(stored + 1)) == ["stored"]
+
+
+def test_retention_makes_room_in_a_full_log(tmp_path: Path) -> None:
+    log = EmbeddedLog.open(tmp_path, map_bytes=4 << 20)
+    seq = 0
+
+    def fill() -> None:
+        nonlocal seq
+        while True:
+            kinds(log, an_entry(seq + 1, bytes(50_000)))
+            seq += 1
+
+    with pytest.raises(StorageError, match="cannot be written"):
+        fill()
+    log.reopen()
+    # What one transaction frees, LMDB uses in the next but one.
+    assert [log.remove_oldest("acme", before_us=0, keep_bytes=0, at_most=10) for _ in range(2)] == [10, 10]
+    assert kinds(log, an_entry(seq + 1, bytes(50_000))) == ["stored"]
+
+
+def test_retention_that_cannot_write_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise lmdb.DiskError("mdb_txn_commit: No space left on device")
+
+    log = EmbeddedLog.open(tmp_path)
+    kinds(log, an_entry(1))
+    monkeypatch.setattr(log, "_remove_oldest", full)
+    with pytest.raises(StorageError, match="nothing can be removed"):
+        log.remove_oldest("acme", before_us=1, keep_bytes=0)
 
 
 def test_c06_a_flipped_bit_costs_its_entry_only(tmp_path: Path) -> None:

@@ -88,6 +88,8 @@ def cells_of(column: Column, kind: str, notation: Notation) -> Cells | None:
         if kind == "string" and notation.plain[octets].all():
             return Cells(column, notation.quote)
         return None
+    if isinstance(column, np.ma.MaskedArray):
+        return None
     width = column.dtype.itemsize
     match column.dtype.kind:
         case "b":

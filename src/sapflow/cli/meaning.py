@@ -1,0 +1,115 @@
+"""What `decode` and `tail` do beyond decoding: elements' names, sampling, joined names, the view of flows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+from attrs import define, field
+
+from sapflow.config import Config, load
+from sapflow.errors import ConfigurationError
+from sapflow.flows.names import Names
+from sapflow.flows.records import Context
+from sapflow.flows.registry import InformationElement, Registry, load_elements, registry, using
+from sapflow.flows.sampling import Sampling
+from sapflow.flows.stages import Stage
+from sapflow.flows.typeinfo import Dictionaries
+from sapflow.flows.view import View
+
+VIEWS = ("flow",)
+_OPTIONS = (
+    click.option("--view", type=click.Choice(VIEWS), help="Flows under common names, the same for every exporter."),
+    click.option("--scaled", is_flag=True, help="Counters scaled by sampling rates as well, under names of their own."),
+    click.option(
+        "--names", is_flag=True, help="Names that exporters tell of interfaces, VRFs, applications, samplers."
+    ),
+    click.option(
+        "--elements",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        help="A CSV file of information elements of your own; may be given more than once.",
+    ),
+    click.option("--config", "config_path", type=click.Path(path_type=Path), help="A TOML file, for its 'elements'."),
+)
+
+
+@define
+class Meaning:
+    """What was asked for, and what it has learned so far."""
+
+    stages: Sequence[Stage] = ()
+    sampling: Sampling | None = None
+    dictionaries: Dictionaries = field(factory=Dictionaries)
+
+    def reading(self, context: Context, data: bytes) -> AbstractContextManager[None]:
+        """Within, the exporter's messages are decoded with the names that it and the user's files give to elements."""
+        return using(self.dictionaries.registry_for(context, data))
+
+    def tell(self) -> None:
+        """Say at the end, on standard error, what could not be done."""
+        note = self.sampling.note() if self.sampling is not None else None
+        if note:
+            click.echo(f"sapflow: {note}", err=True)
+
+
+def meaning_of(view: str | None, scaled: bool, names: bool, elements: Registry) -> Meaning:
+    """What the options ask for."""
+    stages: list[Stage] = []
+    sampling = Sampling(scale=scaled) if scaled or view else None
+    if sampling is not None:
+        stages.append(sampling)
+    if names:
+        stages.append(Names())
+    if view:
+        stages.append(View(scale=scaled, names=names))
+    return Meaning(stages, sampling, Dictionaries(elements))
+
+
+def registry_of(config: Config, files: Sequence[Path] = ()) -> Registry:
+    """Our registry with the elements of the configuration's files, and of these.
+
+    Raises ConfigurationError, with file and line, for one that is broken, or that says otherwise than another.
+    """
+    found: dict[tuple[int, int], tuple[Path, InformationElement]] = {}
+    for path in (*(Path(name) for name in config.elements), *files):
+        for element in load_elements(path):
+            before = found.setdefault((element.pen, element.id), (path, element))
+            if before[1] != element:
+                what = f"element {element.id} of enterprise {element.pen} is {element.name}, {element.type}"
+                raise ConfigurationError(
+                    f"{path}: {what}, but {before[1].name}, {before[1].type}, in {before[0]}; keep one of them"
+                )
+    return registry().extended(element for _, element in found.values())
+
+
+def meaning_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options, given to a command as one argument `meaning`."""
+
+    @wraps(command)
+    def wrapped(
+        *args: Any,
+        view: str | None,
+        scaled: bool,
+        names: bool,
+        elements: tuple[Path, ...],
+        config_path: Path | None,
+        **kwargs: Any,
+    ) -> Any:
+        config = load(config_path or _config_of_fleet(kwargs))
+        meaning = meaning_of(view, scaled, names, registry_of(config, elements))
+        return command(*args, meaning=meaning, **kwargs)
+
+    for option in reversed(_OPTIONS):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+def _config_of_fleet(arguments: dict[str, Any]) -> Path | None:
+    """The configuration that the fleet in --data wrote of itself, if the command has one."""
+    path = Path(arguments["data"]) / "fleet.toml" if "data" in arguments else None
+    return path if path is not None and path.exists() else None

@@ -1,0 +1,141 @@
+"""What a link tells its owner: values only, made by `connection`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import frozen
+
+from sapflow.link.frames import Hint, StreamId
+
+
+@frozen(slots=True)
+class Batch:
+    """Some whole IPFIX messages of one stream, self-contained, with their number in it."""
+
+    seq: int
+    messages: int
+    records: int
+    received_us: int
+    payload: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes that count against credit and budgets."""
+        return len(self.payload)
+
+
+@frozen
+class HelloReceived:
+    hint: Hint
+    fields: dict[str, Any]
+
+
+@frozen
+class Welcomed:
+    fields: dict[str, Any]
+
+
+@frozen
+class Opened:
+    handle: int
+    stream: StreamId
+    org: str
+    exporter: str
+
+
+@frozen(slots=True)
+class BatchReceived:
+    handle: int
+    batch: Batch
+
+
+@frozen
+class Acknowledged:
+    handle: int
+    through: int
+
+
+@frozen
+class CreditWanted:
+    handle: int
+    limit: int
+
+
+@frozen
+class CreditGranted:
+    handle: int
+    limit: int
+
+
+@frozen
+class Rewound:
+    """The far end's mark is `mark`: send again from the lowest unacknowledged batch."""
+
+    handle: int
+    mark: int
+
+
+@frozen
+class StreamEnded:
+    handle: int
+
+
+@frozen
+class Moved:
+    handle: int
+    to: str
+    address: str
+
+
+@frozen
+class GoAway:
+    deadline_s: float
+    reason: str
+
+
+@frozen
+class Hold:
+    seconds: float
+    reason: str
+
+
+@frozen
+class Subscribed:
+    fields: dict[str, Any]
+
+
+@frozen
+class Noticed:
+    fields: dict[str, Any]
+
+
+@frozen
+class Ponged:
+    nonce: int
+
+
+@frozen
+class Closed:
+    code: int
+    reason: str
+
+
+Event = (
+    HelloReceived
+    | Welcomed
+    | Opened
+    | BatchReceived
+    | Acknowledged
+    | CreditWanted
+    | CreditGranted
+    | Rewound
+    | StreamEnded
+    | Moved
+    | GoAway
+    | Hold
+    | Subscribed
+    | Noticed
+    | Ponged
+    | Closed
+)

@@ -1,0 +1,140 @@
+"""What a hostile or broken exporter may send in 64 KiB: the worst cases of structure, each a list of messages.
+
+The last message of a case is the one that costs; those before it set the stage (templates).
+"""
+
+import io
+import json
+import struct
+from typing import Any
+
+from sapflow.flows.encode import make_message, make_set, make_template, make_variable
+from sapflow.flows.formats import open_writer
+from sapflow.flows.records import Context
+from sapflow.flows.wire import VARIABLE_LENGTH
+
+ROOM = 65_535 - 20
+"""Bytes of one set's body in the largest message."""
+
+
+def records_of(payload: bytes) -> list[dict[str, Any]]:
+    """The records of messages as their JSON says them, without their context."""
+    out = io.BytesIO()
+    open_writer("jsonl", out).write(payload, Context())
+    rows = [json.loads(line) for line in out.getvalue().splitlines()]
+    return [{name: value for name, value in row.items() if name[0] != "_"} for row in rows]
+
+
+def _filled(set_id: int, record: bytes) -> bytes:
+    return make_message(make_set(set_id, record * (ROOM // len(record))))
+
+
+def _defined(*fields: tuple[int, int, int], number: int = 256, scopes: int = 0) -> bytes:
+    template = make_template(number, fields, scopes=scopes)
+    return make_message(make_set(template.set_id, template.raw))
+
+
+def _many_templates(count: int = 4096) -> list[bytes]:
+    raws = [make_template(256 + n, [(0, 4, 1)]).raw for n in range(count)]
+    return [make_message(make_set(2, b"".join(raws)))]
+
+
+def _nested(levels: int) -> bytes:
+    """basicLists of basicLists, as deep as bytes allow."""
+    data = b""
+    for _ in range(levels):
+        data = struct.pack("!BHH", 255, 291, VARIABLE_LENGTH) + make_variable(data) if data else bytes(5)
+    return data
+
+
+def worst_cases() -> dict[str, list[bytes]]:
+    """By name."""
+    withdraw_all = make_set(2, struct.pack("!HH", 2, 0))
+    one = make_template(256, [(0, 4, 1)])
+    lists = (0, 292, VARIABLE_LENGTH)
+    options = b"".join(make_template(5000 + n, [(0, 10, 4)], scopes=1).raw for n in range(2000))
+    return {
+        "one-byte records": [_defined((0, 4, 1)), _filled(256, b"\x06")],
+        "empty values": [_defined((0, 82, VARIABLE_LENGTH)), _filled(256, b"\0")],
+        "four empty values a record": [_defined(*[(0, 82, VARIABLE_LENGTH)] * 4), _filled(256, bytes(4))],
+        "values of three length bytes": [_defined((0, 82, VARIABLE_LENGTH)), _filled(256, b"\xff\0\0")],
+        "one value of all the bytes": [
+            _defined((0, 82, VARIABLE_LENGTH)),
+            make_message(make_set(256, make_variable(bytes(ROOM - 3)))),
+        ],
+        "a value that runs past behind 65,000": [
+            _defined((0, 82, VARIABLE_LENGTH)),
+            make_message(make_set(256, bytes(65_000) + b"\xff\xff\xff" + bytes(9))),
+        ],
+        "2,048 elements of one byte": [_defined(*[(0, 4, 1)] * 2048), _filled(256, bytes(2048))],
+        "2,048 elements that vary": [_defined(*[(0, 82, VARIABLE_LENGTH)] * 2048), _filled(256, bytes(2048))],
+        "2,047 elements of no length": [_defined((0, 4, 1), *[(0, 8, 0)] * 2047), _filled(256, b"\x06")],
+        "no length among what varies": [
+            _defined((0, 82, VARIABLE_LENGTH), *[(0, 8, 0)] * 2047),
+            _filled(256, b"\0"),
+        ],
+        "the most values": [
+            _defined((0, 4, 1), *[(0, 8, 0)] * 2047),
+            make_message(make_set(256, bytes(63))),
+        ],
+        "empty sets": [_defined((0, 4, 1)), make_message(make_set(256, b"") * 16_379)],
+        "sets of one record": [_defined((0, 4, 1)), make_message(make_set(256, b"\x06") * 13_103)],
+        "sets of unknown templates": [make_message(b"".join(make_set(256 + n, b"a") for n in range(13_103)))],
+        "reserved sets": [make_message(make_set(9, b"") * 16_379)],
+        "templates of one element": _many_templates(),
+        "a set for each of 4,096 templates": [
+            *_many_templates(),
+            make_message(b"".join(make_set(256 + n % 4096, b"\x06") for n in range(13_103))),
+        ],
+        "a template set for each template": [
+            make_message(b"".join(make_set(2, make_template(256 + n, [(0, 4, 1)]).raw) for n in range(4096)))
+        ],
+        "one template defined again and again": [
+            *_many_templates(),
+            make_message(make_set(2, one.raw) * 5459),
+        ],
+        "a template and a record, again and again": [
+            make_message((make_set(2, one.raw) + make_set(256, b"\x06")) * 3854),
+        ],
+        "all withdrawn again and again": [
+            *_many_templates(2000),
+            make_message(make_set(3, options)),
+            make_message(withdraw_all * 8189),
+        ],
+        "withdrawn and defined, again and again": [
+            *_many_templates(),
+            make_message((withdraw_all + make_set(2, one.raw)) * 3275),
+        ],
+        "withdrawals of what is unknown": [
+            make_message(make_set(2, b"".join(struct.pack("!HH", 256 + n, 0) for n in range(16_378))))
+        ],
+        "templates that cannot be used": [
+            make_message(make_set(2, b"".join(struct.pack("!HHHH", 256 + n % 65_280, 1, 8, 0) for n in range(8189))))
+        ],
+        "one template as wide as a message": [
+            make_message(make_set(2, struct.pack("!HH", 256, 16_377) + bytes(ROOM - 7)))
+        ],
+        "lists nested as deep as they go": [
+            _defined((0, 291, VARIABLE_LENGTH)),
+            make_message(make_set(256, make_variable(_nested(7_000)))),
+        ],
+        "empty lists": [_defined(lists), _filled(256, b"\x03\xff\x01\x00")],
+        "lists of lists of lists": [
+            _defined(lists),
+            _filled(
+                256, make_variable(b"\xff\x01\x00" + make_variable(b"\xff\x01\x00" + make_variable(b"\xff\x01\x00")))
+            ),
+        ],
+        "one list of empty values": [
+            _defined((0, 291, VARIABLE_LENGTH)),
+            make_message(make_set(256, make_variable(struct.pack("!BHH", 255, 82, VARIABLE_LENGTH) + bytes(ROOM - 8)))),
+        ],
+        "a list whose template changes with every set": [
+            _defined(lists),
+            make_message(
+                (make_set(2, make_template(300, [(0, 4, 1)]).raw) + make_set(256, b"\x03\xff\x01\x2c")) * 3000
+            ),
+        ],
+        "headers alone": [make_message(b"") * 4095],
+        "domains": [b"".join(make_message(b"", domain=n) for n in range(1024))],
+    }

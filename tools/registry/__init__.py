@@ -1,0 +1,1 @@
+"""The data files of information elements: checks them, and makes those that are taken from Wireshark's tables."""
