@@ -8,7 +8,7 @@ Types go by the element, whatever its size in a template, so that batches of sev
 | float32, float64, boolean | float, double, bool |
 | dateTimeSeconds, -Milliseconds, -Microseconds, -Nanoseconds | timestamp of that unit, UTC |
 | ipv4Address, ipv6Address, macAddress | fixed-size binary of 4, 16, 6 |
-| an address of the view of flows | fixed-size binary of 16, IPv4 mapped |
+| ipAddress (what a view makes of either version) | fixed-size binary of 16, IPv4 mapped |
 | string | utf8, invalid parts replaced, without the NULs at its end |
 | octetArray and what no registry has | binary |
 | lists (RFC 6313) | utf8: what JSON lines have |
@@ -43,8 +43,8 @@ _TYPES: dict[str, Any] = {
     "dateTimeMicroseconds": pa.timestamp("us", "UTC"),
     "dateTimeNanoseconds": pa.timestamp("ns", "UTC"),
     "ipv4Address": pa.binary(4),
-    "ipAddress": pa.binary(16),
     "ipv6Address": pa.binary(16),
+    "ipAddress": pa.binary(16),
     "macAddress": pa.binary(6),
     "string": pa.string(),
     **dict.fromkeys(("basicList", "subTemplateList", "subTemplateMultiList"), pa.string()),
@@ -89,13 +89,23 @@ def context_arrays(batch: FlowBatch, context: Context) -> dict[str, Any]:
 def column_array(batch: FlowBatch, name: str, element: InformationElement) -> Any:
     """One column as an array of its element's type."""
     column, kind = batch.columns[name], arrow_type(element)
+    unknown = None
     if isinstance(column, np.ma.MaskedArray):
-        return _with_nulls(column, element, kind)
-    found = None if element.is_list else _array(column, element, kind)
-    return found if found is not None else _from_values(batch, name, element, kind)
+        column, unknown = np.ma.getdata(column), np.ma.getmaskarray(column)
+    found = None if element.is_list else _array(column, kind)
+    if found is None:
+        return _from_values(batch, name, element, kind)
+    return found if unknown is None else _without(found, unknown)
 
 
-def _array(column: Column, element: InformationElement, kind: Any) -> Any:
+def _without(array: Any, unknown: NDArray[np.bool_]) -> Any:
+    """The array with nulls where a stage masked its column."""
+    known = ~unknown & array.is_valid().to_numpy(zero_copy_only=False)
+    bitmap = pa.py_buffer(np.packbits(known, bitorder="little"))
+    return pa.Array.from_buffers(array.type, len(array), [bitmap, *array.buffers()[1:]])
+
+
+def _array(column: Column, kind: Any) -> Any:
     """The column in Arrow's layout; None when its values have to be looked at one by one."""
     if isinstance(column, VariableColumn):
         return _binary(column, kind) if kind == pa.binary() or (kind == pa.string() and _is_text(column)) else None
@@ -116,15 +126,6 @@ def _array(column: Column, element: InformationElement, kind: Any) -> Any:
             same = column.dtype.itemsize == kind.byte_width
             return _shared(column, kind) if same else pa.nulls(len(column), kind)
     return None
-
-
-def _with_nulls(column: np.ma.MaskedArray[Any, Any], element: InformationElement, kind: Any) -> Any:
-    """A column that a stage made, with values that are not known."""
-    if column.dtype.kind == "U":
-        return pa.array(column.tolist(), kind)
-    whole = _array(column.data, element, kind)
-    known = pa.py_buffer(np.packbits(~np.ma.getmaskarray(column), bitorder="little"))
-    return pa.Array.from_buffers(kind, len(column), [known, *whole.buffers()[1:]])
 
 
 def _shared(column: NDArray[Any], kind: Any) -> Any:

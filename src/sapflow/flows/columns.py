@@ -16,7 +16,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from attrs import evolve, field, frozen
+from attrs import field, frozen
 from numpy.typing import NDArray
 
 from sapflow.errors import MalformedMessage
@@ -62,7 +62,8 @@ class FlowBatch:
     def part(self, first: int, stop: int) -> FlowBatch:
         """Some of its records, over the same memory."""
         columns = {name: column[first:stop] for name, column in self.columns.items()}
-        return evolve(self, columns=columns, order=self.order[first:stop], export_times=self.export_times[first:stop])
+        order, times = self.order[first:stop], self.export_times[first:stop]
+        return FlowBatch(self.domain, self.template, self.elements, columns, order, self.templates, times)
 
     def to_arrow(self, context: Context | None = None) -> pyarrow.RecordBatch:
         """The records for Arrow, without copying where its layout is ours (see `sapflow.flows.arrow`).
@@ -75,16 +76,19 @@ class FlowBatch:
 
 
 def decode(data: bytes, session: Session | None = None) -> list[FlowBatch]:
-    """Whole self-contained messages to columns, one FlowBatch for each template.
+    """Whole self-contained messages to columns, one FlowBatch for each template, in the order that they are first used.
 
     Of one whose records have lists there are more when templates changed between them. Sets whose template is not
     known are left out. Raises MalformedMessage for what is not IPFIX, with the offset in `data`.
     """
     gathering = Gathering(session or Session(FlowLimits()))
+    gathered = gathering.gather(data)
     by_layout: dict[Layout, list[TemplateSets]] = {}
-    for sets in gathering.gather(data):
+    for sets in gathered:
         by_layout.setdefault(sets.layout, []).append(sets)
     faults = [gathering.fault] if gathering.fault is not None else []
+    total = gathering.count
+    del gathering
     tables = []
     for layout, members in by_layout.items():
         table = _Table(layout, members)
@@ -95,11 +99,14 @@ def decode(data: bytes, session: Session | None = None) -> list[FlowBatch]:
         tables.append(table)
     if faults:
         raise min(faults, key=lambda fault: fault.offset)
-    counts = np.zeros(gathering.count, np.int64)
+    counts = np.zeros(total, np.int64)
     for table in tables:
         counts[table.turns] = table.counts
     firsts = np.cumsum(counts) - counts
-    return [batch for table in tables for batch in table.batches(firsts)]
+    batches: dict[int, FlowBatch] = {}
+    for table in tables:
+        batches.update(zip(map(id, table.members), table.batches(firsts), strict=True))
+    return [batches[id(sets)] for sets in gathered]
 
 
 class _Table:
@@ -107,20 +114,21 @@ class _Table:
 
     def __init__(self, layout: Layout, members: list[TemplateSets]) -> None:
         places = np.fromiter(chain.from_iterable(sets.places for sets in members), np.intp).reshape(-1, 4)
-        self.turns, self._bodies, self._stops, self._exported = np.ascontiguousarray(places.T)
+        self.turns, self._bodies, self._stops, self._times = np.ascontiguousarray(places.T)
         self.counts = np.zeros(len(self.turns), np.intp)
         """Records of each set."""
         self._layout = layout
-        self._members = members
+        self.members = members
         self._sets = [len(sets.places) // 4 for sets in members]
+        # Of thousands of templates these are much of what is held.
         for sets in members:
-            sets.places.clear()  # with thousands of templates in a message they are a good part of its memory
+            sets.places.clear()
         self._runs: list[NDArray[Any]] = []
         self._varying: list[VariableColumn] = []
 
     def find(self, data: bytes) -> None:
         """Find the records and their fields. Raises MalformedMessage."""
-        template = self._members[0].template
+        template = self.members[0].template
         if not template.record_bytes:
             self._find_varying(data, template)
             return
@@ -153,10 +161,10 @@ class _Table:
                 zip(layout.names, layout.elements, layout.places, strict=True)
             )
         }
-        exported = np.repeat(self._exported, self.counts)
-        first = self._members[0]
-        whole = FlowBatch(first.domain, first.template, layout.elements, columns, order, first.templates, exported)
-        if len(self._members) == 1:
+        first = self.members[0]
+        times = np.repeat(self._times, self.counts)
+        whole = FlowBatch(first.domain, first.template, layout.elements, columns, order, first.templates, times)
+        if len(self.members) == 1:
             return [whole]
         last_sets = np.cumsum(self._sets) - 1
         stops = np.cumsum(self.counts)[last_sets].tolist()
@@ -168,9 +176,9 @@ class _Table:
                 {name: column[begin:stop] for name, column in columns.items()},
                 order[begin:stop],
                 sets.templates,
-                exported[begin:stop],
+                times[begin:stop],
             )
-            for sets, begin, stop in zip(self._members, [0, *stops[:-1]], stops, strict=True)
+            for sets, begin, stop in zip(self.members, [0, *stops[:-1]], stops, strict=True)
         ]
 
 

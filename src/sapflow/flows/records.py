@@ -15,7 +15,7 @@ import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
-from sapflow.flows.columns import FlowBatch
+from sapflow.flows.columns import Column, FlowBatch
 from sapflow.flows.registry import InformationElement, registry
 from sapflow.flows.structured import ListDecoder, Value, renderer
 from sapflow.flows.variable import VariableColumn
@@ -53,6 +53,14 @@ def values_of(batch: FlowBatch) -> dict[str, list[Any]]:
 def column_values(batch: FlowBatch, name: str, element: InformationElement) -> list[Any]:
     """One column's values."""
     column = batch.columns[name]
+    if isinstance(column, np.ma.MaskedArray):
+        known = _values(np.ma.getdata(column), element, batch)
+        masks = np.ma.getmaskarray(column).tolist()
+        return [None if masked else value for value, masked in zip(known, masks, strict=True)]
+    return _values(column, element, batch)
+
+
+def _values(column: Column, element: InformationElement, batch: FlowBatch) -> list[Any]:
     if element.is_list:
         decoder = ListDecoder(batch.templates.get, registry())
         return [decoder.render(element.type, value) for value in column.tolist()]

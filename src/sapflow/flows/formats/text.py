@@ -20,17 +20,17 @@ FEW = 48
 
 def batches_of(data: bytes, context: Context, stages: Sequence[Stage], limit: int | None) -> list[FlowBatch]:
     """What is to be written of self-contained messages: the first `limit` records of all."""
-    batches = [
-        batch for batch in (staged(batch, context, stages) for batch in options_first(decode(data))) if batch.records
-    ]
+    every = (staged(batch, context, stages) for batch in options_first(decode(data)))
+    batches = [batch for batch in every if batch.records]
     total = sum(batch.records for batch in batches)
     if limit is None or total <= limit:
         return batches
     if limit <= 0:
         return []
-    last = np.sort(np.concatenate([batch.order for batch in batches]))[limit - 1]
-    parts = [batch.part(0, int(np.searchsorted(batch.order, last, side="right"))) for batch in batches]
-    return [part for part in parts if part.records]
+    first = np.argsort(np.concatenate([batch.order for batch in batches]), kind="stable")[:limit]
+    owners = np.repeat(np.arange(len(batches)), [batch.records for batch in batches])
+    counts = np.bincount(owners[first], minlength=len(batches)).tolist()
+    return [batch.part(0, count) for batch, count in zip(batches, counts, strict=True) if count]
 
 
 def text_columns(batch: FlowBatch, names: Sequence[str], notation: Notation) -> dict[str, Cells]:
