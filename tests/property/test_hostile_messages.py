@@ -81,6 +81,8 @@ COSTLY_COLUMNS = {
     "a template set for each template",
     "one template defined again and again",
     "all withdrawn again and again",
+    "all withdrawn again and again beside a record",
+    "a new template and a record, again and again",
 }
 
 

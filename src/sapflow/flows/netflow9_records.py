@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sapflow.errors import MalformedMessage
 from sapflow.flows.clocks import absolute_ms
 from sapflow.flows.netflow9_layouts import Layout
-from sapflow.flows.templates import variable_records
+from sapflow.flows.templates import count_variable, variable_records
 from sapflow.flows.wire import MAX_MESSAGE_BYTES
 
 ROOM = MAX_MESSAGE_BYTES - 20
@@ -80,11 +80,13 @@ def varying_pieces(layout: Layout, body: bytes, head: Head) -> list[tuple[bytes,
 
     In pieces that fit a message each, with the count of their records. Raises MalformedMessage.
     """
-    rows = list(variable_records(body, 0, len(body), layout.source))
-    if not rows:
+    # Counted first: what cannot be read costs less so, and without times nothing more is needed.
+    count = count_variable(body, 0, len(body), layout.source)
+    if not count:
         return []
     if not layout.times:
-        return [(body[: rows[-1][-1][1]], len(rows))]
+        return [(body, count)]
+    rows = list(variable_records(body, 0, len(body), layout.source))
     values = [int.from_bytes(body[slice(*spans[index])][-4:], "big") for spans in rows for index, _ in layout.times]
     times = absolute_ms(np.array(values, np.int64), head.uptime_ms, head.now_ms).astype(">u8").tobytes()
     ends = [0, *(spans[-1][1] for spans in rows)]
