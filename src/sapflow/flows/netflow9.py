@@ -36,8 +36,15 @@ class _Making:
 
     head: Head
     made: list[bytes] = field(factory=list)
-    pending: dict[int, Run] = field(factory=dict)
-    """Sets by their template, whose records are made together at the end, or when it is defined otherwise."""
+    pending: list[tuple[int, Run]] = field(factory=list)
+    """Sets in their order, those of one template that follow on each other together: made at the end, when it is known
+    how many records there are, or when a template is defined otherwise."""
+
+    def add(self, number: int, body: bytes) -> None:
+        """A set of records of fixed length."""
+        if not self.pending or self.pending[-1][0] != number:
+            self.pending.append((number, Run()))
+        self.pending[-1][1].add(body, self.head)
 
 
 @define
@@ -166,7 +173,8 @@ class Netflow9:
     def _finish(self, making: _Making, counted: int) -> None:
         """Make what is pending; `counted` is how many records, and templates, the datagram seems to have."""
         excess = counted - making.head.records
-        for number, run in making.pending.items():
+        pending, making.pending = making.pending, []
+        for number, run in pending:
             key = (making.head.domain, number)
             if excess > 0:
                 excess = run.trim(self._layouts[key].source.record_bytes, excess)
@@ -193,7 +201,7 @@ class Netflow9:
 
     def _redefine(self, key: Key, body: bytes, at: int, kind: int, offset: int, making: _Making) -> int:
         """A template that is new, or not as it was: where the next begins."""
-        making.made += self._run(key, making.pending.pop(key[1], Run()))
+        self._finish(making, 0)
         try:
             layout, at = parse_layout(body, at, kind, offset, self.limits)
             self._admit(key, layout, offset)
@@ -246,9 +254,10 @@ class Netflow9:
             return 0
         if size := layout.source.record_bytes:
             count = len(body) // size
-            making.pending.setdefault(number, Run()).add(body[: count * size], head)
+            making.add(number, body[: count * size])
             return count
         pieces = varying_pieces(layout, body, head)
+        self._finish(making, 0)
         making.made += [self._message(head.domain, number, piece, count, head.now_ms) for piece, count in pieces]
         found = sum(count for _, count in pieces)
         self.records += found
