@@ -33,7 +33,6 @@ from sapflow.flows.wire import (
 )
 
 _U16 = struct.Struct("!H")
-_NUMBER = struct.Struct("!I")
 
 
 @frozen
@@ -82,27 +81,25 @@ class IpfixDatagrams:
         self._session = Session(self.limits, mends=True)
 
     def run_of(self, datagram: bytes) -> Hashable:
-        """Datagrams of one data set of a known template: the same for those that `translate_all` takes together."""
+        """Whether it is of one data set of a known template, as those are that `translate_all` takes together."""
         if len(datagram) < MESSAGE_AND_SET.size:
             return None
         version, length, _, _, domain, set_id, set_length = MESSAGE_AND_SET.unpack_from(datagram)
         if version != VERSION or length != len(datagram) or set_length + MESSAGE_HEADER.size != length:
             return None
         template = self._session.templates.get(domain << 16 | set_id)
-        return (domain, set_id) if template is not None and template.record_bytes else None
+        return True if template is not None and template.record_bytes else None
 
     def translate_all(self, datagrams: Sequence[bytes], received_s: float) -> bytes:
         """Datagrams of one run; those that just follow on are looked at no further."""
-        _, _, _, _, domain, set_id, _ = MESSAGE_AND_SET.unpack_from(datagrams[0])
-        key, templates = domain << 16 | set_id, self._session.templates
-        counter = self.sequences.get(domain)
+        templates, sequences = self._session.templates, self.sequences
         made: list[bytes] = []
         for datagram in datagrams:
-            template = templates.get(key)
-            count = (len(datagram) - MESSAGE_AND_SET.size) // template.record_bytes if template is not None else 0
-            if counter is not None and count:
-                (number,) = _NUMBER.unpack_from(datagram, 8)
-                if counter.advance(number, count):
+            _, length, _, number, domain, set_id, _ = MESSAGE_AND_SET.unpack_from(datagram)
+            template, counter = templates.get(domain << 16 | set_id), sequences.get(domain)
+            if template is not None and counter is not None:
+                count = (length - MESSAGE_AND_SET.size) // template.record_bytes
+                if count and counter.advance(number, count):
                     made.append(datagram)
                     continue
             try:
