@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meter.batching import Batcher
+from sapflow.errors import MalformedMessage
 from sapflow.flows.columns import decode
 from sapflow.flows.encode import make_message, make_set, make_template, make_variable
 from sapflow.flows.formats import open_writer
@@ -25,6 +26,9 @@ OPTIONS = make_template(300, [(0, 10, 4), (0, 34, 4)], scopes=1)
 GOOD = make_set(256, struct.pack("!IQ", 0xC0000201, 7))
 PAST = make_set(257, b"\xff\xff\xff" + bytes(10))
 """F21: a value that says 65,535 bytes, with 10 left."""
+
+
+FAULT = MalformedMessage("a record runs past its set", offset=0, reason="record")
 
 
 def definitions(domain: int = 0) -> bytes:
@@ -209,7 +213,7 @@ def test_cuts_are_made_where_they_are_and_lengths_follow(parts: list[tuple[bool,
         message = make_message(GOOD + make_set(9, body) + GOOD)
         data += message
         if drop:
-            cuts.append(Cut(start, start + 16 + len(GOOD), start + len(message) - len(GOOD), put, "record"))
+            cuts.append(Cut(start, start + 16 + len(GOOD), start + len(message) - len(GOOD), put, FAULT))
             message = make_message(GOOD + put + GOOD)
         expected += message
     assert mended(data, cuts) == expected

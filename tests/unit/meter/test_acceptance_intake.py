@@ -193,7 +193,7 @@ async def test_f32_data_before_its_template_is_counted_and_no_template_of_anothe
 
 def a_door(intake: Intake, **settings: float) -> ExporterDoor:
     bindings = SourceBindings([SourceBinding("192.0.2.0/24", "acme")])
-    return ExporterDoor(intake, bindings, Backoff(BackoffSettings(**settings), lambda: 1.0))  # type: ignore[arg-type]
+    return ExporterDoor(intake, bindings, backoff=Backoff(BackoffSettings(**settings), lambda: 1.0))  # type: ignore[arg-type]
 
 
 async def visit(door: ExporterDoor, peer: str, data: bytes) -> None:
