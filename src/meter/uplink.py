@@ -3,6 +3,9 @@
 Streams are opened and fed by whoever reads exporters. Which collector takes a stream is asked of a `Chooser`; each
 collector's link is a task of the uplink's own nursery, so no task that carries data ever connects. A stream keeps
 each batch until it is acknowledged as durable, and after any reconnect sends again from its lowest.
+
+A collector that asks to be left (move, go-away) keeps its streams until the link to the next one is up: make before
+break. One that says hold is not dialled before its time, and not by all at the same moment.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from typing import Any, Protocol
 
 import structlog
 import trio
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from meter.batching import Draft
 from sapflow.errors import LinkError, Overloaded, Refused, Unreachable
@@ -48,6 +51,31 @@ class Target:
 
     name: str
     address: str
+    want: str = ""
+    """The collector that a door is asked for, in the hint."""
+
+
+class ExporterStream(Protocol):
+    """Where an intake puts what one exporter sends."""
+
+    def is_full(self, most_bytes: int) -> bool:
+        """Whether what an exporter sends that cannot be made to wait is to be dropped: `most_bytes` are in memory."""
+
+    async def put(self, draft: Draft) -> object:
+        """Take a batch, waiting for room."""
+
+    def put_now(self, draft: Draft) -> object:
+        """As `put`, whatever is held: for the last batch of a session that has ended."""
+
+    def end(self) -> None:
+        """Nothing more will be put."""
+
+
+class StreamSource(Protocol):
+    """Gives an intake its streams: an uplink, or the spool in front of one."""
+
+    def open_stream(self, org: str, exporter: str) -> ExporterStream:
+        """A stream for an exporter's session."""
 
 
 class Chooser(Protocol):
@@ -112,21 +140,29 @@ class UplinkStream:
     sender: Sender | None = None
     _changed: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot)
 
+    def is_full(self, most_bytes: int) -> bool:
+        """Whether as much is unacknowledged as may be."""
+        return self.outbox.held_bytes >= most_bytes
+
     async def put(self, draft: Draft) -> int:
         """Number a batch and hand it to the link, waiting while too much is unacknowledged. Returns its number."""
         assert not self.ended
-        while self.outbox.held_bytes >= self.settings.max_unacknowledged_bytes:
+        while self.is_full(self.settings.max_unacknowledged_bytes):
             await self._changed.park()
         return self.put_now(draft)
 
     def put_now(self, draft: Draft) -> int:
         """As `put`, whatever is held: for the last batch of a session that has ended."""
         seq = self.outbox.last + 1
-        self.outbox.put(Batch(seq, draft.messages, draft.records, time.time_ns() // 1000, draft.payload))
-        self.bytes_put += len(draft.payload)
+        self.offer(Batch(seq, draft.messages, draft.records, time.time_ns() // 1000, draft.payload))
+        return seq
+
+    def offer(self, batch: Batch) -> None:
+        """Hand a batch to the link that has its number already; the next must have the next."""
+        self.outbox.put(batch)
+        self.bytes_put += batch.size
         if self.link is not None and self.sender is not None:
             self.link.send(self.sender.pump())
-        return seq
 
     async def drained(self) -> None:
         """Wait until all that was put is durable."""
@@ -166,14 +202,19 @@ class Uplink:
         self.bytes_out = 0
         self.refused: Refused | None = None
         self.was_refused = trio.Event()
+        self.last_error = ""
+        self.heard: Callable[[object], None] | None = None
+        """Told of collectors that the fleet names: {name: address}, as it came."""
         self._dial = dial
+        self._nursery: trio.Nursery | None = None
+        self._not_before: dict[str, float] = {}
         self._homeless: dict[StreamId, UplinkStream] = {}
         self._wake = trio.Event()
         self._failures: dict[str, int] = {}
 
-    def open_stream(self, org: str, exporter: str) -> UplinkStream:
-        """A stream with an id that was never used before."""
-        stream = UplinkStream(StreamId(os.urandom(16)), org, exporter, self.settings)
+    def open_stream(self, org: str, exporter: str, stream_id: StreamId | None = None) -> UplinkStream:
+        """A stream, with an id that was never used before if none is given."""
+        stream = UplinkStream(stream_id or StreamId(os.urandom(16)), org, exporter, self.settings)
         self.streams.add(stream)
         self.rehome(stream)
         return stream
@@ -184,6 +225,29 @@ class Uplink:
         stream.target = None
         self._homeless[stream.id] = stream
         self._wake.set()
+
+    def move(self, stream: UplinkStream, target: Target) -> None:
+        """Take a stream to another link; it stays where it is until that is up."""
+        self._link(target).expect(stream)
+
+    def leave(self, link: _TargetLink, deadline_s: float) -> None:
+        """A link is to be left: its streams move, and whatever is on it at the deadline finds its collector anew."""
+        name = link.target.name
+        if self.links.get(name) is link:
+            del self.links[name]
+        # Many are told so at once: they do not all come to the next at once.
+        self._hold(name, random.uniform(0, deadline_s / 2))
+        for stream in link.streams():
+            target = self.chooser.choose(stream)
+            if target is not None:
+                self.move(stream, target)
+        assert self._nursery is not None
+        self._nursery.start_soon(link.cut_after, deadline_s)
+
+    @property
+    def up(self) -> list[str]:
+        """The targets that a link is up to."""
+        return [name for name, link in self.links.items() if link.welcomed]
 
     def forget(self, stream: UplinkStream) -> None:
         """A stream that ended, with all of it durable."""
@@ -199,6 +263,7 @@ class Uplink:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Place streams and keep links until cancelled."""
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             task_status.started()
             while True:
                 await self._wake.wait()
@@ -212,26 +277,39 @@ class Uplink:
                     if target is None:
                         continue
                     del self._homeless[stream.id]
-                    stream.target = target.name
-                    link = self.links.get(target.name)
-                    if link is None:
-                        link = self.links[target.name] = _TargetLink(self, target)
-                        nursery.start_soon(self._carry, link)
-                    link.attach(stream)
+                    self._link(target).attach(stream)
                 if self._homeless:
                     with trio.move_on_after(random.uniform(0.05, 0.2)):
                         await self._wake.wait()
                     self._wake.set()
 
+    def take_homeless(self, stream: UplinkStream) -> bool:
+        """Whether a stream has no link, and was waiting for one here: then it waits no longer."""
+        return self._homeless.pop(stream.id, None) is not None
+
+    def _link(self, target: Target) -> _TargetLink:
+        assert self._nursery is not None
+        link = self.links.get(target.name)
+        if link is None:
+            link = self.links[target.name] = _TargetLink(self, target)
+            self._nursery.start_soon(self._carry, link)
+        return link
+
+    def _hold(self, name: str, seconds: float) -> None:
+        self._not_before[name] = max(self._not_before.get(name, 0.0), trio.current_time() + seconds)
+
+    def _pause_s(self, name: str) -> float:
+        """Full jitter, but not before what the fleet said."""
+        failures = self._failures.get(name, 0)
+        settings = self.settings
+        most = min(settings.backoff_most_s, settings.backoff_first_s * 2 ** min(failures, 20)) if failures else 0.0
+        return max(random.uniform(0, most), self._not_before.pop(name, 0.0) - trio.current_time())
+
     async def _carry(self, link: _TargetLink) -> None:
         name = link.target.name
-        failures = self._failures.get(name, 0)
         reason = "closed by the other end"
-        settings = self.settings
         try:
-            if failures:
-                most = min(settings.backoff_most_s, settings.backoff_first_s * 2 ** min(failures, 20))
-                await trio.sleep(random.uniform(0, most))
+            await trio.sleep(self._pause_s(name))
             await link.run(await self._dial(link.target))
         except* Unreachable as group:
             reason = str(group.exceptions[0])
@@ -243,16 +321,24 @@ class Uplink:
             if isinstance(error, Refused):
                 self.refused = error
                 self.was_refused.set()
+            if isinstance(error, Overloaded):
+                link.hold_s = error.retry_after_s
         finally:
-            self._failures[name] = 0 if link.welcomed else failures + 1
-            del self.links[name]
+            self._failures[name] = 0 if link.welcomed and not link.leaving else self._failures.get(name, 0) + 1
+            if link.hold_s:
+                self._hold(name, random.uniform(link.hold_s, 2 * link.hold_s))
+            if self.links.get(name) is link:
+                del self.links[name]
             streams = link.leave()
-            self.chooser.failed(name)
+            if not link.leaving:
+                self.chooser.failed(name)
             for stream in streams:
                 self.rehome(stream)
+        if link.leaving and not streams:
+            log.info("link left", target=name)
+            return
+        self.last_error = f"{name}: {reason}"
         log.warning("link lost", target=name, reason=reason, streams=len(streams))
-        if link.hold_s:
-            await trio.sleep(random.uniform(0, link.hold_s))
 
 
 class _TargetLink:
@@ -261,14 +347,32 @@ class _TargetLink:
     def __init__(self, uplink: Uplink, target: Target) -> None:
         self.target = target
         self.welcomed = False
+        self.leaving = False
         self.hold_s = 0.0
         self._uplink = uplink
         self._streams: dict[int, UplinkStream] = {}
         self._waiting: list[UplinkStream] = []
+        self._expected: list[UplinkStream] = []
         self._session: LinkSession | None = None
 
+    def streams(self) -> list[UplinkStream]:
+        """Those that it carries."""
+        return list(self._streams.values())
+
+    def expect(self, stream: UplinkStream) -> None:
+        """Carry this stream as soon as the link is up; until then it stays where it is."""
+        if not self.welcomed:
+            self._expected.append(stream)
+        elif stream.link is not None:
+            if stream.link is not self:
+                stream.link.let_go(stream)
+                self.attach(stream)
+        elif self._uplink.take_homeless(stream):
+            self.attach(stream)
+
     def attach(self, stream: UplinkStream) -> None:
-        """Carry this stream as soon as the link is up."""
+        """Carry this stream as soon as the link is up; it is on no other."""
+        stream.target = self.target.name
         if self._session is None or not self.welcomed:
             self._waiting.append(stream)
             return
@@ -283,13 +387,13 @@ class _TargetLink:
 
     def detach(self, stream: UplinkStream) -> None:
         """The stream ended and all of it is durable."""
-        self._let_go(stream)
+        self.let_go(stream)
         self._uplink.forget(stream)
 
     def leave(self) -> list[UplinkStream]:
         """The link is gone: its streams, which need another."""
         streams = [*self._streams.values(), *self._waiting]
-        self._streams, self._waiting, self._session = {}, [], None
+        self._streams, self._waiting, self._expected, self._session = {}, [], [], None
         for stream in streams:
             stream.link = stream.sender = None
         return streams
@@ -314,7 +418,8 @@ class _TargetLink:
         )
         self._session = session
         async with session.open():
-            session.send(connection.hello(settings.hint, **settings.hello))
+            hint = evolve(settings.hint, want=self.target.want) if self.target.want else settings.hint
+            session.send(connection.hello(hint, **settings.hello))
             async for events in session.events():
                 for event in events:
                     self._handle(event)
@@ -336,32 +441,53 @@ class _TargetLink:
                 if (stream := self._streams.get(handle)) is not None and stream.sender is not None:
                     stream.sender.reset()
                     self.send(stream.sender.pump())
-            case Welcomed():
-                self.welcomed = True
-                waiting, self._waiting = self._waiting, []
-                for stream in waiting:
-                    self.attach(stream)
-            case Moved(handle, to, _):
+            case Welcomed(fields):
+                self._welcomed(fields)
+            case Moved(handle, to, address):
                 if (stream := self._streams.get(handle)) is not None:
-                    log.info("stream moves", stream=stream.id.hex(), source=self.target.name, destination=to)
-                    self._let_go(stream)
-                    self._uplink.rehome(stream)
+                    self._moved(stream, to, address)
             case Hold(seconds, reason):
                 log.info("told to hold", target=self.target.name, seconds=seconds, reason=reason)
                 self.hold_s = max(seconds, 0.01)
             case GoAway(deadline_s, reason):
                 log.info("told to leave", target=self.target.name, deadline_s=deadline_s, reason=reason)
-                for stream in list(self._streams.values()):
-                    self._let_go(stream)
-                    self._uplink.rehome(stream)
+                self.leaving = True
+                self._uplink.leave(self, deadline_s)
             case Closed(code, reason):
                 log.info("link closed", target=self.target.name, code=code, reason=reason)
             case _:
                 log.debug("event not for an uplink", target=self.target.name, got=type(event).__name__)
 
-    def _let_go(self, stream: UplinkStream) -> None:
+    def _welcomed(self, fields: dict[str, Any]) -> None:
+        self.welcomed = True
+        if self._uplink.heard is not None and "collectors" in fields:
+            self._uplink.heard(fields["collectors"])
+        waiting, self._waiting = self._waiting, []
+        for stream in waiting:
+            self.attach(stream)
+        expected, self._expected = self._expected, []
+        for stream in expected:
+            self.expect(stream)
+
+    def _moved(self, stream: UplinkStream, to: str, address: str) -> None:
+        """By its own address if it has one that can be reached, else through the same door with a hint."""
+        log.info("stream moves", stream=stream.id.hex(), source=self.target.name, destination=to)
+        if address and self._uplink.heard is not None:
+            self._uplink.heard({to: address})
+        self._uplink.move(stream, Target(to, address) if address else Target(to, self.target.address, want=to))
+
+    def let_go(self, stream: UplinkStream) -> None:
+        """Carry this stream no longer; a link that is to be left ends with its last one."""
         assert self._session is not None
         assert stream.sender is not None
         self._session.send(self._session.connection.end(stream.sender.handle))
         del self._streams[stream.sender.handle]
         stream.link = stream.sender = None
+        if self.leaving and not self._streams:
+            self._session.cut()
+
+    async def cut_after(self, deadline_s: float) -> None:
+        """End the link at the latest then."""
+        await trio.sleep(deadline_s)
+        if self._session is not None:
+            self._session.cut()
