@@ -213,6 +213,12 @@ class Keeping:
         """Keep a text in the spool."""
         self._notes[name] = text
 
+    @property
+    def has_work(self) -> bool:
+        """Whether another transaction would do something at once."""
+        waits = any(self._fits(stream, self.settings.read_bytes, self.settings.window_bytes) for stream in self._behind)
+        return bool(self._pending or self._cuts or waits)
+
     # --- transactions -----------------------------------------------------------------------------------------
 
     def collect(self, *, with_puts: bool = True) -> Changes:

@@ -203,8 +203,10 @@ class Uplink:
         self.refused: Refused | None = None
         self.was_refused = trio.Event()
         self.last_error = ""
-        self.heard: Callable[[object], None] | None = None
-        """Told of collectors that the fleet names: {name: address}, as it came."""
+        self.on_welcomed: Callable[[str, dict[str, Any]], None] | None = None
+        """Told of a target whose link is up, and what it said."""
+        self.on_moved: Callable[[str, str], None] | None = None
+        """Told of a collector that a stream moves to, and its address."""
         self._dial = dial
         self._nursery: trio.Nursery | None = None
         self._not_before: dict[str, float] = {}
@@ -460,8 +462,8 @@ class _TargetLink:
 
     def _welcomed(self, fields: dict[str, Any]) -> None:
         self.welcomed = True
-        if self._uplink.heard is not None and "collectors" in fields:
-            self._uplink.heard(fields["collectors"])
+        if self._uplink.on_welcomed is not None:
+            self._uplink.on_welcomed(self.target.name, fields)
         waiting, self._waiting = self._waiting, []
         for stream in waiting:
             self.attach(stream)
@@ -472,8 +474,8 @@ class _TargetLink:
     def _moved(self, stream: UplinkStream, to: str, address: str) -> None:
         """By its own address if it has one that can be reached, else through the same door with a hint."""
         log.info("stream moves", stream=stream.id.hex(), source=self.target.name, destination=to)
-        if address and self._uplink.heard is not None:
-            self._uplink.heard({to: address})
+        if address and self._uplink.on_moved is not None:
+            self._uplink.on_moved(to, address)
         self._uplink.move(stream, Target(to, address) if address else Target(to, self.target.address, want=to))
 
     def let_go(self, stream: UplinkStream) -> None:

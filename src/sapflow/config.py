@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import cattrs
@@ -103,6 +103,47 @@ class PhloemConfig:
 
 
 @frozen
+class MeterConfig:
+    """The agent on a customer's host. A door that is empty is not opened."""
+
+    to: str = "link://127.0.0.1:4740"
+    """link://, links:// (TLS), ws:// or wss://."""
+    org: str = ""
+    """A hint to the balancer; the token decides."""
+    name: str = ""
+    """Empty: the host's name."""
+    token_file: str = ""
+    authority: str = ""
+    """A PEM file with the certificate authorities to trust; empty: the system's."""
+    certificate: str = ""
+    """A PEM file with the client's certificate; empty: none."""
+    certificate_key: str = ""
+    ipfix_tcp: str = ""
+    udp: str = ""
+    unix: str = ""
+    """The path of a socket."""
+    drop: str = ""
+    """A directory for IPFIX Files."""
+    sources: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
+    """Exporters from elsewhere are refused."""
+    control: str = "127.0.0.1:0"
+    spool: str = "sapflow-spool"
+    spool_bytes: int = 1 << 30
+    when_full: Literal["oldest", "newest"] = "oldest"
+    """What of exporters over UDP is dropped."""
+    window_bytes: int = 32 << 20
+    """Batches in memory on their way."""
+    pending_bytes: int = 16 << 20
+    """Batches in memory that are not durable yet."""
+    max_streams: int = 20_000
+    max_connections: int = 1000
+    max_udp_exporters: int = 10_000
+    backoff_most_s: float = 30.0
+    settle_s: float = 1.0
+    """A file in `drop` is taken when it has not changed for so long."""
+
+
+@frozen
 class Config:
     """Everything; `data` is the directory that the fleet keeps its state in."""
 
@@ -113,6 +154,7 @@ class Config:
     intake: IntakeConfig = Factory(IntakeConfig)
     collector: CollectorConfig = Factory(CollectorConfig)
     phloem: PhloemConfig = Factory(PhloemConfig)
+    meter: MeterConfig = Factory(MeterConfig)
 
     @property
     def data_path(self) -> Path:
@@ -169,6 +211,9 @@ def _check(config: Config, where: str) -> None:
     for section, budget in (("collector", config.collector.budget_bytes), ("phloem", config.phloem.budget_bytes)):
         if budget < 8 << 20:
             raise ConfigurationError(f"{where}: {section}.budget_bytes: at least {8 << 20:,}, is {budget:,}")
+
+    if config.meter.spool_bytes < 8 << 20:
+        raise ConfigurationError(f"{where}: meter.spool_bytes: at least {8 << 20:,}, is {config.meter.spool_bytes:,}")
 
 
 def _explain(group: ClassValidationError, cls: type, prefix: str = "") -> Iterator[str]:

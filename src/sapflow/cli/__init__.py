@@ -8,6 +8,7 @@ import click
 
 from sapflow.cli.decode import decode_command
 from sapflow.cli.fleet import ROLE_COMMANDS, config_group, start_log, status_command, up_command
+from sapflow.cli.meter import meter_group
 from sapflow.cli.orgs import orgs_group
 from sapflow.cli.send import send_command
 from sapflow.cli.tail import tail_command
@@ -24,6 +25,7 @@ def cli() -> None:
 for command in (
     up_command,
     *ROLE_COMMANDS,
+    meter_group,
     send_command,
     tail_command,
     decode_command,

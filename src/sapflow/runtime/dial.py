@@ -15,6 +15,8 @@ BULK_LOW_WATER_BYTES = 1 << 20
 
 def tune_bulk(stream: trio.SocketStream) -> None:
     """Let a socket that carries batches take more than 16 KiB at a time."""
+    if stream.socket.family == trio.socket.AF_UNIX:
+        return
     stream.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NOTSENT_LOWAT, BULK_LOW_WATER_BYTES)
 
 
