@@ -309,7 +309,7 @@ class Uplink:
 
     async def _carry(self, link: _TargetLink) -> None:
         name = link.target.name
-        reason = "closed by the other end"
+        reason = ""
         try:
             await trio.sleep(self._pause_s(name))
             await link.run(await self._dial(link.target))
@@ -339,6 +339,7 @@ class Uplink:
         if link.leaving and not streams:
             log.info("link left", target=name)
             return
+        reason = reason or link.told or "closed by the other end"
         self.last_error = f"{name}: {reason}"
         log.warning("link lost", target=name, reason=reason, streams=len(streams))
 
@@ -351,6 +352,7 @@ class _TargetLink:
         self.welcomed = False
         self.leaving = False
         self.hold_s = 0.0
+        self.told = ""
         self._uplink = uplink
         self._streams: dict[int, UplinkStream] = {}
         self._waiting: list[UplinkStream] = []
@@ -450,13 +452,14 @@ class _TargetLink:
                     self._moved(stream, to, address)
             case Hold(seconds, reason):
                 log.info("told to hold", target=self.target.name, seconds=seconds, reason=reason)
-                self.hold_s = max(seconds, 0.01)
+                self.hold_s, self.told = max(seconds, 0.01), f"told to hold for {seconds:g} s: {reason}"
             case GoAway(deadline_s, reason):
                 log.info("told to leave", target=self.target.name, deadline_s=deadline_s, reason=reason)
                 self.leaving = True
                 self._uplink.leave(self, deadline_s)
             case Closed(code, reason):
                 log.info("link closed", target=self.target.name, code=code, reason=reason)
+                self.told = f"closed by the other end: {reason}"
             case _:
                 log.debug("event not for an uplink", target=self.target.name, got=type(event).__name__)
 
