@@ -270,9 +270,8 @@ class Keeping:
             touched[read.stream] = stream
             self._in_window(stream, sum(batch.size for batch in found.batches) - read.most_bytes)
             stream.loaded += len(found.batches)
-            offers += [Offer(stream, batch) for batch in found.batches]
-            if found.damaged is not None:
-                self._split(stream, found.damaged)
+            carried = stream if found.damaged is None else self._split(stream, found.damaged)
+            offers += [Offer(carried, batch) for batch in found.batches]
         for stream in touched.values():
             self._settle(stream)
         return offers
@@ -380,8 +379,8 @@ class Keeping:
         self._forget(lane)
         return True
 
-    def _split(self, stream: KeptStream, damaged: int) -> None:
-        """A batch cannot be read: its stream ends before it, and another goes on behind it."""
+    def _split(self, stream: KeptStream, damaged: int) -> KeptStream:
+        """A batch cannot be read: its stream ends before it (which is returned), and another goes on behind it."""
         lane = stream.lane
         done = KeptStream(
             stream.id, lane, stream.order, damaged - 1, damaged - 1, damaged - 1, stream.acknowledged, True, True
@@ -398,3 +397,4 @@ class Keeping:
             for put in self._pending
         )
         self._settle(done)
+        return done

@@ -13,8 +13,9 @@ is no recovery pass: kill -9 and a clean stop take the same way back, and openin
     batches  lane 16 | seq u64   -> entry with its CRC (see sapflow.entry)
     notes    name                -> text; and the totals
 
-Of `spool_bytes`, which the file never exceeds, two thirds hold batches: the rest is for pages that are free but not
-in one piece, and for the copies that LMDB writes before it lets go of what they replace.
+Of `spool_bytes`, which the file never exceeds, two thirds hold batches, and never more than five sixths: the rest is
+for pages that are free but not in one piece, and for the copies that LMDB writes before it lets go of what they
+replace. A file that is full to its last page could not even be deleted from.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import attrs
 import lmdb
 import structlog
 
-from meter.spooled import Applied, Changes, Cut, Found, Put, Read, StreamRecord, Totals, charge
+from meter.spooled import Applied, Changes, Cut, Found, Put, Read, StreamRecord, Totals, charge, entry_charge
 from sapflow.entry import FIXED, HEAD, CorruptEntry, LogEntry, decode_entry, encode_entry, entry_counts, received_us
 from sapflow.errors import ConfigurationError, StorageError
 from sapflow.link import Batch, StreamId
@@ -54,6 +55,7 @@ class Spool:
     def __init__(self, path: Path, lock: IO[bytes], spool_bytes: int) -> None:
         self.path = path
         self.limit_bytes = spool_bytes // 3 * 2
+        self._most_bytes = spool_bytes // 6 * 5
         self.held_bytes = 0
         self.records: dict[StreamId, StreamRecord] = {}
         self.totals = Totals()
@@ -109,6 +111,9 @@ class Spool:
             self._env.close()
             self._env = self._open_env()
             self._touched_bytes = 0
+        coming = sum(entry_charge("", put.batch.size) for put in changes.put)
+        if coming and self.held_bytes + coming > self._most_bytes:
+            raise SpoolFull(f"the spool in {self.path} is full")
         try:
             with self._env.begin(write=True, buffers=True) as txn:
                 work = _Work(self, txn)
@@ -353,15 +358,15 @@ class _Work:
         for lane, first, last in known:
             lanes.setdefault(lane, []).append((first, last))
         cursor = self._txn.cursor(spool.batches)
-        more = cursor.first()
-        while more:
-            lane, number = KEY.unpack(cursor.key())
+        cursor.first()
+        while key := bytes(cursor.key()):
+            lane, number = KEY.unpack(key)
             if any(first <= number <= last for first, last in lanes.get(lane, [])):
-                more = cursor.next()
+                cursor.next()
                 continue
             self.totals.corrupt_records += _records(cursor.value())
             self.totals.corrupt_batches += 1
-            more = cursor.delete()
+            cursor.delete()
         self._finish()
 
 
