@@ -25,7 +25,6 @@ from sapflow.runtime.threads import ThreadKind
 
 log = structlog.get_logger()
 
-READ_BYTES = 256 << 10
 LOOK_S = 1.0
 MAX_TOLD = 1000
 
@@ -123,7 +122,7 @@ class DropDirectory:
         fed = 0
         while batcher.fault is None:
             # What is known is walked again for its templates, and not put again.
-            most = min(READ_BYTES, known - fed) if fed < known else READ_BYTES
+            most = min(self.batch_bytes, known - fed) if fed < known else self.batch_bytes
             data = await self._thread.run(lambda most=most: opened.read(most))  # type: ignore[misc]
             if not data:
                 break

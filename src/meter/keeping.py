@@ -77,6 +77,7 @@ class KeptStream:
     stored: bool = False
     window_bytes: int = 0
     queued: bool = False
+    """Whether it waits to be read, or is being read."""
     offset: int = 0
 
     @property
@@ -268,6 +269,7 @@ class Keeping:
         for read in changes.read:
             stream, found = self.streams[read.stream], applied.found[read.stream]
             touched[read.stream] = stream
+            stream.queued = False
             self._in_window(stream, sum(batch.size for batch in found.batches) - read.most_bytes)
             stream.loaded += len(found.batches)
             carried = stream if found.damaged is None else self._split(stream, found.damaged)
@@ -319,7 +321,6 @@ class Keeping:
             if not self._fits(stream, size, self.settings.window_bytes):
                 self._behind.append(stream)
                 continue
-            stream.queued = False
             stream.offered = True
             self._in_window(stream, size)
             reads.append(Read(stream.id, stream.loaded, size))

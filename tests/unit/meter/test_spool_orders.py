@@ -175,4 +175,4 @@ class SpoolOrders(RuleBasedStateMachine):
 
 
 TestSpoolOrders = SpoolOrders.TestCase
-TestSpoolOrders.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
+TestSpoolOrders.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
