@@ -200,3 +200,31 @@ def test_notes_are_kept(tmp_path: Path) -> None:
     written(keeping)
     keeping.spool.close()
     assert a_keeping(tmp_path).spool.note("collectors") == "{}"
+
+
+def test_what_was_read_to_be_sent_is_marked_before_it_is_sent_and_never_given_up_after_a_restart(
+    tmp_path: Path,
+) -> None:
+    keeping = a_keeping(tmp_path, window_bytes=6000)
+    first = put(keeping, 2, droppable=True)
+    second = put(keeping, 2, droppable=True)
+    (batch,) = written(keeping)
+    keeping.acknowledged(first, batch)
+    (batch,) = written(keeping)
+    keeping.acknowledged(first, batch)
+    assert not keeping.spool.records[second].offered
+    assert written(keeping)
+    keeping.spool.close()
+    again = a_keeping(tmp_path)
+    assert again.spool.records[second].offered
+    assert not again._give_up_oldest()
+
+
+def test_batches_for_which_there_was_no_room_come_again_in_order_before_what_came_after_them(tmp_path: Path) -> None:
+    keeping = a_keeping(tmp_path, commit_bytes=12_000)
+    put(keeping, 9)
+    changes = keeping.collect()
+    assert [p.batch.seq for p in changes.put] == [1, 2, 3]
+    keeping.put_back(changes)
+    assert keeping.applied(changes, keeping.spool.write(changes)) == []
+    assert [batch.seq for _ in range(3) for batch in written(keeping)] == list(range(1, 10))
