@@ -1,11 +1,14 @@
 """A real meter before a real fleet, killed -9 again and again; every record counted afterwards."""
 
+import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,9 +75,9 @@ class Meter:
 
 
 @contextmanager
-def a_meter(directory: Path, fleet: Fleet, *options: str) -> Iterator[Meter]:
+def a_meter(directory: Path, fleet: Fleet, *options: str, scheme: str = "link") -> Iterator[Meter]:
     directory.mkdir(parents=True, exist_ok=True)
-    meter = Meter(directory, f"link://{fleet.doors['link']}", fleet.token(ORG), *options)
+    meter = Meter(directory, f"{scheme}://{fleet.doors['link']}", fleet.token(ORG), *options)
     time.sleep(1.5)  # collectors read the org table once a second
     meter.start()
     try:
@@ -149,6 +152,53 @@ def test_c02_a_meter_killed_again_and_again_loses_nothing_that_was_in_its_spool(
     assert files == {f"file:{name}{number}": 4000 * 24 for name in "ab" for number in range(3)}
     assert totals["taken_records"] == totals["acknowledged_records"] == sum(c["records"] for c in found.values())
     assert totals["taken_batches"] == totals["acknowledged_batches"] == sum(c["batches"] for c in found.values())
+
+
+def test_every_door_of_a_meter_leads_to_the_log_and_status_says_what_became_of_it(fleet: Fleet, tmp_path: Path) -> None:
+    """UDP and a Unix socket in, a WebSocket out."""
+    unix = tmp_path / "meter.sock"
+    with a_meter(tmp_path, fleet, "--unix", str(unix), "--name", "doors", scheme="ws") as meter:
+        host, port = meter.addresses["udp"].split(":")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            udp.connect((host, int(port)))
+            udp.send(reference_work(1)[: -len(reference_work(1, define=False))])
+            for number in range(20):
+                udp.send(reference_work(1, define=False, sequence=24 * number))
+        with socket.socket(socket.AF_UNIX) as local:
+            local.connect(str(unix))
+            local.sendall(reference_work(10))
+        status = meter.wait(lambda found: found["counts"]["spool"]["acknowledged_records"] >= 30 * 24)
+        totals, gauges = status["counts"]["spool"], status["gauges"]
+        assert totals["taken_records"] == totals["acknowledged_records"] + gauges["held_records"] == 30 * 24
+        assert status["link"]["up"] == ["the door"]
+        assert status["counts"]["udp"]["datagrams"] == 21
+        with urllib.request.urlopen(f"http://{meter.addresses['control']}/metrics", timeout=5) as answer:
+            metrics = answer.read().decode()
+        assert "sapflow_meter_spool_acknowledged_records_total 720.0" in metrics
+        assert "sapflow_meter_held_bytes 0.0" in metrics
+        said = [sys.executable, "-m", "sapflow", "meter", "status", "--spool", str(meter.spool), "--json"]
+        found = json.loads(subprocess.run(said, check=True, capture_output=True, text=True).stdout)
+        assert found["counts"]["spool"]["acknowledged_records"] == 720
+        exporter = f"unix:{os.getpid()}"
+    assert stored(fleet)[exporter]["records"] == 240
+    gone = subprocess.run(said, check=False, capture_output=True, text=True)
+    assert (gone.returncode, "no meter runs" in gone.stderr) == (1, True)
+
+
+def test_a_meter_says_what_is_wrong_with_how_it_was_started(tmp_path: Path) -> None:
+    def started(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "sapflow", "meter", "--spool", str(tmp_path / "spool"), *options]
+        return subprocess.run(command, check=False, capture_output=True, text=True, timeout=30)
+
+    for options, code, what in (
+        ((), 1, "needs a door"),
+        (("--udp", "127.0.0.1:0", "--to", "http://x"), 1, "is not a link"),
+        (("--udp", "127.0.0.1:0", "--token-file", "nowhere"), 1, "token file nowhere cannot be read"),
+        (("--udp", "127.0.0.1:0", "--spool-bytes", "1000"), 2, "--spool-bytes"),
+        (("--unix", str(tmp_path / "no" / "such")), 1, "meter.unix"),
+    ):
+        found = started(*options)
+        assert (found.returncode, what in found.stderr) == (code, True), found.stderr
 
 
 @pytest.mark.timeout(200)
