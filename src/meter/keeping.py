@@ -53,6 +53,8 @@ class Lane:
     droppable: bool = False
     source: str = ""
     closed: bool = False
+    users: int = 1
+    """Two protocols of one address and port are one exporter's."""
     streams: deque[KeptStream] = field(factory=deque)
 
     @property
@@ -129,7 +131,7 @@ class Keeping:
             key = (record.org, record.exporter, record.source)
             lane = self._lanes.get(key)
             if lane is None:
-                lane = Lane(record.org, record.exporter, record.droppable, record.source, closed=not record.source)
+                lane = Lane(record.org, record.exporter, record.droppable, record.source, not record.source, 0)
                 if record.droppable or record.source:
                     self._lanes[key] = lane
             before = record.first - 1
@@ -151,7 +153,9 @@ class Keeping:
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = Lane(org, exporter, droppable, source)
-        lane.closed = False
+        else:
+            lane.users += 1
+            lane.closed = False
         return lane
 
     def sources(self) -> list[Lane]:
@@ -205,6 +209,9 @@ class Keeping:
 
     def close(self, lane: Lane) -> None:
         """Nothing more is put into this lane; what is held is still delivered."""
+        lane.users -= 1
+        if lane.users > 0:
+            return
         lane.closed = True
         if lane.streams:
             self._settle(lane.streams[-1])

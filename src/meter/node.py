@@ -41,7 +41,7 @@ from meter.templates import TemplateStore
 from meter.udp import UdpDoor, bind_udp
 from meter.uplink import Target, Uplink, UplinkSettings
 from sapflow.config import Config, MeterConfig
-from sapflow.errors import ConfigurationError, SapflowError
+from sapflow.errors import ConfigurationError, SapflowError, Unreachable
 from sapflow.link.frames import Hint
 from sapflow.monitor.control import serve_control
 from sapflow.monitor.process import ProcessFigures
@@ -83,9 +83,16 @@ class _Link:
     hint: Hint
     tls: ssl.SSLContext | None
     timeout_s: float
+    mine: MeterConfig
+    hello: dict[str, Any]
 
     async def dial(self, target: Target) -> trio.abc.Stream:
-        """A stream to a target."""
+        """A stream to a target. Raises Unreachable."""
+        try:
+            # Each time anew: a token that was replaced in its file needs no restart.
+            self.hello["token"] = _token(self.mine)
+        except ConfigurationError as error:
+            raise Unreachable(str(error)) from error
         hint = {"org": self.hint.org, "name": self.hint.name, "want": target.want}
         path = f"{websocket.PATH}?{urlencode(hint)}"
         url = LinkUrl(self.url.scheme, target.address)
@@ -244,10 +251,9 @@ def _uplink(config: Config, name: str) -> tuple[Uplink, Targets]:
     url = link_url(mine.to)
     hint = Hint(org=mine.org, name=name)
     targets = Targets(url.address, trio.current_time)
-    link = _Link(url, hint, _tls(mine) if url.secure else None, config.fleet.connect_timeout_s)
-    settings = UplinkSettings(
-        hello={"role": "meter", "token": _token(mine), "name": name}, hint=hint, backoff_most_s=mine.backoff_most_s
-    )
+    hello = {"role": "meter", "token": _token(mine), "name": name}
+    link = _Link(url, hint, _tls(mine) if url.secure else None, config.fleet.connect_timeout_s, mine, hello)
+    settings = UplinkSettings(hello=hello, hint=hint, backoff_most_s=mine.backoff_most_s)
     uplink = Uplink(targets, link.dial, settings)
 
     def welcomed(target: str, fields: dict[str, Any]) -> None:

@@ -18,29 +18,13 @@ from typing import Any, Protocol
 
 import structlog
 import trio
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 
 from meter.batching import Draft
+from meter.target_link import TargetLink
 from sapflow.errors import LinkError, Overloaded, Refused, Unreachable
-from sapflow.link import (
-    Acknowledged,
-    Batch,
-    Closed,
-    Connection,
-    CreditGranted,
-    Event,
-    GoAway,
-    Hold,
-    Moved,
-    Outbox,
-    Rewound,
-    Sender,
-    Side,
-    StreamId,
-    Welcomed,
-)
+from sapflow.link import Batch, Outbox, Sender, StreamId
 from sapflow.link.frames import Hint
-from sapflow.runtime.session import LinkSession
 
 log = structlog.get_logger()
 
@@ -136,7 +120,7 @@ class UplinkStream:
     on_acknowledged: Callable[[Batch], None] | None = None
     bytes_put: int = 0
     target: str | None = None
-    link: _TargetLink | None = None
+    link: TargetLink | None = None
     sender: Sender | None = None
     _changed: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot)
 
@@ -197,7 +181,7 @@ class Uplink:
     ) -> None:
         self.chooser = chooser
         self.settings = settings
-        self.links: dict[str, _TargetLink] = {}
+        self.links: dict[str, TargetLink] = {}
         self.streams: set[UplinkStream] = set()
         self.bytes_out = 0
         self.refused: Refused | None = None
@@ -232,7 +216,15 @@ class Uplink:
         """Take a stream to another link; it stays where it is until that is up."""
         self._link(target).expect(stream)
 
-    def leave(self, link: _TargetLink, deadline_s: float) -> None:
+    def moved(self, stream: UplinkStream, to: str, address: str) -> None:
+        """The fleet wants a stream elsewhere: by the collector's own address if given, else through the same door."""
+        assert stream.link is not None
+        log.info("stream moves", stream=stream.id.hex(), source=stream.target, destination=to)
+        if address and self.on_moved is not None:
+            self.on_moved(to, address)
+        self.move(stream, Target(to, address) if address else Target(to, stream.link.target.address, want=to))
+
+    def leave(self, link: TargetLink, deadline_s: float) -> None:
         """A link is to be left: its streams move, and whatever is on it at the deadline finds its collector anew."""
         name = link.target.name
         if self.links.get(name) is link:
@@ -289,11 +281,11 @@ class Uplink:
         """Whether a stream has no link, and was waiting for one here: then it waits no longer."""
         return self._homeless.pop(stream.id, None) is not None
 
-    def _link(self, target: Target) -> _TargetLink:
+    def _link(self, target: Target) -> TargetLink:
         assert self._nursery is not None
         link = self.links.get(target.name)
         if link is None:
-            link = self.links[target.name] = _TargetLink(self, target)
+            link = self.links[target.name] = TargetLink(self, target)
             self._nursery.start_soon(self._carry, link)
         return link
 
@@ -307,7 +299,7 @@ class Uplink:
         most = min(settings.backoff_most_s, settings.backoff_first_s * 2 ** min(failures, 20)) if failures else 0.0
         return max(random.uniform(0, most), self._not_before.pop(name, 0.0) - trio.current_time())
 
-    async def _carry(self, link: _TargetLink) -> None:
+    async def _carry(self, link: TargetLink) -> None:
         name = link.target.name
         reason = ""
         try:
@@ -342,157 +334,3 @@ class Uplink:
         reason = reason or link.told or "closed by the other end"
         self.last_error = f"{name}: {reason}"
         log.warning("link lost", target=name, reason=reason, streams=len(streams))
-
-
-class _TargetLink:
-    """The link to one collector and the streams on it."""
-
-    def __init__(self, uplink: Uplink, target: Target) -> None:
-        self.target = target
-        self.welcomed = False
-        self.leaving = False
-        self.hold_s = 0.0
-        self.told = ""
-        self._uplink = uplink
-        self._streams: dict[int, UplinkStream] = {}
-        self._waiting: list[UplinkStream] = []
-        self._expected: list[UplinkStream] = []
-        self._session: LinkSession | None = None
-
-    def streams(self) -> list[UplinkStream]:
-        """Those that it carries."""
-        return list(self._streams.values())
-
-    def expect(self, stream: UplinkStream) -> None:
-        """Carry this stream as soon as the link is up; until then it stays where it is."""
-        if not self.welcomed:
-            self._expected.append(stream)
-        elif stream.link is not None:
-            if stream.link is not self:
-                stream.link.let_go(stream)
-                self.attach(stream)
-        elif self._uplink.take_homeless(stream):
-            self.attach(stream)
-
-    def attach(self, stream: UplinkStream) -> None:
-        """Carry this stream as soon as the link is up; it is on no other."""
-        stream.target = self.target.name
-        if self._session is None or not self.welcomed:
-            self._waiting.append(stream)
-            return
-        sender = Sender(
-            self._session.connection, stream.outbox, stream=stream.id, org=stream.org, exporter=stream.exporter
-        )
-        self._streams[sender.handle] = stream
-        stream.link, stream.sender = self, sender
-        self.send([sender.opening, *sender.pump()])
-        if stream.ended:
-            stream.acknowledged(0)
-
-    def detach(self, stream: UplinkStream) -> None:
-        """The stream ended and all of it is durable."""
-        self.let_go(stream)
-        self._uplink.forget(stream)
-
-    def leave(self) -> list[UplinkStream]:
-        """The link is gone: its streams, which need another."""
-        streams = [*self._streams.values(), *self._waiting]
-        self._streams, self._waiting, self._expected, self._session = {}, [], [], None
-        for stream in streams:
-            stream.link = stream.sender = None
-        return streams
-
-    def send(self, pieces: list[bytes]) -> None:
-        """Queue bytes for the link."""
-        assert self._session is not None
-        self._session.send(*pieces)
-
-    async def run(self, stream: trio.abc.Stream) -> None:
-        """Speak until either end closes."""
-        uplink = self._uplink
-        settings = uplink.settings
-        connection = Connection(Side.CLIENT)
-        session = LinkSession(
-            stream,
-            connection,
-            peer=f"{self.target.name} ({self.target.address})",
-            idle_timeout_s=settings.idle_timeout_s,
-            max_unsent_bytes=settings.max_unsent_bytes,
-            on_out=self._count,
-        )
-        self._session = session
-        async with session.open():
-            hint = evolve(settings.hint, want=self.target.want) if self.target.want else settings.hint
-            session.send(connection.hello(hint, **settings.hello))
-            async for events in session.events():
-                for event in events:
-                    self._handle(event)
-                if self.hold_s:
-                    return
-
-    def _count(self, size: int) -> None:
-        self._uplink.bytes_out += size
-
-    def _handle(self, event: Event) -> None:
-        match event:
-            case Acknowledged(handle, through):
-                if (stream := self._streams.get(handle)) is not None:
-                    stream.acknowledged(through)
-            case CreditGranted(handle, _):
-                if (stream := self._streams.get(handle)) is not None and stream.sender is not None:
-                    self.send(stream.sender.pump())
-            case Rewound(handle, _):
-                if (stream := self._streams.get(handle)) is not None and stream.sender is not None:
-                    stream.sender.reset()
-                    self.send(stream.sender.pump())
-            case Welcomed(fields):
-                self._welcomed(fields)
-            case Moved(handle, to, address):
-                if (stream := self._streams.get(handle)) is not None:
-                    self._moved(stream, to, address)
-            case Hold(seconds, reason):
-                log.info("told to hold", target=self.target.name, seconds=seconds, reason=reason)
-                self.hold_s, self.told = max(seconds, 0.01), f"told to hold for {seconds:g} s: {reason}"
-            case GoAway(deadline_s, reason):
-                log.info("told to leave", target=self.target.name, deadline_s=deadline_s, reason=reason)
-                self.leaving = True
-                self._uplink.leave(self, deadline_s)
-            case Closed(code, reason):
-                log.info("link closed", target=self.target.name, code=code, reason=reason)
-                self.told = f"closed by the other end: {reason}"
-            case _:
-                log.debug("event not for an uplink", target=self.target.name, got=type(event).__name__)
-
-    def _welcomed(self, fields: dict[str, Any]) -> None:
-        self.welcomed = True
-        if self._uplink.on_welcomed is not None:
-            self._uplink.on_welcomed(self.target.name, fields)
-        waiting, self._waiting = self._waiting, []
-        for stream in waiting:
-            self.attach(stream)
-        expected, self._expected = self._expected, []
-        for stream in expected:
-            self.expect(stream)
-
-    def _moved(self, stream: UplinkStream, to: str, address: str) -> None:
-        """By its own address if it has one that can be reached, else through the same door with a hint."""
-        log.info("stream moves", stream=stream.id.hex(), source=self.target.name, destination=to)
-        if address and self._uplink.on_moved is not None:
-            self._uplink.on_moved(to, address)
-        self._uplink.move(stream, Target(to, address) if address else Target(to, self.target.address, want=to))
-
-    def let_go(self, stream: UplinkStream) -> None:
-        """Carry this stream no longer; a link that is to be left ends with its last one."""
-        assert self._session is not None
-        assert stream.sender is not None
-        self._session.send(self._session.connection.end(stream.sender.handle))
-        del self._streams[stream.sender.handle]
-        stream.link = stream.sender = None
-        if self.leaving and not self._streams:
-            self._session.cut()
-
-    async def cut_after(self, deadline_s: float) -> None:
-        """End the link at the latest then."""
-        await trio.sleep(deadline_s)
-        if self._session is not None:
-            self._session.cut()

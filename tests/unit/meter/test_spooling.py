@@ -19,6 +19,7 @@ from sapflow.errors import StorageError
 from sapflow.flows.reference import reference_work
 from sapflow.flows.session import Session
 from tests.unit.flows.test_datagrams import PORTS, define, ipfix, ports
+from tests.unit.flows.test_netflow import FLOW, flow, flowset, v9
 from tests.unit.meter.test_uplink import FarEnd, a_draft
 
 
@@ -219,6 +220,23 @@ async def test_datagrams_of_an_exporter_go_through_the_spool_in_order_over_many_
         assert records == intake.counts.records == 100
         assert len(far.log) > 2
         assert not spooling.spool.records
+
+
+async def test_one_exporter_that_speaks_two_protocols_goes_on_with_one_when_the_other_falls_silent(
+    tmp_path: Path,
+) -> None:
+    far = FarEnd()
+    async with a_meter(tmp_path, far) as spooling:
+        intake = DatagramIntake(spooling.dropping, DatagramSettings(idle_timeout_s=10), lambda _: "acme")
+        source = ("192.0.2.1", 9)
+        intake.take([(v9(flowset(0, FLOW), flowset(300, flow())), source)], 0, 0)
+        intake.take([(ipfix(define(PORTS), ports(1)), source)], 5, 0)
+        assert [exporter.key[2] for exporter in intake.expire(11)] == ["netflow9"]
+        intake.take([(ipfix(ports(2), number=1), source)], 12, 0)
+        intake.close()
+        assert intake.counts.records == 3
+        await until_empty(spooling)
+        assert spooling.spool.totals.acknowledged_records == 3
 
 
 async def until_moved(drop: DropDirectory, files: int) -> None:
