@@ -15,7 +15,7 @@ from attrs import define, field, frozen
 from meter.batching import Batcher, Draft
 from meter.faults import Faults
 from meter.recvmmsg import Source
-from meter.uplink import Uplink, UplinkStream
+from meter.uplink import ExporterStream, StreamSource
 from sapflow.errors import MalformedMessage
 from sapflow.flows.datagrams import DatagramSession, Protocol, protocol_of
 from sapflow.flows.limits import FlowLimits
@@ -73,7 +73,7 @@ class Exporter:
     org: str
     session: DatagramSession
     batcher: Batcher
-    stream: UplinkStream
+    stream: ExporterStream
     heard_at: float
     waiting_since: float = 0.0
     dropped: int = 0
@@ -95,7 +95,7 @@ class Exporter:
 class DatagramIntake:
     """The exporters that are known, and their way onto the uplink."""
 
-    uplink: Uplink
+    uplink: StreamSource
     settings: DatagramSettings
     org_of: Callable[[str], str | None]
     remembered: dict[ExporterKey, list[bytes]] = field(factory=dict)
@@ -206,7 +206,7 @@ class DatagramIntake:
         counts.bytes += sum(map(len, datagrams))
         exporter.heard_at = now
         self.exporters.move_to_end(exporter.key)
-        if exporter.stream.outbox.held_bytes >= self.settings.max_unacknowledged_bytes:
+        if exporter.stream.is_full(self.settings.max_unacknowledged_bytes):
             counts.dropped_full += len(datagrams)
             exporter.dropped += len(datagrams)
             return
