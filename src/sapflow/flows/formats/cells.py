@@ -16,6 +16,7 @@ from attrs import frozen
 from numpy.typing import NDArray
 
 from sapflow.flows.columns import Column
+from sapflow.flows.structured import IPV4_MAPPED
 from sapflow.flows.variable import Octets, VariableColumn
 
 PAD = 0xFF
@@ -89,7 +90,7 @@ def cells_of(column: Column, kind: str, notation: Notation) -> Cells | None:
             return Cells(column, notation.quote)
         return None
     if isinstance(column, np.ma.MaskedArray):
-        return None
+        return _masked(column, notation)
     width = column.dtype.itemsize
     match column.dtype.kind:
         case "b":
@@ -102,11 +103,23 @@ def cells_of(column: Column, kind: str, notation: Notation) -> Cells | None:
             return None if times is None else Cells(times, notation.quote)
         case "V" if kind == "ipv4Address" and width == 4:
             return Cells(_joined(_rows(column), _decimal_octets()), notation.quote)
+        case "V" if kind == "ipAddress" and width == 16:
+            octets = _rows(column)
+            mapped = (octets[:, :12] == np.frombuffer(IPV4_MAPPED, np.uint8)).all()
+            return Cells(_joined(octets[:, 12:], _decimal_octets()), notation.quote) if mapped else None
         case "V" if kind == "macAddress" and width == 6:
             return Cells(_joined(_rows(column), _hex_octets(b":")), notation.quote)
         case "V" if kind == "octetArray" and width:
             return Cells(_hex_octets(b"")[_rows(column)].reshape(len(column), -1), notation.quote)
     return None
+
+
+def _masked(column: np.ma.MaskedArray[Any, Any], notation: Notation) -> Cells | None:
+    """Views have many columns of which an exporter knows nothing."""
+    if not np.ma.getmaskarray(column).all():
+        return None
+    unknown = np.frombuffer(notation.encode(None), np.uint8)
+    return Cells(np.broadcast_to(unknown, (len(column), len(unknown))))
 
 
 def _width(characters: Characters) -> int:
