@@ -12,7 +12,7 @@ from sapflow.flows.structured import holds_lists
 from sapflow.flows.templates import Field, Template
 from sapflow.flows.wire import VARIABLE_LENGTH
 
-MAX_LAYOUTS = 1024
+MAX_LAYOUTS = 4096
 """Kept for templates to come; when there are more, all are worked out again."""
 
 UNSIGNED = frozenset({"unsigned8", "unsigned16", "unsigned32", "unsigned64"})
@@ -39,7 +39,7 @@ class Layout:
 
 def layout_of(template: Template) -> Layout:
     """The layout of a template's records."""
-    # All of the template record but its id.
+    # All of the template record but its id; a name is one of the registry in force.
     key = (registry(), template.scope_count, template.raw[2:])
     known = _layouts.get(key)
     if known is None:

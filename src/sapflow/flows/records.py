@@ -2,8 +2,7 @@
 
 Addresses as text, integers as numbers, times as RFC 3339 UTC with the element's own precision, MAC addresses with
 colons, octets as lower-case hex, strings with invalid UTF-8 replaced, lists as arrays of objects (see `structured`). A
-float that is not finite and a time outside years 1 to 9999 are null: JSON has no form for them. So is what a stage
-masked in its column: a value that is not known.
+float that is not finite and a time outside years 1 to 9999 are null: JSON has no form for them.
 """
 
 from __future__ import annotations

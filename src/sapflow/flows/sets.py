@@ -44,7 +44,7 @@ class TemplateSets:
     templates: Mapping[int, Template]
     """What its lists refer to, by id."""
     places: list[int] = field(factory=list)
-    """Of each set four numbers: which it is of all gathered, where its body begins and ends, when it was exported."""
+    """Four numbers for each set: its place among all gathered, where its body begins and ends, when it was exported."""
 
 
 @define
@@ -71,16 +71,16 @@ class Gathering:
         try:
             while at < end:
                 if at <= last:
-                    version, length, time, _, domain, set_id, size = unpack(data, at)
+                    version, length, exported, _, domain, set_id, size = unpack(data, at)
                     stop = at + length
                     # Most messages are one data set of a known template.
                     if size + 16 == length and size >= 4 and stop <= end and version == VERSION:
                         key = domain << 16 | set_id
                         sets = found.get(key)
-                        if sets is None and (template := templates.get(key)) is not None and not template.sparse:
+                        if sets is None and (template := templates.get(key)) is not None:
                             sets = found[key] = self._sets(domain, template, templates)
                         if sets is not None:
-                            sets.places += (turn, at + 20, stop, time)
+                            sets.places += (turn, at + 20, stop, exported)
                             turn += 1
                             at = stop
                             continue
@@ -94,10 +94,10 @@ class Gathering:
 
     def _message(self, data: bytes, start: int) -> int:
         """A message of any sets: where the next begins. Raises MalformedMessage."""
-        plain = _data_sets(data, start, self.session.templates)
+        plain = _data_sets(data, start)
         if plain is not None:
             for set_id, body, end in plain.sets:
-                self._put(plain, set_id, body, end, self.session.templates)
+                self._put(plain.domain, set_id, body, end, plain.exported, self.session.templates)
             return plain.stop
         return self._defining(data, start)
 
@@ -105,8 +105,8 @@ class Gathering:
         """A message with templates, or a malformed one: walked first, then its sets."""
         if len(data) - start < MESSAGE_HEADER.size:
             raise MalformedMessage("a message header is cut off", offset=start, reason="truncated")
-        message = _header(data, start)
-        stop = message.stop
+        length, exported, domain = _header(data, start)[1:]
+        stop = start + length
         # Only data sets beside the templates need to know what was known before.
         learned = dict(self.session.templates) if _holds_data(data, start, stop) else {}
         walk = self.session.walk(data[start : max(stop, start + 1)])
@@ -118,24 +118,24 @@ class Gathering:
             set_id, size = SET_HEADER.unpack_from(data, at)
             body, end = at + SET_HEADER.size, at + size
             if set_id >= FIRST_DATA_SET:
-                self._put(message, set_id, body, end, learned)
+                self._put(domain, set_id, body, end, exported, learned)
             elif set_id in (TEMPLATE_SET, OPTIONS_TEMPLATE_SET):
-                _learn(learned, data, body, end, set_id, message.domain)
+                _learn(learned, data, body, end, set_id, domain)
                 self._open.clear()
             at = end
         return stop
 
-    def _put(self, message: _Message, set_id: int, body: int, stop: int, templates: Mapping[int, Template]) -> None:
-        key = message.domain << 16 | set_id
+    def _put(
+        self, domain: int, set_id: int, body: int, stop: int, exported: int, templates: Mapping[int, Template]
+    ) -> None:
+        key = domain << 16 | set_id
         sets = self._open.get(key)
         if sets is None:
             template = templates.get(key)
             if template is None:
                 return
-            sets = self._sets(message.domain, template, templates)
-            if not template.sparse:
-                self._open[key] = sets
-        sets.places += (self.count, body, stop, message.time)
+            sets = self._open[key] = self._sets(domain, template, templates)
+        sets.places += (self.count, body, stop, exported)
         self.count += 1
 
     def _sets(self, domain: int, template: Template, known: Mapping[int, Template]) -> TemplateSets:
@@ -161,31 +161,29 @@ class Gathering:
 
 
 @frozen
-class _Message:
-    version: int
+class _Plain:
+    exported: int
     domain: int
-    time: int
     stop: int
-    sets: list[tuple[int, int, int]] = field(factory=list)
-    """Of each data set its id, and where its body begins and ends."""
+    sets: list[tuple[int, int, int]]
+    """Of each its id, and where its body begins and ends."""
 
 
-def _header(data: bytes, start: int) -> _Message:
-    version, length, time, _, domain = MESSAGE_HEADER.unpack_from(data, start)
-    return _Message(version, domain, time, start + length)
+def _header(data: bytes, start: int) -> tuple[int, int, int, int]:
+    """Version, length, export time and domain."""
+    version, length, exported, _, domain = MESSAGE_HEADER.unpack_from(data, start)
+    return version, length, exported, domain
 
 
-def _data_sets(data: bytes, start: int, templates: Mapping[int, Template]) -> _Message | None:
-    """A well-formed message that defines no templates, with its data sets; None when the session has to look at it.
-
-    It has to where templates are `sparse`: their records may be more than limits allow.
-    """
+def _data_sets(data: bytes, start: int) -> _Plain | None:
+    """The data sets of a well-formed message that defines no templates; None when it is not one."""
     if len(data) - start < MESSAGE_HEADER.size:
         return None
-    message = _header(data, start)
-    stop = message.stop
-    if message.version != VERSION or stop < start + MESSAGE_HEADER.size or stop > len(data):
+    version, length, exported, domain = _header(data, start)
+    stop = start + length
+    if version != VERSION or length < MESSAGE_HEADER.size or stop > len(data):
         return None
+    found = []
     at = start + MESSAGE_HEADER.size
     while at < stop:
         if stop - at < SET_HEADER.size:
@@ -194,12 +192,9 @@ def _data_sets(data: bytes, start: int, templates: Mapping[int, Template]) -> _M
         if size < SET_HEADER.size or size > stop - at or set_id in (TEMPLATE_SET, OPTIONS_TEMPLATE_SET):
             return None
         if set_id >= FIRST_DATA_SET:
-            template = templates.get(message.domain << 16 | set_id)
-            if template is not None and template.sparse:
-                return None
-            message.sets.append((set_id, at + SET_HEADER.size, at + size))
+            found.append((set_id, at + SET_HEADER.size, at + size))
         at += size
-    return message
+    return _Plain(exported, domain, stop, found)
 
 
 def _holds_data(data: bytes, start: int, stop: int) -> bool:

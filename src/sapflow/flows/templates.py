@@ -194,20 +194,20 @@ def variable_starts(data: bytes, start: int, end: int, template: Template) -> li
     Trailing bytes fewer than the shortest record are padding (RFC 7011, 3.3.1). Raises MalformedMessage, with the
     offset, when a variable-length element runs past the set.
     """
-    first, *after = template.gaps
-    steps = [1 + gap for gap in after]
+    *gaps, tail = template.gaps
     last = end - template.min_record_bytes
-    starts: list[int] = []
+    starts = []
     at = start
     try:
         while at <= last:
             starts.append(at)
-            at += first
-            for step in steps:
+            for gap in gaps:
+                at += gap
                 length = data[at]
                 if length == 255:
                     length = (data[at + 1] << 8 | data[at + 2]) + 2
-                at += length + step
+                at += length + 1
+            at += tail
             # Lengths read past the set end past it too, so one look at the end of each record is enough.
             if at > end:
                 raise _past(template, starts[-1])

@@ -7,6 +7,7 @@ UTF-8 has. What is not known to be plain is rendered value by value (`sapflow.fl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, TypeAlias
@@ -27,6 +28,7 @@ _DAY_S = 86_400
 _FIRST_DAY, _LAST_DAY = -719_162, 2_932_896
 """Years 1 to 9999, whose dates have ten characters."""
 _MOST_DATES = 4096
+MOST_DISTINCT = 256
 _UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
 
@@ -90,7 +92,7 @@ def cells_of(column: Column, kind: str, notation: Notation) -> Cells | None:
             return Cells(column, notation.quote)
         return None
     if isinstance(column, np.ma.MaskedArray):
-        return _masked(column, notation)
+        return _nulls(column, kind, notation)
     width = column.dtype.itemsize
     match column.dtype.kind:
         case "b":
@@ -101,12 +103,14 @@ def cells_of(column: Column, kind: str, notation: Notation) -> Cells | None:
         case "M":
             times = _times(column)
             return None if times is None else Cells(times, notation.quote)
-        case "V" if kind == "ipv4Address" and width == 4:
-            return Cells(_joined(_rows(column), _decimal_octets()), notation.quote)
+        case "U" | "f":
+            return _repeated(column, notation)
         case "V" if kind == "ipAddress" and width == 16:
             octets = _rows(column)
             mapped = (octets[:, :12] == np.frombuffer(IPV4_MAPPED, np.uint8)).all()
             return Cells(_joined(octets[:, 12:], _decimal_octets()), notation.quote) if mapped else None
+        case "V" if kind == "ipv4Address" and width == 4:
+            return Cells(_joined(_rows(column), _decimal_octets()), notation.quote)
         case "V" if kind == "macAddress" and width == 6:
             return Cells(_joined(_rows(column), _hex_octets(b":")), notation.quote)
         case "V" if kind == "octetArray" and width:
@@ -114,12 +118,28 @@ def cells_of(column: Column, kind: str, notation: Notation) -> Cells | None:
     return None
 
 
-def _masked(column: np.ma.MaskedArray[Any, Any], notation: Notation) -> Cells | None:
-    """Views have many columns of which an exporter knows nothing."""
-    if not np.ma.getmaskarray(column).all():
+def _repeated(column: NDArray[Any], notation: Notation) -> Cells | None:
+    """Text and numbers of a few kinds: each is rendered once."""
+    distinct, which = np.unique(column, return_inverse=True)
+    if len(distinct) > MOST_DISTINCT:
         return None
-    unknown = np.frombuffer(notation.encode(None), np.uint8)
-    return Cells(np.broadcast_to(unknown, (len(column), len(unknown))))
+    finite = [value if isinstance(value, str) or math.isfinite(value) else None for value in distinct.tolist()]
+    return Cells(_table([notation.encode(value) for value in finite])[which.reshape(-1)])
+
+
+def _nulls(column: np.ma.MaskedArray[Any, Any], kind: str, notation: Notation) -> Cells | None:
+    """Of a column with nulls; they have no quotes, so those of quoted text are looked at one by one."""
+    null = notation.encode(None)
+    if np.ma.getmaskarray(column).all():
+        return Cells(_table([null])[np.zeros(len(column), np.intp)])
+    cells = cells_of(column.data, kind, notation)
+    if cells is None or cells.quote or not isinstance(cells.characters, np.ndarray):
+        return None
+    text = np.full((len(column), max(cells.characters.shape[1], len(null))), PAD, np.uint8)
+    text[:, : cells.characters.shape[1]] = cells.characters
+    text[column.mask] = PAD
+    text[column.mask, : len(null)] = np.frombuffer(null, np.uint8)
+    return Cells(text)
 
 
 def _width(characters: Characters) -> int:
@@ -224,7 +244,7 @@ def _texts(times: NDArray[np.datetime64]) -> Octets:
 
 def _table(texts: list[bytes], *, right: bool = False) -> Octets:
     """Texts one below the other, as wide as the widest."""
-    width = max(map(len, texts))
+    width = max(1, *map(len, texts))
     pad = bytes([PAD])
     padded = b"".join(text.rjust(width, pad) if right else text.ljust(width, pad) for text in texts)
     return np.frombuffer(padded, np.uint8).reshape(-1, width)
