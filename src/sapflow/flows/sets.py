@@ -108,7 +108,7 @@ class Gathering:
         length, exported, domain = _header(data, start)[1:]
         stop = start + length
         # Only data sets beside the templates need to know what was known before.
-        learned = dict(self.session.templates) if _holds_data(data, start, stop) else {}
+        learned = _Learned(self.session.templates if _holds_data(data, start, stop) else {}, domain)
         walk = self.session.walk(data[start : max(stop, start + 1)])
         if walk.fault is not None:
             fault = walk.fault
@@ -118,9 +118,9 @@ class Gathering:
             set_id, size = SET_HEADER.unpack_from(data, at)
             body, end = at + SET_HEADER.size, at + size
             if set_id >= FIRST_DATA_SET:
-                self._put(domain, set_id, body, end, exported, learned)
+                self._put(domain, set_id, body, end, exported, learned.templates)
             elif set_id in (TEMPLATE_SET, OPTIONS_TEMPLATE_SET):
-                _learn(learned, data, body, end, set_id, domain)
+                learned.learn(data, body, end, set_id)
                 self._open.clear()
             at = end
         return stop
@@ -209,14 +209,41 @@ def _holds_data(data: bytes, start: int, stop: int) -> bool:
     return False
 
 
-def _learn(learned: dict[int, Template], data: bytes, body: int, end: int, set_id: int, domain: int) -> None:
-    """Take in what a well-formed set of template records defines and withdraws."""
-    for definition in parse_template_set(data, body, end, set_id, _CHECKED):
-        key = domain << 16 | definition.id
-        if isinstance(definition, Template):
-            learned[key] = definition
-        elif definition.id >= FIRST_DATA_SET:
-            learned.pop(key, None)
-        else:
-            for held in [held for held, known in learned.items() if held >> 16 == domain and known.set_id == set_id]:
-                del learned[held]
+class _Learned:
+    """The templates in force at one place of a message that defines some."""
+
+    def __init__(self, known: Mapping[int, Template], domain: int) -> None:
+        self.templates = dict(known)
+        self._domain = domain
+        self._live: dict[int, set[int]] | None = None
+        """Those of this domain by the id of their set: kept once all are withdrawn, as some do again and again."""
+
+    def learn(self, data: bytes, body: int, end: int, set_id: int) -> None:
+        """Take in what a well-formed set of template records defines and withdraws."""
+        for definition in parse_template_set(data, body, end, set_id, _CHECKED):
+            key = self._domain << 16 | definition.id
+            if isinstance(definition, Template):
+                self._set(key, definition)
+            elif definition.id >= FIRST_DATA_SET:
+                self._set(key, None)
+            else:
+                self._withdraw_all(definition.id)
+
+    def _set(self, key: int, template: Template | None) -> None:
+        before = self.templates.pop(key, None)
+        if before is not None and self._live is not None:
+            self._live[before.set_id].discard(key)
+        if template is not None:
+            self.templates[key] = template
+            if self._live is not None:
+                self._live[template.set_id].add(key)
+
+    def _withdraw_all(self, set_id: int) -> None:
+        if self._live is None:
+            self._live = {TEMPLATE_SET: set(), OPTIONS_TEMPLATE_SET: set()}
+            for key, template in self.templates.items():
+                if key >> 16 == self._domain:
+                    self._live[template.set_id].add(key)
+        for key in self._live[set_id]:
+            del self.templates[key]
+        self._live[set_id].clear()
