@@ -9,6 +9,7 @@ beginnings are known, their elements are found for all records at once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, overload
 
@@ -126,14 +127,15 @@ def _elements(octets: Octets, at: Offsets, gaps: tuple[int, ...]) -> Iterator[tu
     """
     for gap in gaps[:-1]:
         at = at + gap
-        length = octets.take(at, mode="clip").astype(np.intp)
-        at = at + 1
-        long = length == 255
-        if long.any():
-            high, low = octets.take(at, mode="clip"), octets.take(at + 1, mode="clip")
-            length = np.where(long, high.astype(np.intp) << 8 | low, length)
-            at = at + 2 * long
-        begin, at = at, at + length
+        length = octets.take(at, mode="clip")
+        begin = at + 1
+        at = begin + length
+        (long,) = (length == 255).nonzero()
+        if len(long):
+            place = begin[long]
+            high, low = octets.take(place, mode="clip"), octets.take(place + 1, mode="clip")
+            begin[long] = place + 2
+            at[long] = place + 2 + (high.astype(np.intp) << 8 | low)
         yield begin, at
 
 
@@ -161,7 +163,13 @@ def _column(octets: Octets, begins: Offsets, lengths: Offsets) -> VariableColumn
         return VariableColumn(offsets, octets[places])
     windows: Any = _windows(octets, begins, width)
     table = windows.view(np.uint8).reshape(-1, width)
-    return VariableColumn(offsets, table[np.arange(width, dtype=np.uint8) < lengths.astype(np.uint8)[:, None]])
+    return VariableColumn(offsets, table[_within(width)[lengths].view(np.bool_).reshape(-1, width)])
+
+
+@lru_cache(maxsize=MAX_WINDOW)
+def _within(width: int) -> NDArray[np.void]:
+    """For each length up to a width, which octets of a window of that width belong to a value of that length."""
+    return np.tri(width + 1, width, -1, np.bool_).view(f"V{width}").reshape(-1)
 
 
 def _offsets(lengths: Offsets) -> NDArray[np.int32 | np.int64]:

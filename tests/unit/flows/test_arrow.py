@@ -23,6 +23,7 @@ from sapflow.flows.formats import open_writer, tables
 from sapflow.flows.records import Context, values_of
 from sapflow.flows.reference import reference_work
 from sapflow.flows.variable import VariableColumn
+from sapflow.flows.view import View
 from sapflow.flows.wire import VARIABLE_LENGTH
 from tests.unit.flows.test_formats import a_record, messages
 from tests.unit.flows.test_lines import messages as any_messages
@@ -233,6 +234,35 @@ def test_a_limit_is_kept_in_tables(format_: str) -> None:
     writer.close()
     out.seek(0)
     assert (pa.ipc.open_stream(out).read_all() if format_ == "arrow" else pq.read_table(out)).num_rows == 50
+
+
+def test_what_a_stage_does_not_know_is_null() -> None:
+    batch = a_batch([(0, 8, 4), (0, 12, 4), (0, 1, 8), (0, 56, 6)], b"abcdefgh" + bytes(7) + b"\x09" + b"hwaddr")
+    (row,) = View().apply(batch, CONTEXT).to_arrow().to_pylist()
+    found = {name: row[name] for name in ("src_addr", "bytes", "src_mac", "dst_mac", "packets", "app", "nat_src_addr")}
+    assert found == {
+        "src_addr": bytes(10) + b"\xff\xffabcd",
+        "bytes": 9,
+        "src_mac": b"hwaddr",
+        "dst_mac": None,
+        "packets": None,
+        "app": None,
+        "nat_src_addr": None,
+    }
+
+
+@pytest.mark.parametrize("format_", ["arrow", "parquet"])
+def test_a_view_fits_every_template_into_one_table(format_: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "LOOK_AHEAD_RECORDS", 1)
+    out = io.BytesIO()
+    writer = open_writer(format_, out, None, [View()])
+    for fields, record in (([(0, 8, 4), (0, 1, 4)], b"abcd" + bytes(4)), ([(0, 27, 16), (0, 2, 4)], bytes(20))):
+        writer.write(some(fields, record), CONTEXT)
+    writer.close()
+    out.seek(0)
+    table = pa.ipc.open_stream(out).read_all() if format_ == "arrow" else pq.read_table(out)
+    assert (table.num_rows, writer.left_out) == (2, set())
+    assert table["src_addr"].to_pylist() == [bytes(10) + b"\xff\xffabcd", bytes(16)]
 
 
 def test_duckdb_and_polars_read_what_is_written(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from sapflow.flows.formats import open_writer
 from sapflow.flows.formats.text import FEW
 from sapflow.flows.records import Context, context_fields, values_of
 from sapflow.flows.templates import Template
+from sapflow.flows.view import View
 from sapflow.flows.wire import VARIABLE_LENGTH
 
 V = VARIABLE_LENGTH
@@ -115,6 +116,23 @@ def test_csv_is_what_csv_makes_of_each_record(data: bytes, one: bool) -> None:
 def a_column(template: Template, records: Sequence[bytes]) -> bytes:
     head = make_message(make_set(2, template.raw), domain=1)
     return head + b"".join(make_message(make_set(300, record), domain=1) for record in records)
+
+
+def test_views_with_what_nobody_knows_are_written_as_value_by_value() -> None:
+    template = make_template(300, [(0, 8, 4), (0, 12, 4), (0, 1, 8)])
+    six = make_template(301, [(0, 27, 16), (0, 7, 2)])
+    data = a_column(template, [bytes([192, 0, 2, number]) * 2 + bytes(8) for number in range(2 * FEW)])
+    data += make_message(make_set(2, six.raw), domain=1)
+    data += make_message(make_set(301, bytes(range(18)) * 2 * FEW), domain=1)
+    out = io.BytesIO()
+    open_writer("jsonl", out, None, [View()]).write(data, CONTEXT)
+    rows = []
+    for batch in decode(data):
+        values = values_of(View().apply(batch, CONTEXT))
+        rows += [json.dumps(dict(zip(values, row, strict=True))) for row in zip(*values.values(), strict=True)]
+    found = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert len(found) == len(rows) == 4 * FEW
+    assert [{name: value for name, value in row.items() if name[0] != "_"} for row in found] == [*map(json.loads, rows)]
 
 
 def test_fields_named_are_written_in_their_order() -> None:
