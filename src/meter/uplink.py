@@ -28,6 +28,9 @@ from sapflow.link.frames import Hint
 
 log = structlog.get_logger()
 
+STEADY_S = 60.0
+"""A link that lasted for so long is dialled again as if it had never failed."""
+
 
 @frozen
 class Target:
@@ -302,6 +305,7 @@ class Uplink:
     async def _carry(self, link: TargetLink) -> None:
         name = link.target.name
         reason = ""
+        began = trio.current_time()
         try:
             await trio.sleep(self._pause_s(name))
             await link.run(await self._dial(link.target))
@@ -318,7 +322,10 @@ class Uplink:
             if isinstance(error, Overloaded):
                 link.hold_s = error.retry_after_s
         finally:
-            self._failures[name] = 0 if link.welcomed and not link.leaving else self._failures.get(name, 0) + 1
+            failures = self._failures.pop(name, 0) if trio.current_time() - began < STEADY_S else 0
+            # One that welcomes and then refuses what it is sent is not to be dialled without a pause either.
+            if reason or not link.welcomed or link.leaving:
+                self._failures[name] = failures + 1
             if link.hold_s:
                 self._hold(name, random.uniform(link.hold_s, 2 * link.hold_s))
             if self.links.get(name) is link:

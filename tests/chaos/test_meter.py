@@ -129,7 +129,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 @pytest.mark.timeout(200)
 def test_c02_a_meter_killed_again_and_again_loses_nothing_that_was_in_its_spool(fleet: Fleet, tmp_path: Path) -> None:
-    """Files and a TCP exporter; what was acknowledged to nobody may be lost, what is in the spool may not."""
+    """Files and a TCP exporter; what is in no spool yet may be lost. Each time a process of the fleet dies with it."""
     with a_meter(tmp_path, fleet, "--name", "killed") as meter:
         for number in range(3):
             for name in ("a", "b"):
@@ -144,6 +144,7 @@ def test_c02_a_meter_killed_again_and_again_loses_nothing_that_was_in_its_spool(
             trio.run(export)
             meter.wait(lambda status: status["counts"]["spool"]["taken_batches"] > 20)
             meter.kill()
+            fleet.kill(("collector-1", "phloem-1", "balancer")[number])
             meter.start()
         meter.wait(lambda status: len(list((meter.drop / "done").iterdir())) == 6 and nothing_waits(status))
         totals = meter.totals()

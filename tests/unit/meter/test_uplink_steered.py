@@ -202,6 +202,23 @@ async def test_hold_is_obeyed_and_no_herd_comes_back(autojump_clock: MockClock, 
         nursery.cancel_scope.cancel()
 
 
+async def test_a_collector_that_welcomes_and_then_refuses_is_dialled_with_back_off(autojump_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        fleet, uplink, _ = await a_meter(nursery)
+
+        async def refuse() -> None:
+            for number in range(1000):
+                while len(fleet.links) <= number or not fleet.links[number].handles:
+                    await trio.sleep(0.001)
+                await fleet.links[number].say(fleet.links[number].connection.close(Close.CONFLICT, "other content"))
+
+        nursery.start_soon(refuse)
+        await trio.sleep(60)
+        assert 10 < len(fleet.dialled_at) < 60
+        assert "other content" in uplink.last_error
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_collector_that_is_full_is_not_dialled_at_once(autojump_clock: MockClock) -> None:
     async with trio.open_nursery() as nursery:
         fleet, _, stream = await a_meter(nursery)
