@@ -103,6 +103,8 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
             hello={"role": "intake", "token": fleet_token, "name": name},
             hint=Hint(name=name),
             max_unacknowledged_bytes=config.intake.max_unacknowledged_bytes,
+            budget_bytes=mine.budget_bytes,
+            org_share=mine.org_share,
         ),
     )
     intake = Intake(
@@ -186,6 +188,8 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
             },
             "gauges": {
                 "unacknowledged_bytes": uplink.unacknowledged_bytes,
+                "budget_bytes": mine.budget_bytes,
+                "waiting_exporters": uplink.budget.waiting,
                 "streams": len(uplink.streams),
                 "udp_buffer_bytes": udp_door.buffer_bytes,
                 "udp_parked_bytes": datagrams.parked.held_bytes,

@@ -9,14 +9,25 @@ the owner of the clock says `flush`.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 from attrs import define, field, frozen
 
 from sapflow.errors import MalformedMessage
-from sapflow.flows.framing import MessageFramer
+from sapflow.flows.framing import MessageFramer, in_parts
 from sapflow.flows.limits import FlowLimits
 from sapflow.flows.mending import mended
 from sapflow.flows.session import Session
+from sapflow.flows.wire import MAX_MESSAGE_BYTES
+from sapflow.link import LinkLimits
+
+FEED_BYTES = 256 << 10
+"""So much is read of an exporter at a time, or taken of its datagrams together."""
+MAX_PRELUDE_BYTES = (512 << 10) + (48 << 10)
+"""All templates that a session may hold (`FlowLimits.max_template_bytes`), with the headers of their messages."""
+MAX_BATCH_BYTES = LinkLimits().max_batch_bytes
+MOST_BATCH_BYTES = MAX_BATCH_BYTES - MAX_PRELUDE_BYTES - FEED_BYTES - MAX_MESSAGE_BYTES
+"""The most that `batch_bytes` may be: a batch ends only after what was read has been added, and must fit a link."""
 
 
 @frozen(slots=True)
@@ -76,6 +87,15 @@ class Batcher:
         if self.fault is None:
             self.fault = self._framer.fault
         return self.flush() if self._open.size >= self._batch_bytes else None
+
+    def feed_all(self, messages: bytes) -> Iterator[Draft]:
+        """As `feed`, for whole messages however many: the batches that are full by them."""
+        for part in in_parts(messages, FEED_BYTES):
+            if self.fault is not None:
+                return
+            draft = self.feed(part)
+            if draft is not None:
+                yield draft
 
     def flush(self) -> Draft | None:
         """What has come since the last batch, as one."""

@@ -190,7 +190,8 @@ class DatagramIntake:
         if known is None:
             return False
         try:
-            exporter.batcher.feed(exporter.session.restore(known))
+            for draft in exporter.batcher.feed_all(exporter.session.restore(known)):
+                self._put(exporter, draft)
         except MalformedMessage as fault:
             log.warning(
                 "templates not restored", exporter=exporter.name, what=str(fault), meaning="it will send them again"
@@ -219,7 +220,8 @@ class DatagramIntake:
         if not batcher.waiting_bytes:
             exporter.waiting_since = now
         before = batcher.counts.messages, batcher.counts.records
-        self._put(exporter, batcher.feed(messages))
+        for draft in batcher.feed_all(messages):
+            self._put(exporter, draft)
         if batcher.fault is not None:
             # Our own fault, for the session gives whole messages; it is not to cost the other exporters anything.
             log.error("exporter begun anew", exporter=exporter.name, org=exporter.org, what=str(batcher.fault))

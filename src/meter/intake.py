@@ -13,7 +13,7 @@ import structlog
 import trio
 from attrs import define, frozen
 
-from meter.batching import Batcher
+from meter.batching import FEED_BYTES, Batcher
 from meter.faults import Faults
 from meter.uplink import StreamSource
 from sapflow.errors import MalformedMessage
@@ -31,7 +31,7 @@ class IntakeSettings:
     flush_interval_s: float = 1.0
     message_timeout_s: float = 30.0
     idle_timeout_s: float = 3600.0
-    receive_bytes: int = 256 << 10
+    receive_bytes: int = FEED_BYTES
     drain_timeout_s: float = 3600.0
     limits: FlowLimits = FlowLimits(max_malformed_in_a_row=3)
 
@@ -164,7 +164,11 @@ class _ExporterSession:
         settings, batcher, counts = self._settings, self._batcher, self._intake.counts
         message_since = flush_since = trio.current_time()
         while True:
+            before = trio.current_time()
+            await self._stream.room()
             now = trio.current_time()
+            # While it was not read from, an exporter could not send the rest of its message.
+            message_since += now - before
             deadline = now + settings.idle_timeout_s
             if batcher.partial_bytes:
                 deadline = min(deadline, message_since + settings.message_timeout_s)
@@ -197,7 +201,8 @@ class _ExporterSession:
             if draft is not None:
                 self._count(draft.messages, draft.records)
                 await self._stream.put(draft)
-                flush_since = now
+                message_since += trio.current_time() - now
+                flush_since = trio.current_time()
             if batcher.fault is not None:
                 raise batcher.fault
 

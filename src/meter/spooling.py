@@ -47,6 +47,10 @@ class SpooledStream:
         """Never because of what is in memory: an exporter that cannot wait is dropped from when no room can be made."""
         return False
 
+    async def room(self) -> None:
+        """Wait for room in the spool."""
+        await self.spooling.room()
+
     async def put(self, draft: Draft, offset: int = 0) -> None:
         """Take a batch, waiting for room in the spool."""
         await self.spooling.room()

@@ -20,7 +20,8 @@ import structlog
 import trio
 from attrs import define, field, frozen
 
-from meter.batching import Draft
+from meter.batching import MAX_BATCH_BYTES, Draft
+from meter.budget import Budget
 from meter.target_link import TargetLink
 from sapflow.errors import LinkError, Overloaded, Refused, Unreachable
 from sapflow.link import Batch, Outbox, Sender, StreamId
@@ -47,6 +48,9 @@ class ExporterStream(Protocol):
 
     def is_full(self, most_bytes: int) -> bool:
         """Whether what an exporter sends that cannot be made to wait is to be dropped: `most_bytes` are in memory."""
+
+    async def room(self) -> None:
+        """Wait until an exporter that can wait may be read from."""
 
     async def put(self, draft: Draft) -> object:
         """Take a batch, waiting for room."""
@@ -103,6 +107,10 @@ class UplinkSettings:
     connect_timeout_s: float = 2.0
     idle_timeout_s: float = 30.0
     max_unacknowledged_bytes: int = 4 << 20
+    """Of one stream."""
+    budget_bytes: int = 256 << 20
+    """Unacknowledged, of all streams; of one org at most its share."""
+    org_share: float = 0.5
     max_unsent_bytes: int = 256 << 20
     backoff_first_s: float = 0.05
     backoff_most_s: float = 5.0
@@ -116,6 +124,7 @@ class UplinkStream:
     org: str
     exporter: str
     settings: UplinkSettings
+    budget: Budget
     outbox: Outbox = field(factory=Outbox)
     records_acknowledged: int = 0
     batches_acknowledged: int = 0
@@ -129,23 +138,39 @@ class UplinkStream:
 
     def is_full(self, most_bytes: int) -> bool:
         """Whether as much is unacknowledged as may be."""
-        return self.outbox.held_bytes >= most_bytes
+        return self.outbox.held_bytes >= most_bytes or not self.budget.fits(self.org, 0)
+
+    async def room(self) -> None:
+        """Wait while too much is unacknowledged, of this stream or of all."""
+        while self.outbox.held_bytes >= self.settings.max_unacknowledged_bytes:
+            await self._changed.park()
+        await self.budget.acquire(self.org, 0)
 
     async def put(self, draft: Draft) -> int:
         """Number a batch and hand it to the link, waiting while too much is unacknowledged. Returns its number."""
         assert not self.ended
-        while self.is_full(self.settings.max_unacknowledged_bytes):
+        while self.outbox.held_bytes >= self.settings.max_unacknowledged_bytes:
             await self._changed.park()
-        return self.put_now(draft)
+        await self.budget.acquire(self.org, len(draft.payload))
+        return self._put(draft)
 
     def put_now(self, draft: Draft) -> int:
         """As `put`, whatever is held: for the last batch of a session that has ended."""
-        seq = self.outbox.last + 1
-        self.offer(Batch(seq, draft.messages, draft.records, time.time_ns() // 1000, draft.payload))
-        return seq
+        self.budget.take(self.org, len(draft.payload))
+        return self._put(draft)
 
     def offer(self, batch: Batch) -> None:
         """Hand a batch to the link that has its number already; the next must have the next."""
+        self.budget.take(self.org, batch.size)
+        self._hand_on(batch)
+
+    def _put(self, draft: Draft) -> int:
+        seq = self.outbox.last + 1
+        self._hand_on(Batch(seq, draft.messages, draft.records, time.time_ns() // 1000, draft.payload))
+        return seq
+
+    def _hand_on(self, batch: Batch) -> None:
+        assert batch.size <= MAX_BATCH_BYTES, (self.exporter, batch.size)
         self.outbox.put(batch)
         self.bytes_put += batch.size
         if self.link is not None and self.sender is not None:
@@ -170,7 +195,9 @@ class UplinkStream:
             self.batches_acknowledged += 1
             if self.on_acknowledged is not None:
                 self.on_acknowledged(batch)
-        self.outbox.acknowledged(through)
+        released = self.outbox.acknowledged(through)
+        if released:
+            self.budget.release(self.org, released)
         self._changed.unpark_all()
         if self.ended and not len(self.outbox) and self.link is not None:
             self.link.detach(self)
@@ -186,6 +213,7 @@ class Uplink:
         self.settings = settings
         self.links: dict[str, TargetLink] = {}
         self.streams: set[UplinkStream] = set()
+        self.budget = Budget(settings.budget_bytes, settings.org_share)
         self.bytes_out = 0
         self.refused: Refused | None = None
         self.was_refused = trio.Event()
@@ -203,7 +231,7 @@ class Uplink:
 
     def open_stream(self, org: str, exporter: str, stream_id: StreamId | None = None) -> UplinkStream:
         """A stream, with an id that was never used before if none is given."""
-        stream = UplinkStream(stream_id or StreamId(os.urandom(16)), org, exporter, self.settings)
+        stream = UplinkStream(stream_id or StreamId(os.urandom(16)), org, exporter, self.settings, self.budget)
         self.streams.add(stream)
         self.rehome(stream)
         return stream
@@ -255,7 +283,7 @@ class Uplink:
     @property
     def unacknowledged_bytes(self) -> int:
         """Bytes held in all streams."""
-        return sum(stream.outbox.held_bytes for stream in self.streams)
+        return self.budget.held_bytes
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Place streams and keep links until cancelled."""

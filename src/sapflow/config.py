@@ -66,6 +66,10 @@ class BalancerConfig:
     """The link door, for meters: plain, TLS or WebSocket, whichever comes."""
     control: str = "127.0.0.1:0"
     """The control plane: /status, /metrics, /health."""
+    budget_bytes: int = 256 << 20
+    """Of exporters' batches that are not durable yet; beyond it TCP is not read from, and datagrams are dropped."""
+    org_share: float = 0.5
+    """No org holds more than this share of the budget."""
     max_connections: int = 5000
     """Connections at each door; the rest wait in the accept queue."""
     preamble_timeout_s: float = 5.0
@@ -240,6 +244,9 @@ class Config:
         return Path(self.data)
 
 
+MOST_BATCH_BYTES = 1 << 20
+"""Of `intake.batch_bytes`: with what is read beyond it, and all templates before it, a batch must fit a link."""
+
 _ADDRESSES = {"coordinator", "ipfix_tcp", "udp", "link", "live", "control", "consume"}
 
 _converter = cattrs.Converter(forbid_extra_keys=True)
@@ -288,12 +295,16 @@ def _check(config: Config, where: str) -> None:
             raise ConfigurationError(f"{where}: {key}: must be more than 0, is {value}")
     if config.balancer.ipfix_tls and not config.balancer.tls_certificate:
         raise ConfigurationError(f"{where}: balancer.tls_certificate: balancer.ipfix_tls needs one, a PEM file")
-    for key, share in (("collector", config.collector.org_share), ("phloem", config.phloem.org_share)):
-        if share > 1:
-            raise ConfigurationError(f"{where}: {key}.org_share: at most 1, is {share}")
-    for section, budget in (("collector", config.collector.budget_bytes), ("phloem", config.phloem.budget_bytes)):
-        if budget < 8 << 20:
-            raise ConfigurationError(f"{where}: {section}.budget_bytes: at least {8 << 20:,}, is {budget:,}")
+    for section in ("balancer", "collector", "phloem"):
+        mine = getattr(config, section)
+        if mine.org_share > 1:
+            raise ConfigurationError(f"{where}: {section}.org_share: at most 1, is {mine.org_share}")
+        if mine.budget_bytes < 8 << 20:
+            raise ConfigurationError(f"{where}: {section}.budget_bytes: at least {8 << 20:,}, is {mine.budget_bytes:,}")
+    if config.intake.batch_bytes > MOST_BATCH_BYTES:
+        raise ConfigurationError(
+            f"{where}: intake.batch_bytes: at most {MOST_BATCH_BYTES:,}, is {config.intake.batch_bytes:,}"
+        )
     for key, value, _default in describe(config):
         if value and key.rpartition(".")[2] in _ADDRESSES:
             _addressed(value, f"{where}: {key}")

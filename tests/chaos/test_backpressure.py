@@ -17,6 +17,8 @@ from sapflow.flows.reference import reference_work
 BUDGET = 16 << 20
 SLACK = 64 << 20
 CONFIG = f"""
+[balancer]
+budget_bytes = {BUDGET}
 [collector]
 budget_bytes = {BUDGET}
 [phloem]
@@ -77,6 +79,37 @@ def test_a_stopped_phloem_pushes_back_to_the_exporter_and_memory_is_bounded(tmp_
         trio.run(scenario)
         for name, size in rss(fleet, *names, "phloem-1").items():
             assert size < BUDGET + 2 * SLACK, (name, size)
+
+
+def test_with_many_exporters_a_stopped_phloem_leaves_the_balancer_within_its_budget(
+    tmp_path: Path, config: Path
+) -> None:
+    exporters, work = 150, reference_work(1500)
+    with running(tmp_path / "data", collectors=1, config=config) as fleet:
+        base = rss(fleet, "balancer")["balancer"]
+
+        async def scenario() -> None:
+            sent = [0]
+            with trio.fail_after(90):
+                async with trio.open_nursery() as nursery:
+                    stopped = fleet.processes()["phloem-1"]
+                    kill(stopped, signal.SIGSTOP)
+                    for _ in range(exporters):
+                        nursery.start_soon(push, fleet.doors["ipfix_tcp"], work, sent)
+                    before = -1
+                    while sent[0] != before:
+                        before = sent[0]
+                        await trio.sleep(2)
+                    size = rss(fleet, "balancer")["balancer"]
+                    gauges = fleet.status()["balancer"]["gauges"]
+                    kill(stopped, signal.SIGCONT)
+                    assert size < base + BUDGET + SLACK, size
+                    assert gauges["waiting_exporters"] > 100
+                    assert gauges["unacknowledged_bytes"] <= gauges["budget_bytes"] == BUDGET
+                while fleet.status()["phloem-1"]["counts"]["commit"]["stored_records"] < exporters * 36_000:
+                    await trio.sleep(0.2)
+
+        trio.run(scenario)
 
 
 def test_w11_a_consumer_that_never_reads_costs_no_memory(tmp_path: Path, config: Path) -> None:

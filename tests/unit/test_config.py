@@ -25,6 +25,8 @@ def test_what_is_written_out_reads_back_the_same() -> None:
         ("[phloem]\norg_share = 1.5", "f.toml: phloem.org_share: at most 1"),
         ("[phloem]\nbudget_bytes = 5", "f.toml: phloem.budget_bytes: at least"),
         ("[balancer]\nipfix_tls = '127.0.0.1:4740'", "f.toml: balancer.tls_certificate: balancer.ipfix_tls needs one"),
+        ("[intake]\nbatch_bytes = 4194304", "f.toml: intake.batch_bytes: at most 1,048,576"),
+        ("[balancer]\nbudget_bytes = 1000", "f.toml: balancer.budget_bytes: at least"),
         ("collectors = true", "f.toml: collectors: expected an integer, got True"),
         ("what", "f.toml: not TOML"),
         ("[balancer]\nlink = 'here'", r"f.toml: balancer.link: 'here' is not an address; write HOST:PORT"),

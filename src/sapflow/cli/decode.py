@@ -79,8 +79,8 @@ def _decode(path: Path, writer: Writer | None, meaning: Meaning, *, stats: bool,
     with opened(path) as file:
         try:
             for arrival in arrivals(file, str(path), skipped):
-                if (found := decoder.feed(arrival)) is not None:
-                    write(found[0], found[1].payload)
+                for exporter, draft in decoder.feed(arrival):
+                    write(exporter, draft.payload)
         except MalformedMessage as fault:
             faults.append(f"{path}: {fault}; what came before it was decoded")
     for exporter, draft in decoder.flush():

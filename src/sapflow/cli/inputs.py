@@ -175,29 +175,32 @@ class Decoder:
         self._tally = tally
         self._exporters: dict[tuple[str, Protocol, bool], _Exporter] = {}
 
-    def feed(self, arrival: Arrival) -> tuple[str, Draft] | None:
-        """Take an arrival: the exporter's batch that is full by it, if one is."""
+    def feed(self, arrival: Arrival) -> Iterator[tuple[str, Draft]]:
+        """Take an arrival: the exporter's batches that are full by it."""
         exporter = self._exporter(arrival)
         batcher = exporter.batcher
         exporter.stats.bytes += len(arrival.data)
         if batcher.fault is not None:
-            return None
-        data = arrival.data
+            return
+        drafts: list[Draft | None] = []
         if exporter.session is not None:
             exporter.stats.datagrams += 1
-            data = exporter.session.take([data], arrival.time_s or time.time())
-        draft = batcher.feed(data)
+            drafts += batcher.feed_all(exporter.session.take([arrival.data], arrival.time_s or time.time()))
+        else:
+            drafts.append(batcher.feed(arrival.data))
         if batcher.fault is not None:
             self._fault(arrival.exporter, exporter, batcher.fault)
-            draft = draft or batcher.flush()
-        return self._out(arrival.exporter, exporter, draft)
+            drafts.append(batcher.flush())
+        for draft in drafts:
+            if draft is not None:
+                yield self._out(arrival.exporter, exporter, draft)
 
     def flush(self) -> Iterator[tuple[str, Draft]]:
         """Nothing more comes: what is left, and the last of the stats."""
         for (name, _, _), exporter in self._exporters.items():
-            found = self._out(name, exporter, exporter.batcher.flush())
-            if found is not None:
-                yield found
+            draft = exporter.batcher.flush()
+            if draft is not None:
+                yield self._out(name, exporter, draft)
             self._settle(name, exporter)
 
     def _exporter(self, arrival: Arrival) -> _Exporter:
@@ -212,9 +215,7 @@ class Decoder:
         self.stats[f"{arrival.exporter} {arrival.protocol}"] = stats
         return exporter
 
-    def _out(self, name: str, exporter: _Exporter, draft: Draft | None) -> tuple[str, Draft] | None:
-        if draft is None:
-            return None
+    def _out(self, name: str, exporter: _Exporter, draft: Draft) -> tuple[str, Draft]:
         if self._tally:
             _tally(exporter.stats, draft)
         return name, draft

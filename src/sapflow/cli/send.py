@@ -141,7 +141,7 @@ class Play:
         decoder = Decoder(batch_bytes=BATCH_BYTES)
         async with aclosing(self.arrivals()) as found:
             async for _, arrival in found:
-                if (full := decoder.feed(arrival)) is not None:
+                for full in decoder.feed(arrival):
                     yield full
         for rest in decoder.flush():
             yield rest

@@ -6,6 +6,7 @@ Holds at most one partial message. What is no IPFIX is told by its first bytes, 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 
 from sapflow.errors import MalformedMessage
 from sapflow.flows.wire import MESSAGE_HEADER, VERSION
@@ -21,6 +22,23 @@ _LOOKS_LIKE = {
     9: "; it looks like NetFlow v9, which comes in datagrams",
 }
 """By the first byte that is no zero."""
+
+
+def in_parts(messages: bytes, most: int) -> Iterator[bytes]:
+    """Whole messages in pieces of about `most` bytes, each of whole messages; what is none is in the last."""
+    at = 0
+    while len(messages) - at > most:
+        stop = at
+        while stop - at < most:
+            length = int.from_bytes(messages[stop + 2 : stop + 4], "big")
+            if length < MESSAGE_HEADER.size:
+                yield messages[at:]
+                return
+            stop += length
+        yield messages[at:stop]
+        at = stop
+    if at < len(messages):
+        yield messages[at:] if at else messages
 
 
 class MessageFramer:

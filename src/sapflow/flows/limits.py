@@ -11,7 +11,7 @@ class FlowLimits:
 
     max_templates: int = 4096
     max_fields_per_template: int = 2048
-    max_template_bytes: int = 1 << 20
+    max_template_bytes: int = 512 << 10
     """Bytes of all template records that a session may hold."""
     max_domains: int = 1024
     max_values_per_message: int = 1 << 17

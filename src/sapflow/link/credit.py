@@ -37,7 +37,7 @@ class _Org:
 class CreditPool:
     """Grants of one receiver. `key` names a stream on a link: any hashable."""
 
-    def __init__(self, budget_bytes: int, *, org_share: float = 0.5, max_want_bytes: int = 2 << 20) -> None:
+    def __init__(self, budget_bytes: int, *, org_share: float = 0.5, max_want_bytes: int = 4 << 20) -> None:
         self.budget_bytes = budget_bytes
         self.org_bytes = max(max_want_bytes, int(budget_bytes * org_share))
         self.max_want_bytes = max_want_bytes

@@ -78,7 +78,7 @@ class Close(enum.IntEnum):
 class LinkLimits:
     """Bounds of one link; reaching one closes that link with an error that says which."""
 
-    max_batch_bytes: int = 1 << 20
+    max_batch_bytes: int = 2 << 20
     max_control_bytes: int = 64 << 10
     max_streams: int = 65_536
     max_hint_bytes: int = 1024

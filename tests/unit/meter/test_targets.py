@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from meter.budget import Budget
 from meter.targets import COLLECTOR_RETRY_S, DOOR, DOOR_FAILURES, DOOR_RETRY_S, Targets
 from meter.uplink import UplinkSettings, UplinkStream
 from sapflow.link import StreamId
@@ -15,7 +16,10 @@ class Clock:
 
 
 def some_streams(count: int) -> list[UplinkStream]:
-    return [UplinkStream(StreamId(bytes([n]) * 16), "acme", "x", UplinkSettings(hello={})) for n in range(count)]
+    return [
+        UplinkStream(StreamId(bytes([n]) * 16), "acme", "x", UplinkSettings(hello={}), Budget(1 << 20))
+        for n in range(count)
+    ]
 
 
 def without_a_door(clock: Clock, collectors: int = 4) -> Targets:
