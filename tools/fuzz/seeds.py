@@ -69,10 +69,30 @@ def _ipfix_messages() -> list[bytes]:
     ]
 
 
+def _described() -> bytes:
+    """A biflow, its sampler's rate, and an element of its exporter's own with the record that describes it."""
+    exporter = Encoder(domain=3)
+    own = make_template(256, [(0, 8, 4), (0, 1, 8), (29_305, 1, 8), (0, 302, 4), (32_473, 5, 2), (0, 22, 4)])
+    rate = make_template(257, [(0, 302, 4), (0, 305, 4), (0, 306, 4), (0, 160, 8)], scopes=1)
+    about = make_template(
+        258, [(0, 346, 4), (0, 303, 2), (0, 339, 1), (0, 344, 1), (0, 341, VARIABLE_LENGTH)], scopes=2
+    )
+    return b"".join(
+        [
+            exporter.templates([own, rate, about], export_time=1_750_000_000),
+            exporter.records(
+                about, [struct.pack("!IHBB", 32_473, 5, 2, 1) + make_variable(b"ownCounter")], export_time=1
+            ),
+            exporter.records(rate, [struct.pack("!IIIQ", 7, 1, 99, 1_749_000_000_000)], export_time=1_750_000_000),
+            exporter.records(own, [struct.pack("!IQQIHI", 1, 2, 3, 7, 5, 9)] * 2, export_time=1_750_000_001),
+        ]
+    )
+
+
 def ipfix_streams() -> list[bytes]:
     """Streams of messages."""
     messages = _ipfix_messages()
-    return [b"".join(messages), b"".join(messages[:3]), messages[0] + messages[4], reference_work(3)]
+    return [_described(), b"".join(messages), b"".join(messages[:3]), messages[0] + messages[4], reference_work(3)]
 
 
 def ipfix_datagrams() -> list[bytes]:

@@ -22,10 +22,14 @@ from sapflow.flows.columns import decode
 from sapflow.flows.datagrams import DatagramSession, Protocol, protocol_of
 from sapflow.flows.formats import FORMATS, open_writer
 from sapflow.flows.limits import FlowLimits
+from sapflow.flows.names import Names
 from sapflow.flows.records import Context
-from sapflow.flows.registry import registry
+from sapflow.flows.registry import registry, using
+from sapflow.flows.sampling import Sampling
 from sapflow.flows.session import Session
 from sapflow.flows.structured import ListDecoder
+from sapflow.flows.typeinfo import Dictionaries
+from sapflow.flows.view import View
 from sapflow.link import Connection, LinkLimits, Side
 from sapflow.runtime.websocket import accept
 from tools.fuzz import seeds
@@ -95,6 +99,20 @@ def formats(data: bytes) -> None:
                 json.loads(line, parse_constant=_refuse)
         if name == "ipfix":
             assert Session().walk(out.getvalue()).fault is None
+
+
+def stages(data: bytes) -> None:
+    """Names, rates, the view of flows and what exporters say of their own elements, over what an intake passes on."""
+    draft = _batched(data)
+    if draft is None:
+        return
+    context = Context(org="acme", exporter="192.0.2.1:4739")
+    with using(Dictionaries().registry_for(context, draft.payload)):
+        out = io.BytesIO()
+        plan = (Sampling(scale=True), Names(), View(scale=True, names=True))
+        open_writer("jsonl", out, stages=plan).write(draft.payload, context)
+    for line in out.getvalue().splitlines():
+        json.loads(line, parse_constant=_refuse)
 
 
 def _refuse(constant: str) -> None:
@@ -199,6 +217,7 @@ TARGETS: dict[str, Target] = {
     "walk": Target(walk, seeds.ipfix_streams),
     "columns": Target(columns, seeds.ipfix_streams),
     "formats": Target(formats, seeds.ipfix_streams),
+    "stages": Target(stages, seeds.ipfix_streams),
     "lists": Target(lists, seeds.lists),
     "netflow5": Target(_datagrams("netflow5"), seeds.netflow5),
     "netflow9": Target(_datagrams("netflow9"), seeds.netflow9),

@@ -1,19 +1,31 @@
 """IPFIX Files (RFC 5655): messages as they were, in one file that any IPFIX reader takes as one transport session.
 
 Streams bring their own template ids into it. Where a stream's definition differs from what the file last said of that
-domain and id, the file withdraws it first; sequence numbers are counted anew for each domain.
+domain and id, the file withdraws it first; sequence numbers are counted anew for each domain. Sets whose template is
+not known at their place are left out, for the file may know another by their number.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import BinaryIO
+
+from attrs import define, field
 
 from sapflow.errors import MalformedMessage
 from sapflow.flows.encode import make_message, make_set
+from sapflow.flows.limits import FlowLimits
 from sapflow.flows.records import Context
 from sapflow.flows.session import Session
 from sapflow.flows.templates import Template
-from sapflow.flows.wire import FIRST_DATA_SET, MESSAGE_HEADER, SET_HEADER, VERSION
+from sapflow.flows.wire import (
+    FIRST_DATA_SET,
+    MESSAGE_HEADER,
+    OPTIONS_TEMPLATE_SET,
+    SET_HEADER,
+    TEMPLATE_SET,
+    VERSION,
+)
 
 
 class IpfixWriter:
@@ -31,18 +43,18 @@ class IpfixWriter:
 
         With a limit, whole messages are written as long as their records fit it.
         """
-        session = Session()
+        checked, stream = Session(), _Stream()
         at = written = 0
         while at < len(data) and (limit is None or written < limit):
             _, length, _, _, domain = MESSAGE_HEADER.unpack_from(data, at)
             message = data[at : at + length]
-            walk = session.walk(message)
+            walk = checked.walk(message)
             if walk.fault is not None:
                 raise MalformedMessage(walk.fault.what, offset=at + walk.fault.offset, reason=walk.fault.reason)
             if limit is not None and written + walk.records > limit:
                 break
-            self._define(domain, session, MESSAGE_HEADER.unpack_from(message)[2])
-            self._put(message, domain, walk.records)
+            for sets in _runs(message):
+                self._put(message, domain, stream, sets)
             written += walk.records
             at += length
         return written
@@ -51,22 +63,26 @@ class IpfixWriter:
         """Nothing is due."""
         self._out.flush()
 
-    def _put(self, message: bytes, domain: int, records: int) -> None:
-        """The message's data sets; what defines templates was written by `_define`."""
-        sets = []
-        at = MESSAGE_HEADER.size
-        while at < len(message):
-            set_id, length = SET_HEADER.unpack_from(message, at)
-            if set_id >= FIRST_DATA_SET:
-                sets.append(message[at : at + length])
-            at += length
-        if not sets:
-            return
+    def _put(self, message: bytes, domain: int, stream: _Stream, sets: list[bytes]) -> None:
+        """A run of sets that are all of templates, which the stream learns, or all of data, which are written."""
+        session = stream.session
+        of_data = int.from_bytes(sets[0][:2], "big") >= FIRST_DATA_SET
+        if of_data:
+            first = domain << 16
+            sets = [each for each in sets if first | int.from_bytes(each[:2], "big") in session.templates]
         body = b"".join(sets)
         export_time = MESSAGE_HEADER.unpack_from(message)[2]
         sequence = self._sequence.get(domain, 0)
-        self._out.write(MESSAGE_HEADER.pack(VERSION, 16 + len(body), export_time, sequence, domain) + body)
-        self._sequence[domain] = (sequence + records) & 0xFFFFFFFF
+        made = MESSAGE_HEADER.pack(VERSION, MESSAGE_HEADER.size + len(body), export_time, sequence, domain) + body
+        walk = session.walk(made)
+        assert walk.fault is None, walk.fault
+        if not of_data or not sets:
+            return
+        if stream.defined.get(domain) != session.changes:
+            self._define(domain, session, export_time)
+            stream.defined[domain] = session.changes
+        self._out.write(made)
+        self._sequence[domain] = (sequence + walk.records) & 0xFFFFFFFF
 
     def _define(self, domain: int, session: Session, export_time: int) -> None:
         """Say what the session's templates of this domain are, where the file says otherwise."""
@@ -83,3 +99,30 @@ class IpfixWriter:
             definition = make_set(template.set_id, template.raw)
             self._out.write(make_message(definition, domain=domain, sequence=sequence, export_time=export_time))
             self._known[key] = template
+
+
+@define
+class _Stream:
+    """What a stream has said up to the set that is written: checked before, so that nothing bounds it here."""
+
+    session: Session = field(factory=lambda: Session(FlowLimits(max_templates=1 << 32, max_template_bytes=1 << 32)))
+    defined: dict[int, int] = field(factory=dict)
+    """By domain, how often templates had changed when the file was last told of them."""
+
+
+def _runs(message: bytes) -> Iterator[list[bytes]]:
+    """The sets of a message, those of data and those of templates in runs, as they stand; reserved ones are no part."""
+    at = MESSAGE_HEADER.size
+    run: list[bytes] = []
+    of_data = False
+    while at < len(message):
+        set_id, length = SET_HEADER.unpack_from(message, at)
+        if run and of_data != (set_id >= FIRST_DATA_SET):
+            yield run
+            run = []
+        of_data = set_id >= FIRST_DATA_SET
+        if of_data or set_id in (TEMPLATE_SET, OPTIONS_TEMPLATE_SET):
+            run.append(message[at : at + length])
+        at += length
+    if run:
+        yield run
