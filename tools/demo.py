@@ -67,8 +67,7 @@ class View:
         return table
 
     def _rate(self, name: str, status: dict[str, Any]) -> float:
-        counts = status["counts"]
-        total = counts["link_door"]["bytes_in"] if name == "balancer" else counts["link"]["bytes_in"]
+        total = status["flow"]["link_door" if name == "balancer" else "link"]["in"]["bytes"]
         rate = max(0, total - self._before.get(name, total))
         self._before[name] = total
         return float(rate)

@@ -23,6 +23,7 @@ from balancer.backoff import Backoff, BackoffSettings
 from balancer.doors import ExporterDoor, ExporterTls, LinkDoor, SourceBinding, SourceBindings
 from balancer.placement import Decision, Placement, Report
 from meter.datagrams import DatagramIntake, DatagramSettings
+from meter.flowing import exporters_flow
 from meter.intake import Intake, IntakeSettings
 from meter.templates import TemplateStore
 from meter.udp import UdpDoor, bind_udp
@@ -164,11 +165,17 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
         return {"unacknowledged_bytes": uplink.unacknowledged_bytes, **figures.read()}
 
     def status() -> dict[str, Any]:
-        taken = intake.counts.bytes + datagrams.counts.bytes + link_door.counts.bytes_in
-        given = uplink.bytes_out + link_door.counts.bytes_out
+        carried = link_door.counts
+        taken, given = uplink.taken.bytes + carried.bytes_in, uplink.given.bytes + carried.bytes_out
         return {
             "name": name,
             "role": "balancer",
+            "flow": {
+                **exporters_flow(intake.counts, datagrams.counts),
+                "link": {"in": attrs.asdict(uplink.taken), "out": attrs.asdict(uplink.given)},
+                "link_door": {"in": {"bytes": carried.bytes_in}, "out": {"bytes": carried.bytes_out}},
+                "link_door_back": {"out": {"bytes": carried.bytes_back}},
+            },
             "counts": {
                 "intake": attrs.asdict(intake.counts),
                 "udp": {

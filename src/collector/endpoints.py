@@ -13,7 +13,7 @@ from typing import Protocol
 import structlog
 from attrs import define, field
 
-from sapflow.link import Batch, CreditPool, Outbox, Sender, StreamId
+from sapflow.link import Batch, CreditPool, Outbox, Sender, StreamId, Traffic
 from sapflow.runtime.session import LinkSession
 
 log = structlog.get_logger()
@@ -23,21 +23,6 @@ class LiveSubscriber(Protocol):
     """Takes a batch or sheds it; never waits."""
 
     def offer(self, stream: StreamState, batch: Batch) -> None: ...
-
-
-@define
-class EndpointCounts:
-    """What an endpoint has taken in and given out; never goes down."""
-
-    batches_in: int = 0
-    bytes_in: int = 0
-    messages_in: int = 0
-    records_in: int = 0
-    repeats: int = 0
-    batches_out: int = 0
-    bytes_out: int = 0
-    messages_out: int = 0
-    records_out: int = 0
 
 
 @define(eq=False)
@@ -66,7 +51,12 @@ class DurableSubscription:
     def add(self, stream: StreamState) -> None:
         """Open a stream towards the subscriber."""
         sender = Sender(
-            self._session.connection, stream.outbox, stream=stream.id, org=stream.org, exporter=stream.exporter
+            self._session.connection,
+            stream.outbox,
+            stream=stream.id,
+            org=stream.org,
+            exporter=stream.exporter,
+            traffic=self.endpoint.given,
         )
         self._senders[stream.id] = sender
         self._handles[sender.handle] = (self, stream)
@@ -75,14 +65,7 @@ class DurableSubscription:
 
     def pump(self, stream: StreamState) -> None:
         """Send what credit allows."""
-        sender = self._senders[stream.id]
-        before = sender.bytes_sent, sender.batches_sent, sender.records_sent, sender.messages_sent
-        self._session.send(*sender.pump())
-        counts = self.endpoint.counts
-        counts.bytes_out += sender.bytes_sent - before[0]
-        counts.batches_out += sender.batches_sent - before[1]
-        counts.records_out += sender.records_sent - before[2]
-        counts.messages_out += sender.messages_sent - before[3]
+        self._session.send(*self._senders[stream.id].pump())
 
     def rewind(self, stream: StreamState) -> None:
         """The subscriber lacks a batch: send again from the lowest."""
@@ -105,7 +88,10 @@ class Endpoint:
 
     def __init__(self, org: str, pool: CreditPool, on_release: Callable[[], None]) -> None:
         self.org = org
-        self.counts = EndpointCounts()
+        self.taken = Traffic()
+        self.given = Traffic()
+        """To durable subscribers, with what was sent again."""
+        self.repeats = 0
         self.streams: dict[StreamId, StreamState] = {}
         self.durable: list[DurableSubscription] = []
         self.live: list[LiveSubscriber] = []
@@ -133,15 +119,11 @@ class Endpoint:
 
     def publish(self, state: StreamState, batch: Batch) -> None:
         """Take a batch whose bytes were received under credit."""
-        counts = self.counts
-        counts.batches_in += 1
-        counts.bytes_in += batch.size
-        counts.messages_in += batch.messages
-        counts.records_in += batch.records
+        self.taken.add(batch)
         change = state.outbox.put(batch)
         self.held_bytes += change
         if change != batch.size:
-            counts.repeats += change == 0
+            self.repeats += change == 0
             self._release(batch.size - change)
         if change == 0:
             return

@@ -16,7 +16,7 @@ import trio_websocket
 from attrs import define, frozen
 
 from collector.endpoints import Endpoint, StreamState
-from sapflow.link import Batch
+from sapflow.link import Batch, Traffic
 from sapflow.runtime.channel import ByteChannel
 
 log = structlog.get_logger()
@@ -41,8 +41,6 @@ class LiveCounts:
 
     subscribers: int = 0
     unauthorized: int = 0
-    batches_out: int = 0
-    bytes_out: int = 0
     batches_shed: int = 0
     records_shed: int = 0
 
@@ -71,6 +69,7 @@ class LiveDoor:
     ) -> None:
         self.settings = settings
         self.counts = LiveCounts()
+        self.given = Traffic()
         self._authenticate = authenticate
         self._endpoint = endpoint
 
@@ -110,8 +109,7 @@ class LiveDoor:
                 for stream, batch, shed in await subscription.channel.receive_all(RECEIVE_BUFFER_BYTES):
                     with trio.fail_after(self.settings.send_timeout_s):
                         await socket.send_message(_message(stream, batch, shed))
-                    self.counts.batches_out += 1
-                    self.counts.bytes_out += batch.size
+                    self.given.add(batch)
         finally:
             endpoint.live.remove(subscription)
             self.counts.subscribers -= 1

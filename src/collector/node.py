@@ -21,6 +21,7 @@ from collector.live import LiveDoor, LiveSettings
 from collector.sessions import Collector, CollectorSettings
 from sapflow.cluster.local import LocalCoordinator
 from sapflow.config import Config
+from sapflow.link import Traffic
 from sapflow.monitor.control import serve_control
 from sapflow.monitor.process import ProcessFigures
 from sapflow.orgs import OrgTable, keep_fresh
@@ -51,13 +52,6 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
     live_listener = await listen(mine.live, what="live subscribers")
     rate = _Rate()
 
-    def endpoint_counts() -> dict[str, int]:
-        totals: dict[str, int] = {}
-        for endpoint in collector.endpoints.values():
-            for key, value in attrs.asdict(endpoint.counts).items():
-                totals[key] = totals.get(key, 0) + value
-        return totals
-
     def load() -> dict[str, Any]:
         return {
             "bytes_per_s": rate.of(collector.counts.bytes_in, trio.current_time()),
@@ -67,22 +61,32 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
         }
 
     def status() -> dict[str, Any]:
-        totals = endpoint_counts()
-        taken, given = totals.get("bytes_in", 0), totals.get("bytes_out", 0)
         endpoints = collector.endpoints.values()
-        expected = sum(e.counts.bytes_in * (len(e.durable) + len(e.live)) for e in endpoints)
+        taken = sum((e.taken for e in endpoints), Traffic())
+        given = sum((e.given for e in endpoints), Traffic())
+        expected = sum(e.taken.bytes * (len(e.durable) + len(e.live)) for e in endpoints)
         return {
             "name": name,
             "role": "collector",
-            "counts": {"link": attrs.asdict(collector.counts), "endpoint": totals, "live": attrs.asdict(live.counts)},
+            "flow": {
+                "link": {"in": attrs.asdict(taken), "out": attrs.asdict(given)},
+                "endpoint": {"in": attrs.asdict(taken), "out": attrs.asdict(given + live.given)},
+                "live": {"out": attrs.asdict(live.given)},
+            },
+            "counts": {
+                "link": attrs.asdict(collector.counts),
+                "endpoint": {"repeats": sum(e.repeats for e in endpoints)},
+                "live": attrs.asdict(live.counts),
+            },
             "gauges": {"held_bytes": collector.pool.used_bytes, "budget_bytes": mine.budget_bytes, **figures.read()},
             "ratio": {
-                "measured": round((given + live.counts.bytes_out) / taken, 3) if taken else None,
-                "expected": round(expected / taken, 3) if taken else None,
+                "measured": round((given + live.given).bytes / taken.bytes, 3) if taken.bytes else None,
+                "expected": round(expected / taken.bytes, 3) if taken.bytes else None,
             },
             "orgs": {
                 e.org: {
-                    **attrs.asdict(e.counts),
+                    "in": attrs.asdict(e.taken),
+                    "out": attrs.asdict(e.given),
                     "held_bytes": e.held_bytes,
                     "streams": len(e.streams),
                     "durable": len(e.durable),

@@ -31,6 +31,7 @@ from attrs import define, frozen
 from meter.datagrams import DatagramIntake, DatagramSettings
 from meter.doors import ExporterDoors, Sources, listen_unix
 from meter.drop import DropDirectory
+from meter.flowing import exporters_flow
 from meter.intake import Intake, IntakeSettings
 from meter.keeping import KeepingSettings
 from meter.spool import Spool
@@ -207,7 +208,6 @@ class _Meter:
                 "refused_records": keeping.refused_records,
                 "transactions": spooling.transactions,
             },
-            "link": {"bytes_out": self.uplink.bytes_out},
             "door": {"refused": self.doors.refused},
         }
         if self.udp is not None and self.datagrams is not None:
@@ -221,6 +221,10 @@ class _Meter:
         return {
             "name": self.name,
             "role": "meter",
+            "flow": {
+                **exporters_flow(self.intake.counts, self.datagrams.counts if self.datagrams is not None else None),
+                "link": {"in": attrs.asdict(self.uplink.taken), "out": attrs.asdict(self.uplink.given)},
+            },
             "counts": counts,
             "gauges": {
                 "held_bytes": spool.held_bytes,

@@ -70,7 +70,12 @@ class TargetLink:
             self._waiting.append(stream)
             return
         sender = Sender(
-            self._session.connection, stream.outbox, stream=stream.id, org=stream.org, exporter=stream.exporter
+            self._session.connection,
+            stream.outbox,
+            stream=stream.id,
+            org=stream.org,
+            exporter=stream.exporter,
+            traffic=self._uplink.given,
         )
         self._streams[sender.handle] = stream
         stream.link, stream.sender = self, sender
@@ -107,7 +112,6 @@ class TargetLink:
             peer=f"{self.target.name} ({self.target.address})",
             idle_timeout_s=settings.idle_timeout_s,
             max_unsent_bytes=settings.max_unsent_bytes,
-            on_out=self._count,
         )
         self._session = session
         async with session.open():
@@ -118,9 +122,6 @@ class TargetLink:
                     self._handle(event)
                 if self.hold_s:
                     return
-
-    def _count(self, size: int) -> None:
-        self._uplink.bytes_out += size
 
     def _handle(self, event: Event) -> None:
         match event:

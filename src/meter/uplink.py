@@ -24,7 +24,7 @@ from meter.batching import MAX_BATCH_BYTES, Draft
 from meter.budget import Budget
 from meter.target_link import TargetLink
 from sapflow.errors import LinkError, Overloaded, Refused, Unreachable
-from sapflow.link import Batch, Outbox, Sender, StreamId
+from sapflow.link import Batch, Outbox, Sender, StreamId, Traffic
 from sapflow.link.frames import Hint
 
 log = structlog.get_logger()
@@ -125,6 +125,7 @@ class UplinkStream:
     exporter: str
     settings: UplinkSettings
     budget: Budget
+    taken: Traffic
     outbox: Outbox = field(factory=Outbox)
     records_acknowledged: int = 0
     batches_acknowledged: int = 0
@@ -173,6 +174,7 @@ class UplinkStream:
         assert batch.size <= MAX_BATCH_BYTES, (self.exporter, batch.size)
         self.outbox.put(batch)
         self.bytes_put += batch.size
+        self.taken.add(batch)
         if self.link is not None and self.sender is not None:
             self.link.send(self.sender.pump())
 
@@ -214,7 +216,9 @@ class Uplink:
         self.links: dict[str, TargetLink] = {}
         self.streams: set[UplinkStream] = set()
         self.budget = Budget(settings.budget_bytes, settings.org_share)
-        self.bytes_out = 0
+        self.taken = Traffic()
+        self.given = Traffic()
+        """With what was sent again."""
         self.refused: Refused | None = None
         self.was_refused = trio.Event()
         self.last_error = ""
@@ -231,7 +235,9 @@ class Uplink:
 
     def open_stream(self, org: str, exporter: str, stream_id: StreamId | None = None) -> UplinkStream:
         """A stream, with an id that was never used before if none is given."""
-        stream = UplinkStream(stream_id or StreamId(os.urandom(16)), org, exporter, self.settings, self.budget)
+        stream = UplinkStream(
+            stream_id or StreamId(os.urandom(16)), org, exporter, self.settings, self.budget, self.taken
+        )
         self.streams.add(stream)
         self.rehome(stream)
         return stream

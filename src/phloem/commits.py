@@ -16,6 +16,7 @@ from attrs import define, frozen
 from phloem.engine.embedded import EmbeddedLog, Outcome
 from sapflow.entry import LogEntry
 from sapflow.errors import StorageError
+from sapflow.link import Batch, Traffic
 from sapflow.runtime.channel import ByteChannel
 from sapflow.runtime.threads import ThreadKind
 
@@ -46,7 +47,12 @@ class Commit:
     entry: LogEntry
     source: Source
     handle: int
-    size: int
+    batch: Batch
+
+    @property
+    def size(self) -> int:
+        """Bytes that count against the channel and the budget."""
+        return self.batch.size
 
 
 @define
@@ -55,8 +61,6 @@ class CommitCounts:
 
     commits: int = 0
     stored: int = 0
-    stored_bytes: int = 0
-    stored_messages: int = 0
     stored_records: int = 0
     duplicates: int = 0
     refused: int = 0
@@ -71,6 +75,10 @@ class Committer:
         self, engine: EmbeddedLog, *, channel_bytes: int, commit_bytes: int, on_stored: Callable[[set[str]], None]
     ) -> None:
         self.counts = CommitCounts()
+        self.channelled = Traffic()
+        """Into the channel; `drawn` out of it, `stored` in the log."""
+        self.drawn = Traffic()
+        self.stored = Traffic()
         self.channel: ByteChannel[Commit] = ByteChannel(channel_bytes)
         self.storage = ThreadKind("storage", 1)
         self._engine = engine
@@ -78,10 +86,16 @@ class Committer:
         self._on_stored = on_stored
         self.sources: set[Source] = set()
 
+    def put(self, commit: Commit) -> None:
+        """Have a batch committed. Its bytes were granted as credit, which never exceeds the channel."""
+        sent = self.channel.try_send(commit, commit.size)
+        assert sent, commit
+        self.channelled.add(commit.batch)
+
     async def run(self) -> None:
         """Commit what comes until cancelled."""
         while True:
-            group = await self.channel.receive_all(self._commit_bytes)
+            group = await self._draw()
             try:
                 outcomes = await self.storage.run(lambda: self._engine.append([(c.org, c.entry) for c in group]))  # noqa: B023
             except StorageError as error:
@@ -90,6 +104,12 @@ class Committer:
             self.counts.commits += 1
             self._tell(group, outcomes)
 
+    async def _draw(self) -> list[Commit]:
+        group = await self.channel.receive_all(self._commit_bytes)
+        for commit in group:
+            self.drawn.add(commit.batch)
+        return group
+
     def _tell(self, group: list[Commit], outcomes: list[Outcome]) -> None:
         counts = self.counts
         orgs = set()
@@ -97,8 +117,7 @@ class Committer:
             match outcome.kind:
                 case "stored":
                     counts.stored += 1
-                    counts.stored_bytes += commit.size
-                    counts.stored_messages += commit.entry.messages
+                    self.stored.add(commit.batch)
                     counts.stored_records += commit.entry.records
                     orgs.add(commit.org)
                 case "duplicate":
@@ -124,7 +143,7 @@ class Committer:
         for source in list(self.sources):
             source.failed()
         while len(self.channel):
-            group += await self.channel.receive_all(self._commit_bytes)
+            group += await self._draw()
         for commit in group:
             commit.source.dropped(commit)
         while True:

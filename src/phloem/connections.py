@@ -26,6 +26,7 @@ from sapflow.link import (
     Opened,
     Side,
     StreamEnded,
+    Traffic,
     Welcomed,
 )
 from sapflow.link.frames import Hint
@@ -55,10 +56,6 @@ class ConnectionCounts:
     links: int = 0
     dialled: int = 0
     failed: int = 0
-    bytes_in: int = 0
-    batches_in: int = 0
-    messages_in: int = 0
-    records_in: int = 0
 
 
 class Connections:
@@ -74,6 +71,7 @@ class Connections:
         self.settings = settings
         self.committer = committer
         self.counts = ConnectionCounts()
+        self.taken = Traffic()
         self.pool = CreditPool(settings.budget_bytes, org_share=settings.org_share)
         self.links: dict[int, _CollectorLink] = {}
         self.dial = dial
@@ -166,7 +164,6 @@ class _CollectorLink:
             peer=f"{self._name} ({self._address})",
             idle_timeout_s=settings.idle_timeout_s,
             max_unsent_bytes=16 << 20,
-            on_in=self._count,
         )
         owner.links[self._number] = self
         owner.committer.sources.add(self)
@@ -228,18 +225,12 @@ class _CollectorLink:
         if self._session is not None:
             self._session.cut()
 
-    def _count(self, size: int) -> None:
-        self._owner.counts.bytes_in += size
-
     def _handle(self, event: Event) -> None:
         owner = self._owner
         match event:
             case BatchReceived(handle, batch):
                 opened = self._streams[handle]
-                counts = owner.counts
-                counts.batches_in += 1
-                counts.messages_in += batch.messages
-                counts.records_in += batch.records
+                owner.taken.add(batch)
                 owner.pool.received((self._number, handle), batch.size)
                 entry = LogEntry(
                     stream=opened.stream,
@@ -250,8 +241,7 @@ class _CollectorLink:
                     records=batch.records,
                     payload=batch.payload,
                 )
-                sent = owner.committer.channel.try_send(Commit(opened.org, entry, self, handle, batch.size), batch.size)
-                assert sent, "credit never exceeds the channel"
+                owner.committer.put(Commit(opened.org, entry, self, handle, batch))
             case CreditWanted(handle, limit):
                 owner.pool.want((self._number, handle), limit)
             case Opened():

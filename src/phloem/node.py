@@ -29,6 +29,7 @@ from sapflow.cluster.local import LocalCoordinator
 from sapflow.cluster.view import View
 from sapflow.config import Config
 from sapflow.errors import StorageError
+from sapflow.link import Traffic
 from sapflow.monitor.control import serve_control
 from sapflow.monitor.process import ProcessFigures
 from sapflow.orgs import OrgTable, keep_fresh
@@ -87,13 +88,18 @@ async def _run(config: Config, name: str, fleet_token: str, announce: Announce, 
         return {"held_bytes": connections.pool.used_bytes, "budget_bytes": mine.budget_bytes, **figures.read()}
 
     def status() -> dict[str, Any]:
-        taken = connections.counts.bytes_in
+        taken, counted = connections.taken.bytes, consumers.counts
+        read = Traffic(counted.entries_out, counted.bytes_out, counted.messages_out, counted.records_out)
         return {
             "name": name,
             "role": "phloem",
+            "flow": {
+                "link": {"in": attrs.asdict(connections.taken)},
+                "channel": {"in": attrs.asdict(committer.channelled), "out": attrs.asdict(committer.drawn)},
+                "engine": {"in": attrs.asdict(committer.stored), "out": attrs.asdict(read)},
+            },
             "counts": {
                 "link": attrs.asdict(connections.counts),
-                "channel": attrs.asdict(committer.channel.counts),
                 "commit": attrs.asdict(committer.counts),
                 "consume": attrs.asdict(consumers.counts),
             },
@@ -106,7 +112,7 @@ async def _run(config: Config, name: str, fleet_token: str, announce: Announce, 
                 **figures.read(),
             },
             "ratio": {
-                "measured": round(committer.counts.stored_bytes / taken, 3) if taken else None,
+                "measured": round(committer.stored.bytes / taken, 3) if taken else None,
                 "expected": 1.0,
             },
         }

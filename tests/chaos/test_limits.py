@@ -2,11 +2,14 @@
 
 import resource
 import socket
+import subprocess
+import sys
 import time
 import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
 
+from prometheus_client.parser import text_string_to_metric_families
 from tools.fleet import Fleet, running
 
 from sapflow.cli.fleet import read_fleet
@@ -50,21 +53,48 @@ def test_c19_without_file_descriptors_accepting_pauses_without_spinning_and_reco
         assert "accept paused" in (tmp_path / "up.log").read_text()
 
 
-def test_every_process_answers_prometheus_with_what_it_counted(tmp_path: Path) -> None:
+PLACES = {
+    "balancer": {"exporters_tcp in", "exporters_udp in", "link in", "link out"},
+    "collector": {"link in", "link out", "endpoint in", "endpoint out", "live out"},
+    "phloem": {"link in", "channel in", "channel out", "engine in", "engine out"},
+}
+THROUGH = {
+    "balancer": ("exporters_tcp in", "link in", "link out"),
+    "collector": ("link in", "link out", "endpoint in", "endpoint out"),
+    "phloem": ("link in", "channel in", "channel out", "engine in", "engine out"),
+}
+"""Where all that one exporter sent goes through once."""
+
+
+def figures_of(url: str) -> dict[str, float]:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        families = list(text_string_to_metric_families(answer.read().decode()))
+    for family in families:
+        assert family.type in ("counter", "gauge")
+        assert not family.name.endswith("_total")
+    return {sample.name: sample.value for family in families for sample in family.samples}
+
+
+def test_every_process_answers_prometheus_with_what_went_through_each_of_its_places(tmp_path: Path) -> None:
+    work = reference_work(5)
+    records, messages = 120, 6
     with running(tmp_path, collectors=1) as fleet:
-        send(fleet.doors["ipfix_tcp"], reference_work(5))
-        until = time.monotonic() + 30
-        while stored(fleet) < 120 and time.monotonic() < until:
+        send(fleet.doors["ipfix_tcp"], work)
+        until = time.monotonic() + 20
+        while stored(fleet) < records and time.monotonic() < until:
             time.sleep(0.1)
-        texts = {}
+        words = ("tail", "default", "--at", "earliest", "--no-follow", "--data", str(fleet.data))
+        subprocess.run([sys.executable, "-m", "sapflow", *words], check=True, capture_output=True, timeout=60)
         for url in read_fleet(str(fleet.data))["metrics"]:
-            with urllib.request.urlopen(url, timeout=5) as answer:
-                texts[url] = answer.read().decode()
-    joined = "\n".join(texts.values())
-    for line in (
-        "sapflow_balancer_intake_records_total 120.0",
-        "sapflow_collector_endpoint_records_in_total 120.0",
-        "sapflow_phloem_commit_stored_records_total 120.0",
-    ):
-        assert line in joined
-    assert all("_rss_bytes " in text for text in texts.values())
+            found = figures_of(url)
+            role = next(iter(found)).split("_")[1]
+            for place in PLACES[role]:
+                name, way = place.split()
+                for unit in ("bytes", "messages", "records"):
+                    value = found[f"sapflow_{role}_{name}_{way}_{unit}_total"]
+                    if place in THROUGH[role] and unit != "bytes":
+                        assert value == {"messages": messages, "records": records}[unit], (role, place, unit)
+            assert found[f"sapflow_{role}_out_in_ratio_measured"] == found[f"sapflow_{role}_out_in_ratio_expected"] == 1
+            assert found[f"sapflow_{role}_rss_bytes"] > 1 << 20
+            assert found[f"sapflow_{role}_cpu_seconds_total"] > 0
+            assert found[f"sapflow_{role}_lag_seconds"] >= 0

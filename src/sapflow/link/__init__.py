@@ -29,6 +29,7 @@ from sapflow.link.events import (
 from sapflow.link.frames import Close, LinkLimits, StreamId
 from sapflow.link.outbox import Cursor, Outbox
 from sapflow.link.sender import Sender
+from sapflow.link.traffic import Traffic
 
 __all__ = [
     "Acknowledged",
@@ -57,5 +58,6 @@ __all__ = [
     "StreamEnded",
     "StreamId",
     "Subscribed",
+    "Traffic",
     "Welcomed",
 ]

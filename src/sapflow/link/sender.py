@@ -5,6 +5,7 @@ from __future__ import annotations
 from sapflow.link.connection import Connection
 from sapflow.link.frames import StreamId
 from sapflow.link.outbox import Cursor, Outbox
+from sapflow.link.traffic import Traffic
 
 LOOKAHEAD_BYTES = 512 << 10
 """Credit is asked for this far ahead of what was sent, and to the end of the batch that lies there."""
@@ -22,16 +23,15 @@ class Sender:
         org: str,
         exporter: str,
         lookahead_bytes: int = LOOKAHEAD_BYTES,
+        traffic: Traffic | None = None,
     ) -> None:
         self.connection = connection
         self.outbox = outbox
         self._lookahead_bytes = lookahead_bytes
         self.handle, self.opening = connection.open(stream, org, exporter)
         self._cursor = Cursor(outbox)
-        self.bytes_sent = 0
-        self.batches_sent = 0
-        self.messages_sent = 0
-        self.records_sent = 0
+        self.traffic = traffic if traffic is not None else Traffic()
+        """What was sent, with what was sent again."""
 
     def pump(self) -> list[bytes]:
         """What credit allows, and a wish for credit for what else waits."""
@@ -42,10 +42,7 @@ class Sender:
             pieces += connection.batch(handle, batch)
             credit -= batch.size
             cursor.advance()
-            self.bytes_sent += batch.size
-            self.batches_sent += 1
-            self.messages_sent += batch.messages
-            self.records_sent += batch.records
+            self.traffic.add(batch)
         waiting = cursor.waiting_bytes(self._lookahead_bytes)
         if waiting:
             pieces.append(connection.want(handle, waiting))

@@ -23,11 +23,21 @@ from sapflow.runtime.serve import listen
 
 Status = Callable[[], dict[str, Any]]
 
+_NAMES = {"lag_s": "lag_seconds", "cpu": "cpu_ratio", "oldest_s": "oldest_seconds"}
+"""Figures whose names in a status are shorter than a metric's."""
+_UNITS = ("bytes", "messages", "records", "batches", "entries", "items")
+_IN_FLOW = {f"{unit}{way}" for unit in _UNITS for way in ("", "_in", "_out", "_back")}
+"""What `flow` says already."""
+
 GAUGES = {"links", "exporters", "open", "consumers", "subscribers", "streams", "orgs"}
 
 
 class _Exporter:
-    """Turns a status into metrics when asked: figures under `counts` become counters, those under `gauges` gauges."""
+    """Turns a status into metrics when asked.
+
+    `flow` becomes `<place>_<in|out>_<bytes|messages|records|batches>_total`, what stands under `counts` counters of
+    events, `gauges` gauges; `ratio` is what flows out for each byte in, and what that should be.
+    """
 
     def __init__(self, role: str, status: Status) -> None:
         self._role = role
@@ -35,13 +45,31 @@ class _Exporter:
 
     def collect(self) -> Iterator[Metric]:
         status = self._status()
+        for place, ways in status.get("flow", {}).items():
+            for way, figures in ways.items():
+                for unit, value in figures.items():
+                    yield self._counter(f"{place}_{way}_{unit}", f"{unit} {way} at {place}", value)
         for section, figures in status.get("counts", {}).items():
             for key, value in figures.items():
-                name = f"sapflow_{self._role}_{section}_{key}"
-                family = GaugeMetricFamily if key in GAUGES else CounterMetricFamily
-                yield family(name, f"{section}: {key.replace('_', ' ')}", value=value)
+                if key in GAUGES:
+                    yield self._gauge(f"{section}_{key}", f"{section}: {key}, now", value)
+                elif key not in _IN_FLOW:
+                    yield self._counter(f"{section}_{key}", f"{section}: {key.replace('_', ' ')}", value)
         for key, value in status.get("gauges", {}).items():
-            yield GaugeMetricFamily(f"sapflow_{self._role}_{key}", key.replace("_", " "), value=value)
+            if key == "cpu_seconds":
+                yield self._counter(key, "CPU seconds used", value)
+            else:
+                name = _NAMES.get(key, key)
+                yield self._gauge(name, name.replace("_", " "), value)
+        for key, value in status.get("ratio", {}).items():
+            if value is not None:
+                yield self._gauge(f"out_in_ratio_{key}", f"bytes out for each byte in, {key}", value)
+
+    def _counter(self, name: str, what: str, value: float) -> Metric:
+        return CounterMetricFamily(f"sapflow_{self._role}_{name}", what, value=value)
+
+    def _gauge(self, name: str, what: str, value: float) -> Metric:
+        return GaugeMetricFamily(f"sapflow_{self._role}_{name}", what, value=value)
 
 
 async def serve_control(

@@ -234,7 +234,7 @@ async def test_a_batch_that_is_not_what_it_says_ends_its_link_and_nothing_of_it_
             await trio.testing.wait_all_tasks_blocked()
             assert collector.counts.malformed == 1
             assert collector.pool.used_bytes == 0
-            assert collector.endpoints["acme"].counts.batches_in == 0
+            assert collector.endpoints["acme"].taken.batches == 0
 
 
 async def test_w08_a_link_that_says_nothing_is_closed_at_the_deadline(autojump_clock: MockClock) -> None:
@@ -271,4 +271,4 @@ async def test_an_org_that_nobody_takes_from_is_held_within_its_share(autojump_c
         assert 1 << 20 < sent * batch.size <= 4 << 20
         await fast.send(await fast.open(stream=StreamId(bytes(16))), a_batch())
         await trio.testing.wait_all_tasks_blocked()
-        assert collector.endpoints["globex"].counts.batches_in == 1
+        assert collector.endpoints["globex"].taken.batches == 1

@@ -5,7 +5,7 @@ from collections import Counter
 from meter.budget import Budget
 from meter.targets import COLLECTOR_RETRY_S, DOOR, DOOR_FAILURES, DOOR_RETRY_S, Targets
 from meter.uplink import UplinkSettings, UplinkStream
-from sapflow.link import StreamId
+from sapflow.link import StreamId, Traffic
 
 
 class Clock:
@@ -17,7 +17,7 @@ class Clock:
 
 def some_streams(count: int) -> list[UplinkStream]:
     return [
-        UplinkStream(StreamId(bytes([n]) * 16), "acme", "x", UplinkSettings(hello={}), Budget(1 << 20))
+        UplinkStream(StreamId(bytes([n]) * 16), "acme", "x", UplinkSettings(hello={}), Budget(1 << 20), Traffic())
         for n in range(count)
     ]
 

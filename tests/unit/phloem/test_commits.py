@@ -10,6 +10,7 @@ from phloem.commits import Commit, Committer
 from phloem.engine.embedded import EmbeddedLog, Outcome
 from sapflow.entry import LogEntry
 from sapflow.errors import StorageError
+from sapflow.link import Batch
 
 STREAM = b"0123456789abcdef"
 
@@ -49,7 +50,8 @@ class FailingLog(EmbeddedLog):
 
 
 def a_commit(source: Source, seq: int) -> Commit:
-    return Commit("acme", LogEntry(STREAM, seq, "x", 1, 1, 1, b"payload"), source, 1, 7)
+    entry = LogEntry(STREAM, seq, "x", 1, 1, 1, b"payload")
+    return Commit("acme", entry, source, 1, Batch(seq, 1, 1, 1, b"payload"))
 
 
 async def test_c08_a_commit_that_failed_is_never_acknowledged_and_the_next_ones_are(tmp_path: Path) -> None:
