@@ -8,9 +8,9 @@ import json
 import struct
 from typing import Any
 
-from sapflow.flows.encode import make_message, make_set, make_template, make_variable
+from sapflow.flows.columns.records import Context
 from sapflow.flows.formats import open_writer
-from sapflow.flows.records import Context
+from sapflow.flows.ipfix.encode import make_message, make_set, make_template, make_variable
 from sapflow.flows.wire import VARIABLE_LENGTH
 
 ROOM = 65_535 - 20

@@ -25,7 +25,7 @@ from meter.uplink import FixedTarget, Target, Uplink, UplinkSettings, UplinkStre
 from sapflow.cli import start_log
 from sapflow.cli.fleet import read_fleet
 from sapflow.errors import Unreachable
-from sapflow.flows.encode import Encoder
+from sapflow.flows.ipfix.encode import Encoder
 from sapflow.flows.reference import reference_records, reference_template
 from sapflow.flows.wire import MESSAGE_HEADER, VERSION
 from sapflow.link import Batch

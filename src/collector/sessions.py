@@ -17,8 +17,8 @@ from attrs import define, field, frozen
 
 from collector.endpoints import DurableSubscription, Endpoint, Handles, StreamState
 from sapflow.errors import LinkError, Overloaded, Refused
+from sapflow.flows.ipfix.session import Session
 from sapflow.flows.limits import FlowLimits
-from sapflow.flows.session import Session
 from sapflow.link import (
     Acknowledged,
     BatchReceived,

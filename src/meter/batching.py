@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from attrs import define, field, frozen
 
 from sapflow.errors import MalformedMessage
-from sapflow.flows.framing import MessageFramer, in_parts
+from sapflow.flows.ipfix.framing import MessageFramer, in_parts
+from sapflow.flows.ipfix.mending import mended
+from sapflow.flows.ipfix.session import Session
 from sapflow.flows.limits import FlowLimits
-from sapflow.flows.mending import mended
-from sapflow.flows.session import Session
 from sapflow.flows.wire import MAX_MESSAGE_BYTES
 from sapflow.link import LinkLimits
 

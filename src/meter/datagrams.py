@@ -17,9 +17,9 @@ from meter.faults import Faults
 from meter.recvmmsg import Source
 from meter.uplink import ExporterStream, StreamSource
 from sapflow.errors import MalformedMessage
-from sapflow.flows.datagrams import DatagramSession, Protocol, protocol_of
+from sapflow.flows.datagrams.parking import Allowance
+from sapflow.flows.datagrams.session import DatagramSession, Protocol, protocol_of
 from sapflow.flows.limits import FlowLimits
-from sapflow.flows.parking import Allowance
 
 log = structlog.get_logger()
 

@@ -19,7 +19,7 @@ import trio
 from attrs import define, field
 
 from meter.datagrams import Exporter, ExporterKey
-from sapflow.flows.datagrams import Protocol
+from sapflow.flows.datagrams.session import Protocol
 from sapflow.runtime.threads import ThreadKind
 
 log = structlog.get_logger()

@@ -8,7 +8,7 @@ from pathlib import Path
 from tools.fleet import Fleet, running
 
 from sapflow.cli.fleet import read_fleet
-from sapflow.flows.encode import make_message, make_set, make_template
+from sapflow.flows.ipfix.encode import make_message, make_set, make_template
 from sapflow.flows.reference import reference_work
 
 LOOSE = make_template(300, [(0, 82, 65_535)])

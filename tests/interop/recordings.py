@@ -14,8 +14,8 @@ from attrs import define
 from click.testing import CliRunner
 
 from sapflow.cli import cli
+from sapflow.flows.columns.records import Context
 from sapflow.flows.formats import open_writer
-from sapflow.flows.records import Context
 from tests.interop.exporters import EXPORTERS, a_capture_of
 from tests.peers import needs, needs_root
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sapflow.flows.columns import decode
-from sapflow.flows.typeinfo import TypeInformation
+from sapflow.flows.columns.batches import decode
+from sapflow.flows.meaning.typeinfo import TypeInformation
 from tests.interop import ipfixdump
 from tests.interop.exporters import messages_of, program
 from tests.interop.recordings import Row, decoded, undescribed

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 from meter.batching import Batcher
 from sapflow.errors import MalformedMessage
-from sapflow.flows.columns import decode
-from sapflow.flows.datagrams import DatagramSession
-from sapflow.flows.encode import make_message, make_set, make_template, make_variable
+from sapflow.flows.columns.batches import decode
+from sapflow.flows.datagrams.session import DatagramSession
+from sapflow.flows.ipfix.encode import make_message, make_set, make_template, make_variable
+from sapflow.flows.ipfix.session import Session
+from sapflow.flows.ipfix.structured import ListDecoder
 from sapflow.flows.limits import FlowLimits
 from sapflow.flows.registry import registry
-from sapflow.flows.session import Session
-from sapflow.flows.structured import ListDecoder
 from sapflow.flows.wire import VARIABLE_LENGTH
 from tests.hostile import ROOM, records_of, worst_cases
 

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from attrs import define
 
-from sapflow.flows.columns import decode
-from sapflow.flows.encode import Encoder, make_template, make_variable
+from sapflow.flows.columns.batches import decode
+from sapflow.flows.columns.records import Context
 from sapflow.flows.formats import open_writer
+from sapflow.flows.ipfix.encode import Encoder, make_template, make_variable
+from sapflow.flows.ipfix.session import Session
+from sapflow.flows.ipfix.templates import Template
 from sapflow.flows.limits import FlowLimits
-from sapflow.flows.records import Context
 from sapflow.flows.reference import EXPORT_TIME, REFERENCE_FIELDS, reference_records, reference_template, reference_work
-from sapflow.flows.session import Session
-from sapflow.flows.templates import Template
 from sapflow.flows.wire import VARIABLE_LENGTH
 
 CHUNK_BYTES = 270_000

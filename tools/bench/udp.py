@@ -18,10 +18,10 @@ import trio
 from meter.datagrams import DatagramIntake, DatagramSettings
 from meter.udp import UdpDoor, bind_udp
 from meter.uplink import FixedTarget, Target, Uplink, UplinkSettings
-from sapflow.flows.encode import make_message, make_set
+from sapflow.flows.datagrams.netflow5 import HEADER as V5_HEADER
+from sapflow.flows.datagrams.netflow9 import HEADER as V9_HEADER
+from sapflow.flows.ipfix.encode import make_message, make_set
 from sapflow.flows.limits import FlowLimits
-from sapflow.flows.netflow5 import HEADER as V5_HEADER
-from sapflow.flows.netflow9 import HEADER as V9_HEADER
 from sapflow.flows.reference import (
     EXPORT_TIME,
     REFERENCE_FIELDS,

@@ -6,7 +6,7 @@ import trio
 from attrs import define, field
 
 from sapflow.client import subscribe
-from sapflow.flows.session import Session
+from sapflow.flows.ipfix.session import Session
 from tools.fleet import Fleet
 from tools.loadgen import Ledger
 

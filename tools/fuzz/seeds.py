@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 
-from sapflow.flows.encode import Encoder, make_message, make_set, make_template, make_variable
+from sapflow.flows.ipfix.encode import Encoder, make_message, make_set, make_template, make_variable
 from sapflow.flows.reference import reference_work
 from sapflow.flows.wire import VARIABLE_LENGTH
 from sapflow.link import Connection, Side

@@ -18,18 +18,18 @@ from balancer.hints import read_hint
 from meter.batching import Batcher, Draft
 from sapflow.errors import LinkError, MalformedMessage
 from sapflow.flows.captures import Datagrams, Packet, TcpSegments, read_capture
-from sapflow.flows.columns import decode
-from sapflow.flows.datagrams import DatagramSession, Protocol, protocol_of
+from sapflow.flows.columns.batches import decode
+from sapflow.flows.columns.records import Context
+from sapflow.flows.datagrams.session import DatagramSession, Protocol, protocol_of
 from sapflow.flows.formats import FORMATS, open_writer
+from sapflow.flows.ipfix.session import Session
+from sapflow.flows.ipfix.structured import ListDecoder
 from sapflow.flows.limits import FlowLimits
-from sapflow.flows.names import Names
-from sapflow.flows.records import Context
+from sapflow.flows.meaning.names import Names
+from sapflow.flows.meaning.sampling import Sampling
+from sapflow.flows.meaning.typeinfo import Dictionaries
+from sapflow.flows.meaning.view import View
 from sapflow.flows.registry import registry, using
-from sapflow.flows.sampling import Sampling
-from sapflow.flows.session import Session
-from sapflow.flows.structured import ListDecoder
-from sapflow.flows.typeinfo import Dictionaries
-from sapflow.flows.view import View
 from sapflow.link import Connection, LinkLimits, Side
 from sapflow.runtime.websocket import accept
 from tools.fuzz import seeds

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sapflow.errors import ConfigurationError
+from sapflow.flows.meaning.typeinfo import SEMANTICS, UNITS
 from sapflow.flows.registry import InformationElement, load_elements
-from sapflow.flows.typeinfo import SEMANTICS, UNITS
 
 
 def faults(folder: Path) -> list[str]:

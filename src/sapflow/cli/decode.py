@@ -13,8 +13,8 @@ from sapflow.cli.inputs import Decoder, arrivals, described, opened
 from sapflow.cli.meaning import Meaning, meaning_options
 from sapflow.cli.options import FIELDS, FORMAT, OUT, field_names, finish, open_output
 from sapflow.errors import MalformedMessage, SapflowError
+from sapflow.flows.columns.records import Context
 from sapflow.flows.formats import Writer, open_writer
-from sapflow.flows.records import Context
 
 BATCH_BYTES = 1 << 20
 

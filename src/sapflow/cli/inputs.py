@@ -21,13 +21,13 @@ from rich.progress import Progress
 from meter.batching import Batcher, Draft
 from sapflow.errors import MalformedMessage, SapflowError
 from sapflow.flows.captures import HEAD_BYTES, Datagrams, TcpSegments, is_capture, read_capture
-from sapflow.flows.datagrams import DatagramSession, Protocol, protocol_of
+from sapflow.flows.datagrams.netflow5 import HEADER as V5_HEADER
+from sapflow.flows.datagrams.netflow5 import RECORD_BYTES as V5_RECORD_BYTES
+from sapflow.flows.datagrams.session import DatagramSession, Protocol, protocol_of
+from sapflow.flows.ipfix.session import Session
+from sapflow.flows.ipfix.templates import Template, parse_template_set
 from sapflow.flows.limits import FlowLimits
-from sapflow.flows.netflow5 import HEADER as V5_HEADER
-from sapflow.flows.netflow5 import RECORD_BYTES as V5_RECORD_BYTES
 from sapflow.flows.registry import registry
-from sapflow.flows.session import Session
-from sapflow.flows.templates import Template, parse_template_set
 from sapflow.flows.wire import FIRST_DATA_SET, MESSAGE_HEADER, SET_HEADER
 
 READ_BYTES = 256 << 10

@@ -13,13 +13,13 @@ from attrs import define, field
 
 from sapflow.config import Config, load
 from sapflow.errors import ConfigurationError
-from sapflow.flows.names import Names
-from sapflow.flows.records import Context
+from sapflow.flows.columns.records import Context
+from sapflow.flows.meaning.names import Names
+from sapflow.flows.meaning.sampling import Sampling
+from sapflow.flows.meaning.stages import Stage
+from sapflow.flows.meaning.typeinfo import Dictionaries
+from sapflow.flows.meaning.view import View
 from sapflow.flows.registry import InformationElement, Registry, load_elements, registry, using
-from sapflow.flows.sampling import Sampling
-from sapflow.flows.stages import Stage
-from sapflow.flows.typeinfo import Dictionaries
-from sapflow.flows.view import View
 
 VIEWS = ("flow",)
 _OPTIONS = (

@@ -19,8 +19,8 @@ from meter.batching import Draft
 from meter.uplink import FixedTarget, Target, Uplink, UplinkSettings, UplinkStream
 from sapflow.cli.inputs import Arrival, Decoder, arrivals, opened
 from sapflow.errors import ConfigurationError, MalformedMessage, Refused, SapflowError
-from sapflow.flows.framing import MessageFramer
-from sapflow.flows.session import Session
+from sapflow.flows.ipfix.framing import MessageFramer
+from sapflow.flows.ipfix.session import Session
 from sapflow.link.frames import Hint
 from sapflow.runtime import websocket
 from sapflow.runtime.addresses import split_address

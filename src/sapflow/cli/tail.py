@@ -16,8 +16,8 @@ from sapflow.cli.meaning import Meaning, meaning_options
 from sapflow.cli.options import FIELDS, FORMAT, OUT, field_names, finish, open_output
 from sapflow.client import subscribe
 from sapflow.errors import ConfigurationError, SapflowError
+from sapflow.flows.columns.records import Context
 from sapflow.flows.formats import Writer, open_writer
-from sapflow.flows.records import Context
 
 
 @click.command("tail")

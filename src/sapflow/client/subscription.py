@@ -17,7 +17,7 @@ from attrs import field, frozen
 from sapflow.client.connect import connect
 from sapflow.entry import decode_entry
 from sapflow.errors import LinkError, Refused, Unreachable
-from sapflow.flows.columns import FlowBatch, decode
+from sapflow.flows.columns.batches import FlowBatch, decode
 from sapflow.link import BatchReceived, Closed, Connection, CreditWanted, Noticed, Side, Welcomed
 from sapflow.link.frames import Close, Hint, LinkLimits
 

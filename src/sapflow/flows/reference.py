@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from sapflow.flows.encode import Encoder, make_template
-from sapflow.flows.templates import Template
+from sapflow.flows.ipfix.encode import Encoder, make_template
+from sapflow.flows.ipfix.templates import Template
 from sapflow.flows.wire import MESSAGE_HEADER, SET_HEADER, VERSION
 
 REFERENCE_FIELDS = (

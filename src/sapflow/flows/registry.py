@@ -1,8 +1,8 @@
 """The information elements by number and by name, read from the data files in `elements/` (RFC 7012).
 
 A registry may be extended by elements of an enterprise: from a file of the same form as ours (`load_elements`), or as
-an exporter described them (`sapflow.flows.typeinfo`). What IANA assigned keeps its meaning whatever they say. Whoever
-decodes asks `registry()`: our own, unless the caller put an extended one in its place (`using`).
+an exporter described them (`sapflow.flows.meaning.typeinfo`). What IANA assigned keeps its meaning whatever they say.
+Whoever decodes asks `registry()`: our own, unless the caller put an extended one in its place (`using`).
 """
 
 from __future__ import annotations

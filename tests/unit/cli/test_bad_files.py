@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sapflow.flows.encode import make_message, make_set, make_template
+from sapflow.flows.ipfix.encode import make_message, make_set, make_template
 from tests.unit.cli.test_files import run
 
 LOOSE = make_template(300, [(0, 82, 65_535)])

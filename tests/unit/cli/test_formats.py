@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sapflow.flows.encode import Encoder, make_template
+from sapflow.flows.ipfix.encode import Encoder, make_template
 from sapflow.flows.reference import reference_work
 from tests.unit.cli.test_files import run
 

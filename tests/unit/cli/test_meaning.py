@@ -12,7 +12,7 @@ from sapflow.cli import cli
 from sapflow.cli.meaning import registry_of
 from sapflow.config import Config, load
 from sapflow.errors import ConfigurationError
-from sapflow.flows.encode import Encoder, make_template, make_variable
+from sapflow.flows.ipfix.encode import Encoder, make_template, make_variable
 from sapflow.flows.registry import DATA_TYPES, built_in, registry
 from sapflow.flows.wire import VARIABLE_LENGTH
 from tests.unit.flows.flows_made import messages

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 
-from sapflow.flows.columns import FlowBatch, decode
-from sapflow.flows.encode import Encoder, make_template, make_variable
-from sapflow.flows.fields import number_of
-from sapflow.flows.records import values_of
+from sapflow.flows.columns.batches import FlowBatch, decode
+from sapflow.flows.columns.records import values_of
+from sapflow.flows.ipfix.encode import Encoder, make_template, make_variable
+from sapflow.flows.meaning.fields import number_of
 from sapflow.flows.registry import built_in
 from sapflow.flows.wire import VARIABLE_LENGTH
 

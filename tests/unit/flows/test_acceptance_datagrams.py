@@ -4,9 +4,9 @@ import struct
 
 import pytest
 
-from sapflow.flows.datagrams import DatagramSession
-from sapflow.flows.encode import make_set, make_template
-from sapflow.flows.session import Session
+from sapflow.flows.datagrams.session import DatagramSession
+from sapflow.flows.ipfix.encode import make_set, make_template
+from sapflow.flows.ipfix.session import Session
 from tests.unit.flows.test_acceptance_sets import BAD_TEMPLATES
 from tests.unit.flows.test_datagrams import PORTS, define, ipfix, ports, source_ports
 

@@ -6,11 +6,11 @@ import struct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sapflow.flows.columns import decode
-from sapflow.flows.encode import make_message, make_set, make_template
+from sapflow.flows.columns.batches import decode
+from sapflow.flows.columns.records import Context
 from sapflow.flows.formats import open_writer
-from sapflow.flows.records import Context
-from sapflow.flows.session import Session
+from sapflow.flows.ipfix.encode import make_message, make_set, make_template
+from sapflow.flows.ipfix.session import Session
 
 WIDE, NARROW = make_template(256, [(0, 1, 8)]), make_template(256, [(0, 4, 1)])
 OTHER = make_template(257, [(0, 7, 2)])

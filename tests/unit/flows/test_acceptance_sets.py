@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from meter.batching import Batcher
 from sapflow.errors import MalformedMessage
-from sapflow.flows.columns import decode
-from sapflow.flows.encode import make_message, make_set, make_template, make_variable
+from sapflow.flows.columns.batches import decode
+from sapflow.flows.columns.records import Context
 from sapflow.flows.formats import open_writer
+from sapflow.flows.ipfix.encode import make_message, make_set, make_template, make_variable
+from sapflow.flows.ipfix.mending import Cut, mended
+from sapflow.flows.ipfix.session import Session
 from sapflow.flows.limits import FlowLimits
-from sapflow.flows.mending import Cut, mended
-from sapflow.flows.records import Context
-from sapflow.flows.session import Session
 from sapflow.flows.wire import VARIABLE_LENGTH
 
 FIXED = make_template(256, [(0, 8, 4), (0, 1, 8)])

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meter.batching import Batcher
-from sapflow.flows.columns import decode
-from sapflow.flows.encode import make_message, make_set, make_template, make_variable
+from sapflow.flows.columns.batches import decode
+from sapflow.flows.columns.records import Context
 from sapflow.flows.formats import open_writer
+from sapflow.flows.ipfix.encode import make_message, make_set, make_template, make_variable
 from sapflow.flows.limits import FlowLimits
-from sapflow.flows.records import Context
 from sapflow.flows.wire import VARIABLE_LENGTH
 from tests.hostile import records_of
 

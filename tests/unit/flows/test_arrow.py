@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 
-from sapflow.flows.columns import FlowBatch, decode
-from sapflow.flows.encode import make_message, make_set, make_template, make_variable
+from sapflow.flows.columns.batches import FlowBatch, decode
+from sapflow.flows.columns.records import Context, values_of
+from sapflow.flows.columns.variable import VariableColumn
 from sapflow.flows.formats import open_writer, tables
-from sapflow.flows.records import Context, values_of
+from sapflow.flows.ipfix.encode import make_message, make_set, make_template, make_variable
+from sapflow.flows.meaning.view import View
 from sapflow.flows.reference import reference_work
-from sapflow.flows.variable import VariableColumn
-from sapflow.flows.view import View
 from sapflow.flows.wire import VARIABLE_LENGTH
 from tests.unit.flows.test_formats import a_record, messages
 from tests.unit.flows.test_lines import messages as any_messages

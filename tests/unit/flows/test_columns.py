@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sapflow.errors import MalformedMessage
-from sapflow.flows.columns import FlowBatch, decode
-from sapflow.flows.encode import Encoder, make_message, make_set, make_template, make_variable
-from sapflow.flows.records import values_of
+from sapflow.flows.columns.batches import FlowBatch, decode
+from sapflow.flows.columns.records import values_of
+from sapflow.flows.columns.variable import MIN_LANES, VariableColumn, record_starts
+from sapflow.flows.ipfix.encode import Encoder, make_message, make_set, make_template, make_variable
+from sapflow.flows.ipfix.session import Session
+from sapflow.flows.ipfix.structured import render
+from sapflow.flows.ipfix.templates import Template, count_variable, variable_records, variable_starts
 from sapflow.flows.registry import registry
-from sapflow.flows.session import Session
-from sapflow.flows.structured import render
-from sapflow.flows.templates import Template, count_variable, variable_records, variable_starts
-from sapflow.flows.variable import MIN_LANES, VariableColumn, record_starts
 from sapflow.flows.wire import VARIABLE_LENGTH
 
 V = VARIABLE_LENGTH

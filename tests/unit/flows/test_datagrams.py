@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sapflow.flows.datagrams import DatagramSession, protocol_of
-from sapflow.flows.encode import make_message, make_set, make_template
+from sapflow.flows.datagrams.session import DatagramSession, protocol_of
+from sapflow.flows.ipfix.encode import make_message, make_set, make_template
+from sapflow.flows.ipfix.session import Session
 from sapflow.flows.limits import FlowLimits
-from sapflow.flows.session import Session
 from tests.unit.flows.test_netflow import FLOW, flow, flowset, rows, v5, v5_record, v9
 
 PORTS = make_template(256, [(0, 7, 2)])

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meter.batching import Batcher
-from sapflow.flows.datagrams import DatagramSession, Protocol
-from sapflow.flows.encode import make_set, make_template, make_variable
+from sapflow.flows.datagrams.session import DatagramSession, Protocol
+from sapflow.flows.ipfix.encode import make_set, make_template, make_variable
+from sapflow.flows.ipfix.session import Session
 from sapflow.flows.limits import FlowLimits
-from sapflow.flows.session import Session
 from tests.unit.flows.test_datagrams import OTHER, PORTS, define, ipfix, ports, source_ports
 from tests.unit.flows.test_netflow import BOOT_S, FLOW, flow, flowset, options, rows, template, v5, v5_record, v9
 

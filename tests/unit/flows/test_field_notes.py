@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from meter.batching import Batcher, ExporterCounts
-from sapflow.flows.encode import Encoder, make_message, make_set, make_template, make_variable
-from sapflow.flows.framing import MessageFramer
+from sapflow.flows.ipfix.encode import Encoder, make_message, make_set, make_template, make_variable
+from sapflow.flows.ipfix.framing import MessageFramer
+from sapflow.flows.ipfix.structured import MAX_VALUES
 from sapflow.flows.limits import FlowLimits
-from sapflow.flows.structured import MAX_VALUES
 from sapflow.flows.wire import VARIABLE_LENGTH
 from tests.hostile import records_of
 

@@ -7,10 +7,10 @@ import struct
 import pytest
 
 from sapflow.errors import ConfigurationError
-from sapflow.flows.encode import Encoder, make_template, make_variable
+from sapflow.flows.columns.records import Context
 from sapflow.flows.formats import open_writer
-from sapflow.flows.records import Context
-from sapflow.flows.session import Session
+from sapflow.flows.ipfix.encode import Encoder, make_template, make_variable
+from sapflow.flows.ipfix.session import Session
 from sapflow.flows.wire import VARIABLE_LENGTH
 
 ALL = make_template(

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sapflow.flows.columns import decode
-from sapflow.flows.encode import make_message, make_set, make_template, make_variable
+from sapflow.flows.columns.batches import decode
+from sapflow.flows.columns.records import Context, context_fields, values_of
 from sapflow.flows.formats import open_writer
 from sapflow.flows.formats.text import FEW
-from sapflow.flows.records import Context, context_fields, values_of
-from sapflow.flows.templates import Template
-from sapflow.flows.view import View
+from sapflow.flows.ipfix.encode import make_message, make_set, make_template, make_variable
+from sapflow.flows.ipfix.templates import Template
+from sapflow.flows.meaning.view import View
 from sapflow.flows.wire import VARIABLE_LENGTH
 
 V = VARIABLE_LENGTH

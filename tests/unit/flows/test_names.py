@@ -4,11 +4,11 @@ import struct
 
 import pytest
 
-from sapflow.flows.columns import decode
-from sapflow.flows.names import MAX_NAME, Names, application
-from sapflow.flows.netflow9 import Netflow9
-from sapflow.flows.records import Context
-from sapflow.flows.told import Told, address_of
+from sapflow.flows.columns.batches import decode
+from sapflow.flows.columns.records import Context
+from sapflow.flows.datagrams.netflow9 import Netflow9
+from sapflow.flows.meaning.names import MAX_NAME, Names, application
+from sapflow.flows.meaning.told import Told, address_of
 from tests.unit.flows.flows_made import Record, a_batch, seen
 from tests.unit.flows.test_netflow import flowset, options, template, v9
 

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sapflow.errors import MalformedMessage
-from sapflow.flows.columns import decode
+from sapflow.flows.columns.batches import decode
+from sapflow.flows.columns.records import values_of
+from sapflow.flows.datagrams.netflow5 import Netflow5
+from sapflow.flows.datagrams.netflow9 import Netflow9
+from sapflow.flows.ipfix.session import Session
 from sapflow.flows.limits import FlowLimits
-from sapflow.flows.netflow5 import Netflow5
-from sapflow.flows.netflow9 import Netflow9
-from sapflow.flows.records import values_of
-from sapflow.flows.session import Session
 
 BOOT_S = 1_750_000_000
 V5_RECORD = struct.Struct("!4s4s4sHHIIIIHHBBBBHHBBH")

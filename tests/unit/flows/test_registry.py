@@ -7,12 +7,12 @@ import pytest
 from tools.registry.check import faults
 from tools.registry.wireshark import Vendor, elements_of
 
-from sapflow.flows.columns import decode
-from sapflow.flows.encode import Encoder, make_template
-from sapflow.flows.netflow9 import Netflow9
-from sapflow.flows.records import values_of
+from sapflow.flows.columns.batches import decode
+from sapflow.flows.columns.records import values_of
+from sapflow.flows.datagrams.netflow9 import Netflow9
+from sapflow.flows.ipfix.encode import Encoder, make_template
+from sapflow.flows.ipfix.structured import holds_lists
 from sapflow.flows.registry import COLUMNS, InformationElement, built_in, registry, using
-from sapflow.flows.structured import holds_lists
 from tests.unit.flows.test_netflow import flowset, template, v9
 
 FOLDER = Path(str(resources.files("sapflow.flows"))) / "elements"

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sapflow.flows.columns import decode
-from sapflow.flows.encode import Encoder, make_template
-from sapflow.flows.netflow5 import Netflow5
-from sapflow.flows.netflow9 import Netflow9
-from sapflow.flows.records import Context
+from sapflow.flows.columns.batches import decode
+from sapflow.flows.columns.records import Context
+from sapflow.flows.datagrams.netflow5 import Netflow5
+from sapflow.flows.datagrams.netflow9 import Netflow9
+from sapflow.flows.ipfix.encode import Encoder, make_template
+from sapflow.flows.meaning.sampling import Sampling, SamplingRates, scaled
+from sapflow.flows.meaning.told import Told
 from sapflow.flows.registry import InformationElement, registry, using
-from sapflow.flows.sampling import Sampling, SamplingRates, scaled
-from sapflow.flows.told import Told
 from tests.unit.flows.flows_made import Record, a_batch, seen
 from tests.unit.flows.test_netflow import flowset, options, template, v5, v5_record, v9
 

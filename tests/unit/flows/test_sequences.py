@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sapflow.flows.sequences import RESTART_AFTER, SequenceCounter
+from sapflow.flows.ipfix.sequences import RESTART_AFTER, SequenceCounter
 
 WRAP = 1 << 32
 

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sapflow.errors import MalformedMessage
-from sapflow.flows.columns import decode
-from sapflow.flows.datagrams import DatagramSession, protocol_of
+from sapflow.flows.columns.batches import decode
+from sapflow.flows.datagrams.session import DatagramSession, protocol_of
+from sapflow.flows.datagrams.sflow import MAX_LAYOUTS, Sflow
+from sapflow.flows.ipfix.session import Session
 from sapflow.flows.limits import FlowLimits
-from sapflow.flows.session import Session
-from sapflow.flows.sflow import MAX_LAYOUTS, Sflow
 from tests.unit.flows.test_netflow import rows
 
 AGENT = b"\xc0\x00\x02\x01"

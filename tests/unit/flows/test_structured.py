@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapflow.errors import MalformedMessage
-from sapflow.flows.columns import decode
-from sapflow.flows.encode import Encoder, make_message, make_set, make_template, make_variable
+from sapflow.flows.columns.batches import decode
+from sapflow.flows.columns.records import Context, values_of
+from sapflow.flows.columns.sets import MAX_SNAPSHOTS
 from sapflow.flows.formats import open_writer
-from sapflow.flows.records import Context, values_of
+from sapflow.flows.ipfix.encode import Encoder, make_message, make_set, make_template, make_variable
+from sapflow.flows.ipfix.session import Session
+from sapflow.flows.ipfix.structured import MAX_DEPTH, Value, decode_list, render
+from sapflow.flows.ipfix.templates import Template
 from sapflow.flows.registry import LIST_TYPES, registry
-from sapflow.flows.session import Session
-from sapflow.flows.sets import MAX_SNAPSHOTS
-from sapflow.flows.structured import MAX_DEPTH, Value, decode_list, render
-from sapflow.flows.templates import Template
 from sapflow.flows.wire import VARIABLE_LENGTH
 
 ALL_OF = 3

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sapflow.errors import ConfigurationError
-from sapflow.flows.columns import FlowBatch, decode
-from sapflow.flows.encode import Encoder, make_template, make_variable
-from sapflow.flows.records import Context
+from sapflow.flows.columns.batches import FlowBatch, decode
+from sapflow.flows.columns.records import Context
+from sapflow.flows.ipfix.encode import Encoder, make_template, make_variable
+from sapflow.flows.ipfix.templates import Template
+from sapflow.flows.meaning.typeinfo import MAX_DESCRIPTION, Dictionaries, TypeInformation
 from sapflow.flows.registry import DATA_TYPES, NAME, InformationElement, Registry, load_elements, registry
-from sapflow.flows.templates import Template
-from sapflow.flows.typeinfo import MAX_DESCRIPTION, Dictionaries, TypeInformation
 from sapflow.flows.wire import VARIABLE_LENGTH
 
 ACME = 32473

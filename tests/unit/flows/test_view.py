@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sapflow.flows.columns import FlowBatch, decode
-from sapflow.flows.encode import Encoder, make_template
-from sapflow.flows.netflow5 import Netflow5
-from sapflow.flows.records import Context
+from sapflow.flows.columns.batches import FlowBatch, decode
+from sapflow.flows.columns.records import Context
+from sapflow.flows.datagrams.netflow5 import Netflow5
+from sapflow.flows.ipfix.encode import Encoder, make_template
+from sapflow.flows.meaning.schema import ELEMENTS, JOINED, NUMBERS
+from sapflow.flows.meaning.view import View, view
 from sapflow.flows.registry import InformationElement, registry, using
-from sapflow.flows.schema import ELEMENTS, JOINED, NUMBERS
-from sapflow.flows.view import View, view
 from tests.unit.flows.flows_made import EXPORTED, Record, Value, a_batch, ntp, seen
 from tests.unit.flows.test_netflow import v5, v5_record
 

@@ -8,11 +8,11 @@ import duckdb
 import pyarrow as pa
 import pytest
 
+from sapflow.flows.columns.records import Context
 from sapflow.flows.formats import open_writer
-from sapflow.flows.names import Names
-from sapflow.flows.records import Context
-from sapflow.flows.sampling import Sampling
-from sapflow.flows.view import View, view
+from sapflow.flows.meaning.names import Names
+from sapflow.flows.meaning.sampling import Sampling
+from sapflow.flows.meaning.view import View, view
 from tests.unit.flows.flows_made import Record, a_batch, messages
 
 CONTEXT = Context("acme", "192.0.2.1:4739")

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sapflow.flows.columns import decode
-from sapflow.flows.encode import Encoder, make_message, make_set, make_template, make_variable
-from sapflow.flows.framing import MessageFramer
+from sapflow.flows.columns.batches import decode
+from sapflow.flows.ipfix.encode import Encoder, make_message, make_set, make_template, make_variable
+from sapflow.flows.ipfix.framing import MessageFramer
+from sapflow.flows.ipfix.session import Session
 from sapflow.flows.limits import FlowLimits
 from sapflow.flows.reference import reference_work
-from sapflow.flows.session import Session
 from sapflow.flows.wire import VARIABLE_LENGTH
 
 FIXED = make_template(256, [(0, 8, 4), (0, 1, 8)])

@@ -17,11 +17,11 @@ from balancer.doors import ExporterDoor, SourceBinding, SourceBindings
 from meter.datagrams import DatagramIntake, DatagramSettings
 from meter.intake import Intake, IntakeSettings
 from meter.uplink import FixedTarget, Target, Uplink, UplinkSettings
-from sapflow.flows.columns import decode
-from sapflow.flows.encode import Encoder, make_message, make_set, make_template
+from sapflow.flows.columns.batches import decode
+from sapflow.flows.ipfix.encode import Encoder, make_message, make_set, make_template
+from sapflow.flows.ipfix.session import Session
 from sapflow.flows.limits import FlowLimits
 from sapflow.flows.reference import reference_work
-from sapflow.flows.session import Session
 from tests.hostile import worst_cases
 
 BAD = b"\x00\x0a\x00\x00" + bytes(12)

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from meter.batching import MAX_BATCH_BYTES, MAX_PRELUDE_BYTES, MOST_BATCH_BYTES, Batcher
 from sapflow import config
-from sapflow.flows.encode import make_message, make_set, make_template
-from sapflow.flows.framing import in_parts
+from sapflow.flows.ipfix.encode import make_message, make_set, make_template
+from sapflow.flows.ipfix.framing import in_parts
+from sapflow.flows.ipfix.session import Session
 from sapflow.flows.limits import FlowLimits
 from sapflow.flows.reference import reference_work
-from sapflow.flows.session import Session
 
 
 def wide_templates(count: int, fields: int) -> list[bytes]:

@@ -18,7 +18,7 @@ from meter.templates import TemplateStore
 from meter.udp import SLICE_BYTES, UdpDoor, bind_udp, slices
 from meter.uplink import FixedTarget, Target, Uplink, UplinkSettings, UplinkStream
 from sapflow.errors import ConfigurationError
-from sapflow.flows.encode import make_set, make_template
+from sapflow.flows.ipfix.encode import make_set, make_template
 from tests.unit.flows.test_datagrams import PORTS, define, ipfix, ports, source_ports
 from tests.unit.flows.test_netflow import FLOW, flow, flowset, rows, v5, v5_record, v9
 from tests.unit.flows.test_sflow import ethernet, ipv4, part, raw, sample, sflow, tcp

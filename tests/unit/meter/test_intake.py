@@ -5,8 +5,8 @@ from trio.testing import MockClock, memory_stream_pair
 
 from meter.intake import Intake, IntakeSettings
 from meter.uplink import FixedTarget, Target, Uplink, UplinkSettings
+from sapflow.flows.ipfix.session import Session
 from sapflow.flows.reference import reference_work
-from sapflow.flows.session import Session
 
 
 async def never(_target: Target) -> trio.abc.Stream:

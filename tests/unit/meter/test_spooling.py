@@ -16,8 +16,8 @@ from meter.spooled import Applied, Changes
 from meter.spooling import Spooling
 from meter.uplink import FixedTarget, Target, Uplink, UplinkSettings
 from sapflow.errors import StorageError
+from sapflow.flows.ipfix.session import Session
 from sapflow.flows.reference import reference_work
-from sapflow.flows.session import Session
 from tests.unit.flows.test_datagrams import PORTS, define, ipfix, ports
 from tests.unit.flows.test_netflow import FLOW, flow, flowset, v9
 from tests.unit.meter.test_uplink import FarEnd, a_draft

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import BinaryIO, Protocol
 
 from sapflow.errors import ConfigurationError
+from sapflow.flows.columns.records import Context
 from sapflow.flows.formats.ipfix import IpfixWriter
 from sapflow.flows.formats.text import CsvWriter, JsonLinesWriter
-from sapflow.flows.records import Context
-from sapflow.flows.stages import Stage
+from sapflow.flows.meaning.stages import Stage
 
 FORMATS = ("jsonl", "csv", "ipfix", "arrow", "parquet")
 

@@ -2,7 +2,7 @@
 
 Numbers, addresses and times become matrices of characters, a row for each record, by looking groups of digits up in
 tables; PAD stands where a row has no character, and is left out when rows are written. PAD and ROW are octets that no
-UTF-8 has. What is not known to be plain is rendered value by value (`sapflow.flows.records`).
+UTF-8 has. What is not known to be plain is rendered value by value (`sapflow.flows.columns.records`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
-from sapflow.flows.columns import Column
-from sapflow.flows.structured import IPV4_MAPPED
-from sapflow.flows.variable import Octets, VariableColumn
+from sapflow.flows.columns.batches import Column
+from sapflow.flows.columns.variable import Octets, VariableColumn
+from sapflow.flows.ipfix.structured import IPV4_MAPPED
 
 PAD = 0xFF
 ROW = b"\xfe"

@@ -13,11 +13,11 @@ from typing import BinaryIO
 from attrs import define, field
 
 from sapflow.errors import MalformedMessage
-from sapflow.flows.encode import make_message, make_set
+from sapflow.flows.columns.records import Context
+from sapflow.flows.ipfix.encode import make_message, make_set
+from sapflow.flows.ipfix.session import Session
+from sapflow.flows.ipfix.templates import Template
 from sapflow.flows.limits import FlowLimits
-from sapflow.flows.records import Context
-from sapflow.flows.session import Session
-from sapflow.flows.templates import Template
 from sapflow.flows.wire import (
     FIRST_DATA_SET,
     MESSAGE_HEADER,

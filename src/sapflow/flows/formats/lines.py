@@ -8,8 +8,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from sapflow.flows.columns.variable import Octets
 from sapflow.flows.formats.cells import PAD, ROW, Cells
-from sapflow.flows.variable import Octets
 
 Part: TypeAlias = "bytes | Cells"
 MAX_BLOCK_BYTES = 2 << 20

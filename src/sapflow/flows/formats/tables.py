@@ -18,12 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from attrs import define, field
 
-from sapflow.flows.arrow import CONTEXT_TYPES, arrow_type, column_array, context_arrays
-from sapflow.flows.columns import FlowBatch
+from sapflow.flows.columns.arrow import CONTEXT_TYPES, arrow_type, column_array, context_arrays
+from sapflow.flows.columns.batches import FlowBatch
+from sapflow.flows.columns.records import Context
 from sapflow.flows.formats.text import batches_of
-from sapflow.flows.records import Context
+from sapflow.flows.meaning.stages import Stage
 from sapflow.flows.registry import registry
-from sapflow.flows.stages import Stage
 
 LOOK_AHEAD_RECORDS = 65_536
 LOOK_AHEAD_BYTES = 16 << 20

@@ -8,11 +8,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from sapflow.flows.columns import FlowBatch, decode
+from sapflow.flows.columns.batches import FlowBatch, decode
+from sapflow.flows.columns.records import Context, column_values, context_fields
 from sapflow.flows.formats.cells import ROW, Cells, Notation, cells_of, encoded
 from sapflow.flows.formats.lines import Part, in_order, lines
-from sapflow.flows.records import Context, column_values, context_fields
-from sapflow.flows.stages import Stage, options_first, staged
+from sapflow.flows.meaning.stages import Stage, options_first, staged
 
 FEW = 48
 """So many records are sooner rendered value by value than column by column."""

@@ -1,0 +1,288 @@
+"""One exporter's transport session: templates of each observation domain, records counted, sequences followed.
+
+Messages are walked once and never changed. A message is taken whole or not at all: its template changes count only
+when all of it is well formed. Only a session that `mends` (that of an intake) takes a message without those of its sets
+that cannot be read: they are in `Walk.cuts`, to be cut out before it is passed on. What a message says of its own and
+its sets' lengths must hold either way. `cut` ends a batch: it gives the messages that define the templates which the
+batch used and did not itself define, so that the batch can be read alone. What lists refer to is not looked for: a
+batch with templates that hold lists (RFC 6313) gets all templates that their observation domain had when it began.
+"""
+
+from __future__ import annotations
+
+from attrs import define, field
+
+from sapflow.errors import MalformedMessage
+from sapflow.flows.ipfix.mending import Cut
+from sapflow.flows.ipfix.messages import MessageSets
+from sapflow.flows.ipfix.sequences import SequenceCounter
+from sapflow.flows.ipfix.structured import holds_lists
+from sapflow.flows.ipfix.templates import Template
+from sapflow.flows.limits import FlowLimits
+from sapflow.flows.wire import (
+    FIRST_DATA_SET,
+    MAX_MESSAGE_BYTES,
+    MESSAGE_AND_SET,
+    MESSAGE_HEADER,
+    OPTIONS_TEMPLATE_SET,
+    SET_HEADER,
+    TEMPLATE_SET,
+    VERSION,
+)
+
+_MASK = 0xFFFFFFFF
+
+
+@define(slots=True)
+class Walk:
+    """What a walk over whole messages found."""
+
+    messages: int = 0
+    records: int = 0
+    taken: int = 0
+    """Bytes of the messages taken: all before the first malformed one."""
+    fault: MalformedMessage | None = None
+    """With its offset in the data walked."""
+    undecodable_sets: int = 0
+    ignored_sets: int = 0
+    lost_records: int = 0
+    """Less than 0 where what was told as lost was not."""
+    repeats: int = 0
+    redefined: int = 0
+    """Templates defined over others that had not been withdrawn (RFC 7011, 8: they should be)."""
+    stray_withdrawals: int = 0
+    """Of templates that were not known."""
+    cuts: list[Cut] = field(factory=list)
+    """Of a session that mends: the sets that cannot be read."""
+
+
+@define(slots=True)
+class _Domain:
+    """Per observation domain: what sequence number comes next (None: unknown), and this batch's beginning."""
+
+    expected: int | None = None
+    export_time: int = 0
+    first_sequence: int | None = None
+    keys: set[int] = field(factory=set)
+    """Of its templates."""
+    sequences: SequenceCounter = field(factory=SequenceCounter)
+
+
+class Session:
+    """State of one transport session. Template ids mean something only within it and their domain."""
+
+    def __init__(self, limits: FlowLimits | None = None, *, mends: bool = False) -> None:
+        self.templates: dict[int, Template] = {}
+        """By domain << 16 | template id."""
+        self.changes = 0
+        """How often a template was defined that was not known so, or withdrawn."""
+        self._limits = limits or FlowLimits()
+        self._mends = mends
+        self._walked = 0
+        """Messages before this walk."""
+        self._unread = -1
+        """The last message of which nothing could be read, and how many there were in a row with it."""
+        self._unread_in_a_row = 0
+        self._domains: dict[int, _Domain] = {}
+        self._template_bytes = 0
+        self._fixed: dict[int, int] = {}
+        """Length of the records of templates whose records are all alike, and are sure to be within limits."""
+        self._used: dict[int, Template | None] = {}
+        """Templates that data of this batch used (None: defined in the batch itself)."""
+        self._before: dict[int, Template | None] = {}
+        """What this batch defined anew or withdrew, as it was when the batch began."""
+        self._listing: set[int] = set()
+        """Templates held whose records have lists."""
+        self._whole: set[int] = set()
+        """Domains in which this batch defined or withdrew such templates."""
+
+    def walk(self, data: bytes) -> Walk:
+        """Go through whole messages, learning their templates. Never raises for what the data say."""
+        result = Walk()
+        at, end = 0, len(data)
+        records = messages = 0
+        fixed, used, domains = self._fixed, self._used, self._domains
+        unpack = MESSAGE_AND_SET.unpack_from
+        last = end - MESSAGE_AND_SET.size
+        while at < end:
+            if at <= last:
+                version, length, _, sequence, domain_id, set_id, set_length = unpack(data, at)
+                # Most messages are one set of fixed-length records that follow on what came before.
+                if set_length + 16 == length and set_id >= FIRST_DATA_SET and version == VERSION:
+                    key = domain_id << 16 | set_id
+                    record_bytes = fixed.get(key)
+                    if record_bytes is not None and at + length <= end:
+                        domain = domains[domain_id]
+                        if domain.expected == sequence and domain.first_sequence is not None and set_length >= 4:
+                            count = (set_length - 4) // record_bytes
+                            domain.expected = (sequence + count) & _MASK
+                            records += count
+                            messages += 1
+                            at += length
+                            if key not in used:
+                                used[key] = self.templates[key]
+                            continue
+            result.messages = messages
+            try:
+                at, count = self._message(data, at, end, result)
+            except MalformedMessage as fault:
+                result.fault = fault
+                break
+            messages += 1
+            records += count
+        result.taken = at
+        result.messages = messages
+        result.records = records
+        self._walked += messages
+        return result
+
+    def cut(self) -> bytes:
+        """End the batch: the messages that must stand before it, b"" when none need to."""
+        needed: dict[int, list[Template]] = {}
+        for key, template in self._needed().items():
+            if template is not None:
+                needed.setdefault(key >> 16, []).append(template)
+        pieces = []
+        for domain_id, templates in needed.items():
+            domain = self._domains[domain_id]
+            pieces += _definitions(templates, domain_id, domain.export_time, domain.first_sequence or 0)
+        for domain in self._domains.values():
+            domain.first_sequence = None
+        self._used.clear()
+        self._before.clear()
+        self._whole.clear()
+        return b"".join(pieces)
+
+    def _needed(self) -> dict[int, Template | None]:
+        whole = self._whole.union(key >> 16 for key in self._listing.intersection(self._used))
+        if not whole:
+            return self._used
+        began = {**self.templates, **self._before}
+        return {**self._used, **{key: template for key, template in began.items() if key >> 16 in whole}}
+
+    def definitions(self) -> list[bytes]:
+        """Messages that define all templates held; as few as hold them."""
+        by_domain: dict[int, list[Template]] = {}
+        for key, template in self.templates.items():
+            by_domain.setdefault(key >> 16, []).append(template)
+        return [message for domain, templates in by_domain.items() for message in _definitions(templates, domain, 0, 0)]
+
+    def _message(self, data: bytes, start: int, end: int, result: Walk) -> tuple[int, int]:
+        """One message in full: where the next begins, and its records. Raises before anything has changed."""
+        if end - start < MESSAGE_HEADER.size:
+            raise MalformedMessage("a message header is cut off", offset=start, reason="truncated")
+        version, length, export_time, sequence, domain_id = MESSAGE_HEADER.unpack_from(data, start)
+        if version != VERSION:
+            raise MalformedMessage(f"version {version}, not 10", offset=start, reason="version")
+        stop = start + length
+        if length < MESSAGE_HEADER.size or stop > end:
+            raise MalformedMessage(f"a message of {length:,} bytes in {end - start:,}", offset=start, reason="length")
+        known = domain_id in self._domains
+        if not known and len(self._domains) >= self._limits.max_domains:
+            what = f"more than {self._limits.max_domains:,} observation domains in one session"
+            raise MalformedMessage(what, offset=start, reason="domains")
+        domain = self._domains.get(domain_id) or _Domain()
+        keys = domain.keys if known else None
+        sets = MessageSets(domain_id, self.templates, keys, self._used, self._limits, mends=self._mends)
+        sets.read(data, start, stop)
+        if sets.cuts and not sets.kept:
+            self._note_unread(start, sets.cuts[-1].reason, self._walked + result.messages)
+        result.redefined += self._apply(domain_id, domain, sets, start)
+        self._domains[domain_id] = domain
+        result.undecodable_sets += sets.undecodable
+        result.ignored_sets += sets.ignored
+        result.stray_withdrawals += sets.stray_withdrawals
+        result.cuts += sets.cuts
+        if domain.first_sequence is None:
+            domain.first_sequence, domain.export_time = sequence, export_time
+        _follow(domain, sequence, sets.records, sets.uncounted > 0, result)
+        return stop, sets.records
+
+    def _note_unread(self, start: int, reason: str, number: int) -> None:
+        self._unread_in_a_row = self._unread_in_a_row + 1 if self._unread == number - 1 else 1
+        self._unread = number
+        most = self._limits.max_malformed_in_a_row
+        if most and self._unread_in_a_row >= most:
+            what = f"{self._unread_in_a_row} messages in a row of which no set could be read"
+            raise MalformedMessage(what, offset=start, reason=reason)
+
+    def _apply(self, domain_id: int, domain: _Domain, sets: MessageSets, start: int) -> int:
+        """The message was well formed: its templates count from now on. Raises when they are too many.
+
+        How many of them are defined over another that was not withdrawn.
+        """
+        limits = self._limits
+        size, count = self._template_bytes, len(self.templates)
+        for key, template in sets.changes.items():
+            old = self.templates.get(key)
+            size += (len(template.raw) if template else 0) - (len(old.raw) if old else 0)
+            count += (template is not None) - (old is not None)
+        if count > limits.max_templates or size > limits.max_template_bytes:
+            what = f"{count:,} templates of {size:,} bytes in one session (limits {limits.max_templates:,} and "
+            raise MalformedMessage(f"{what}{limits.max_template_bytes:,})", offset=start, reason="templates")
+        redefined = 0
+        for key, template in sets.changes.items():
+            old = self.templates.pop(key, None)
+            domain.keys.discard(key)
+            self._fixed.pop(key, None)
+            self._note_lists(key, domain_id, old, template)
+            self.changes += template is None or old is None or old.raw != template.raw
+            if template is not None:
+                redefined += old is not None and old.raw != template.raw
+                self.templates[key] = template
+                domain.keys.add(key)
+                if template.record_bytes and not template.sparse:
+                    self._fixed[key] = template.record_bytes
+        self._template_bytes = size
+        self._used.update(sets.used)
+        return redefined
+
+    def _note_lists(self, key: int, domain_id: int, old: Template | None, new: Template | None) -> None:
+        self._before.setdefault(key, old)
+        listed = key in self._listing
+        same = old is not None and new is not None and old.raw == new.raw
+        lists = listed if same else new is not None and holds_lists(new)
+        if lists or listed:
+            self._whole.add(domain_id)
+        if lists:
+            self._listing.add(key)
+        else:
+            self._listing.discard(key)
+
+
+def _follow(domain: _Domain, sequence: int, records: int, unknown: bool, result: Walk) -> None:
+    """Sequence numbers count data records (RFC 7011, 3.1); after an undecodable set the next is not known."""
+    counter = domain.sequences
+    if sequence == domain.expected and not unknown and not counter.counts_own:
+        domain.expected = (sequence + records) & _MASK
+        return
+    lost, repeats = counter.lost, counter.repeats
+    counter.expect(domain.expected)
+    counter.follow(sequence, None if unknown else records)
+    domain.expected = counter.expected
+    result.lost_records += counter.lost - lost
+    result.repeats += counter.repeats - repeats
+
+
+def _definitions(templates: list[Template], domain_id: int, export_time: int, sequence: int) -> list[bytes]:
+    """Messages that define these templates; as few as hold them."""
+    messages = []
+    for set_id in (TEMPLATE_SET, OPTIONS_TEMPLATE_SET):
+        pending: list[bytes] = []
+        room = MAX_MESSAGE_BYTES - MESSAGE_HEADER.size - SET_HEADER.size
+        left = room
+        for raw in [template.raw for template in templates if template.set_id == set_id]:
+            if len(raw) > left:
+                messages.append(_message_of(set_id, pending, domain_id, export_time, sequence))
+                pending, left = [], room
+            pending.append(raw)
+            left -= len(raw)
+        if pending:
+            messages.append(_message_of(set_id, pending, domain_id, export_time, sequence))
+    return messages
+
+
+def _message_of(set_id: int, raws: list[bytes], domain_id: int, export_time: int, sequence: int) -> bytes:
+    body = b"".join(raws)
+    head = MESSAGE_HEADER.pack(VERSION, 20 + len(body), export_time, sequence, domain_id)
+    return head + SET_HEADER.pack(set_id, SET_HEADER.size + len(body)) + body

@@ -1,0 +1,218 @@
+"""Sampling rates: one packet (or flow) in how many a record stands for, and counters scaled by it, on request.
+
+A rate comes from the record itself, else from options data of its exporter: of the record's sampler, of the interface
+it came in by, of its template, of the whole observation domain, of the whole exporter; where a record names no sampler
+and all samplers of its domain have one rate, that. What options data say of another port of the same address counts
+where the session said nothing. A rate of 0 says nothing, and a record whose rate nobody told has none.
+
+Counters stay as they are; scaled ones stand beside them under other names (`scaledOctetDeltaCount`), and are null where
+the rate is not known.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from attrs import define, field
+from numpy.typing import NDArray
+
+from sapflow.flows.columns.batches import FlowBatch
+from sapflow.flows.columns.records import Context
+from sapflow.flows.ipfix.templates import Template
+from sapflow.flows.meaning.fields import REVERSE, Fields, Made, made_column, made_element, number_of, with_columns
+from sapflow.flows.meaning.told import Told, address_of, places
+from sapflow.flows.registry import InformationElement, built_in
+
+Rates = NDArray[np.float64]
+"""One rate for each record; NaN where none is known."""
+Key = tuple[str, int] | None
+"""What of an exporter or domain a rate holds for: a sampler, an interface, a template; None: all of it."""
+
+RATE = "samplingRate"
+MAX_RATE = 2.0**63
+SAMPLERS = ("selectorId", "samplerId")
+_WHOLE_EXPORTER = {number_of(name) for name in ("exportingProcessId", "exporterIPv4Address", "exporterIPv6Address")}
+_FLOW = {(0, number) for number in (1, 2, 8, 12, 27, 28, 85, 86, 231)}
+"""Addresses and counters: records that have one of these are flows, whatever else they say."""
+_RATE_ELEMENTS = {(0, number) for number in (34, 50, 305, 310, 311, 396)}
+COUNTERS = tuple(
+    prefix + built_in().lookup(0, number).name
+    for number in (1, 2, 85, 86, 23, 24, 171, 172, 352, 353, 231, 232, 298, 299)
+    for prefix in ("", REVERSE)
+)
+"""What is scaled: octets and packets of a flow."""
+
+
+def says_rates(template: Template) -> bool:
+    """Whether its records say how flows are sampled, and are none themselves (some have no scope)."""
+    numbers = {(spec.pen, spec.id) for spec in template.fields}
+    return not numbers.isdisjoint(_RATE_ELEMENTS) and (template.scope_count > 0 or numbers.isdisjoint(_FLOW))
+
+
+def own_rates(fields: Fields) -> Rates:
+    """The rates that records say themselves, from whichever elements they have."""
+    rates = np.full(fields.records, np.nan)
+    for found in _candidates(fields):
+        rates = np.where(np.isnan(rates) & (found > 0) & (found < MAX_RATE), found, rates)
+    return rates
+
+
+def _candidates(fields: Fields) -> Iterable[Rates]:
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        for interval, space in (
+            ("samplingPacketInterval", "samplingPacketSpace"),
+            ("samplingFlowInterval", "samplingFlowSpacing"),
+        ):
+            taken, skipped = fields.floats(interval), fields.floats(space)
+            if taken is not None:
+                # An interval alone can only mean one in so many (RFC 5477 would have it take every packet).
+                yield taken if skipped is None else (taken + skipped) / taken
+        size, population = fields.floats("samplingSize"), fields.floats("samplingPopulation")
+        if size is not None and population is not None:
+            yield population / size
+        if (probability := fields.floats("samplingProbability")) is not None:
+            yield np.where((probability > 0) & (probability <= 1), 1 / probability, np.nan)
+        for name in ("samplerRandomInterval", "samplingInterval"):
+            if (found := fields.floats(name)) is not None:
+                yield found
+
+
+@define
+class SamplingRates:
+    """What exporters told of their sampling."""
+
+    told: Told[Key, float] = field(factory=Told)
+
+    def learn(self, batch: FlowBatch, context: Context) -> None:
+        """Take in a batch of options data; any other changes nothing."""
+        if not says_rates(batch.template):
+            return
+        fields = Fields(batch)
+        scopes = {(spec.pen, spec.id) for spec in batch.template.fields[: batch.template.scope_count]}
+        keys = _keys(fields, scopes)
+        for key, rate in zip(keys, own_rates(fields).tolist(), strict=True):
+            if rate == rate:
+                self.told.put(context, batch.domain, key, rate)
+                if scopes & _WHOLE_EXPORTER:
+                    self.told.put(context, None, key, rate)
+
+    def rates(self, batch: FlowBatch, context: Context) -> Rates:
+        """The rate of each record."""
+        fields = Fields(batch)
+        rates = own_rates(fields)
+        unknown = np.isnan(rates)
+        known = [told for place in places(context, batch.domain) if (told := self.told.at(place))]
+        if known and unknown.any():
+            pairs, which = np.unique(_pairs(fields, known)[unknown], axis=0, return_inverse=True)
+            found = [_rate(known, sampler, interface, batch.template.id) for sampler, interface in pairs.tolist()]
+            rates[unknown] = np.array(found)[which.reshape(-1)]
+        return rates
+
+
+def _keys(fields: Fields, scopes: set[tuple[int, int]]) -> list[Key]:
+    samplers = _samplers(fields)
+    if samplers is not None:
+        return [("sampler", number) for number in samplers.tolist()]
+    for name, what in (("ingressInterface", "interface"), ("templateId", "template")):
+        found = fields.integers(name) if number_of(name) in scopes else None
+        if found is not None:
+            return [(what, number) for number in found.tolist()]
+    return [None] * fields.records
+
+
+def _samplers(fields: Fields) -> Made | None:
+    return next((found for name in SAMPLERS if (found := fields.integers(name)) is not None), None)
+
+
+def _pairs(fields: Fields, known: list[dict[Key, float]]) -> NDArray[np.int64]:
+    """Each record's sampler (-1: it names none) and, where rates were told by interface, its interface."""
+    pairs = np.zeros((fields.records, 2), np.int64)
+    samplers, interfaces = _samplers(fields), fields.integers("ingressInterface")
+    pairs[:, 0] = -1 if samplers is None else samplers
+    if interfaces is not None and any(_of_interfaces(told) for told in known):
+        pairs[:, 1] = interfaces
+    return pairs
+
+
+def _of_interfaces(told: Mapping[Key, float]) -> bool:
+    return any(key is not None and key[0] == "interface" for key in told)
+
+
+def _rate(known: list[dict[Key, float]], sampler: int, interface: int, template: int) -> float:
+    """The rate of records of one sampler (-1: none named) and interface."""
+    for told in known:
+        for key in (("sampler", sampler), ("interface", interface), ("template", template), None):
+            if key in told:
+                return told[key]
+        rates = set(told.values())
+        if sampler < 0 and len(rates) == 1:
+            return rates.pop()
+    return float("nan")
+
+
+_MOST_COUNT = np.uint64((1 << 64) - 1)
+
+
+def scaled(counter: Made, rates: Rates) -> Made:
+    """A counter times the rate of each record, rounded: unsigned64, masked where no rate is known or none fits."""
+    unknown = np.isnan(rates)
+    rate = np.where(unknown, 1.0, rates)
+    # Whole rates are multiplied as integers: above 2**53 floats have gaps, and round up to what does not fit.
+    whole = rate == np.rint(rate)
+    count, factor = counter.astype(np.uint64), np.where(whole, rate, 1).astype(np.uint64)
+    product = counter.astype(np.float64) * rate
+    fits = np.where(whole, count <= _MOST_COUNT // np.maximum(factor, 1), product < 2.0**64)
+    rounded = np.rint(np.where(fits & ~whole, product, 0)).astype(np.uint64)
+    return np.ma.array(np.where(whole, count * factor, rounded), mask=unknown | ~fits)
+
+
+@define
+class Sampling:
+    """The stage: `samplingRate` beside each record, and with `scale` its counters scaled."""
+
+    scale: bool = False
+    known: SamplingRates = field(factory=SamplingRates)
+    unknown: Counter[str] = field(factory=Counter)
+    """Records whose rate nobody told, by exporter's address."""
+    max_exporters: int = 1000
+
+    def apply(self, batch: FlowBatch, context: Context) -> FlowBatch:
+        """Options data are learned from and go on as they are; a batch that has rates already is left alone."""
+        if batch.template.scope_count or says_rates(batch.template):
+            self.known.learn(batch, context)
+            return batch
+        if made_column(batch, RATE) is not None:
+            return batch
+        rates = self.known.rates(batch, context)
+        self._count(rates, context)
+        made: dict[str, tuple[InformationElement, Made]] = {RATE: (made_element(RATE, "float64"), rates)}
+        if self.scale:
+            fields = Fields(batch)
+            names = {(item.pen, item.id): item for item in batch.elements}
+            for name in COUNTERS:
+                if (counter := fields.integers(name)) is not None:
+                    element = names[number_of(name)]
+                    title = f"scaled{element.name[0].upper()}{element.name[1:]}"
+                    kind = made_element(title, "unsigned64", element.semantics, element.units)
+                    made[title] = (kind, scaled(counter, rates))
+        return with_columns(batch, made)
+
+    def _count(self, rates: Rates, context: Context) -> None:
+        count = int(np.isnan(rates).sum())
+        if count:
+            address = address_of(context.exporter)
+            known = address in self.unknown or len(self.unknown) < self.max_exporters
+            self.unknown[address if known else "others"] += count
+
+    def note(self) -> str | None:
+        """What is to be told at the end: how many records are not scaled, and whose."""
+        if not self.scale or not self.unknown:
+            return None
+        most = ", ".join(f"{name or '(unnamed)'} ({count:,})" for name, count in self.unknown.most_common(5))
+        more = f" and {len(self.unknown) - 5:,} more exporters" if len(self.unknown) > 5 else ""
+        return (
+            f"{self.unknown.total():,} records have no sampling rate that their exporter told, and are not scaled: "
+            f"{most}{more}"
+        )
