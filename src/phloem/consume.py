@@ -188,7 +188,12 @@ class _Feed:
         owner, session, settings = self._owner, self._session, self._owner.settings
         handle, opening = session.connection.open(FEED, org, "")
         session.send(opening)
-        after = await self._start(org, fields.get("at", "latest"))
+        try:
+            after, ahead = await self._start(org, fields.get("at", "latest"))
+        except LinkError as error:
+            await session.finish(error.code, str(error))
+            raise
+        session.send(session.connection.notice(kind="start", position=after, ahead=ahead))
         follow = bool(fields.get("follow", True))
         seq = 0
         while True:
@@ -235,16 +240,21 @@ class _Feed:
             self._session.send(connection.want(handle, size))
             await self._granted.wait()
 
-    async def _start(self, org: str, at: object) -> int:
-        """The position after which to begin. Raises LinkError for what is no position."""
+    async def _start(self, org: str, at: object) -> tuple[int, int]:
+        """The position after which to begin, and by how much one that was asked for lies beyond the log's end.
+
+        Such a position is from another log, or from a time that this one has lost: reading begins at the end.
+        Raises LinkError for what is no position.
+        """
         engine = self._owner.engine
         reading = self._owner.reading
         if at == "earliest":
-            return max(0, await reading.run(lambda: engine.first_position(org)) - 1)
+            return max(0, await reading.run(lambda: engine.first_position(org)) - 1), 0
+        last = await reading.run(lambda: engine.last_position(org))
         if at == "latest":
-            return await reading.run(lambda: engine.last_position(org))
+            return last, 0
         if isinstance(at, int) and not isinstance(at, bool) and at >= 0:
-            return at
-        if isinstance(at, dict) and isinstance(at.get("time_us"), int):
-            return max(0, await reading.run(lambda: engine.position_at(org, at["time_us"])) - 1)
+            return min(at, last), max(0, at - last)
+        if isinstance(at, dict) and isinstance(at.get("time_us"), int) and 0 <= at["time_us"] < 1 << 63:
+            return max(0, await reading.run(lambda: engine.position_at(org, at["time_us"])) - 1), 0
         raise LinkError(f"'{at!r:.80}' is no position: earliest, latest, a number or a time", code=Close.PROTOCOL)

@@ -275,7 +275,7 @@ def load(path: Path | None) -> Config:
         return attrs.evolve(config, elements=tuple(str(path.parent.absolute() / name) for name in config.elements))
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: not TOML: {error}") from error
 
 

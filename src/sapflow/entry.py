@@ -63,12 +63,16 @@ def decode_entry(data: bytes) -> LogEntry:
 
 
 def received_us(data: bytes) -> int:
-    """When an encoded entry was taken in, without checking the rest."""
+    """When an encoded entry was taken in, without checking the rest; 0 of one that is cut off."""
+    if len(data) < HEAD.size + FIXED.size:
+        return 0
     found: int = FIXED.unpack_from(data, HEAD.size)[2]
     return found
 
 
 def entry_counts(data: bytes) -> tuple[int, int]:
-    """Messages and records of an encoded entry, without checking the rest."""
+    """Messages and records of an encoded entry, without checking the rest; 0 of one that is cut off."""
+    if len(data) < HEAD.size + FIXED.size:
+        return 0, 0
     fixed = FIXED.unpack_from(data, HEAD.size)
     return fixed[3], fixed[4]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
+from typing import NoReturn
 
 import click
 import structlog
@@ -72,15 +74,14 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped", err=True)
         sys.exit(130)
-    except SapflowError as error:
-        click.echo(f"sapflow: {error}", err=True)
-        sys.exit(1)
+    except (SapflowError, OSError) as error:
+        _fail(error)
     except BaseExceptionGroup as group:
         _exit_for(group)
 
 
 def _exit_for(group: BaseExceptionGroup[BaseException]) -> None:
-    matched, rest = group.split((SapflowError, KeyboardInterrupt))
+    matched, rest = group.split((SapflowError, OSError, KeyboardInterrupt))
     if matched is None or rest is not None:
         raise group
     error: BaseException = matched
@@ -88,5 +89,15 @@ def _exit_for(group: BaseExceptionGroup[BaseException]) -> None:
         error = error.exceptions[0]
     if isinstance(error, KeyboardInterrupt):
         sys.exit(130)
-    click.echo(f"sapflow: {error}", err=True)
+    _fail(error)
+
+
+def _fail(error: BaseException) -> NoReturn:
+    if isinstance(error, BrokenPipeError):
+        # Whoever read the output has had enough; what is buffered is not to be tried again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    what = error.strerror if isinstance(error, OSError) and error.strerror else error
+    name = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+    click.echo(f"sapflow: {name}{what}", err=True)
     sys.exit(1)

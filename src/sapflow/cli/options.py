@@ -28,6 +28,16 @@ def open_output(output: Path | None, stack: ExitStack) -> BinaryIO:
         raise SapflowError(f"{output} cannot be written: {error.strerror}") from error
 
 
+def read_token(path: Path) -> str:
+    """A credential out of its file. Raises SapflowError."""
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        raise SapflowError(f"no credential: {path}: {error.strerror}; give one with --token-file") from error
+    except UnicodeDecodeError:
+        raise SapflowError(f"no credential: {path} is no text; give the file of a token with --token-file") from None
+
+
 def field_names(fields: str | None) -> Sequence[str] | None:
     """What --fields names; None when it is not given."""
     return None if fields is None else [name.strip() for name in fields.split(",") if name.strip()]

@@ -18,12 +18,13 @@ from attrs import define, frozen
 from meter.batching import Draft
 from meter.uplink import FixedTarget, Target, Uplink, UplinkSettings, UplinkStream
 from sapflow.cli.inputs import Arrival, Decoder, arrivals, opened
-from sapflow.errors import ConfigurationError, MalformedMessage, Refused, SapflowError
+from sapflow.cli.options import read_token
+from sapflow.errors import ConfigurationError, MalformedMessage, Refused, SapflowError, Unreachable
 from sapflow.flows.ipfix.framing import MessageFramer
 from sapflow.flows.ipfix.session import Session
 from sapflow.link.frames import Hint
 from sapflow.runtime import websocket
-from sapflow.runtime.addresses import split_address
+from sapflow.runtime.addresses import join_address, split_address
 from sapflow.runtime.dial import dial
 from sapflow.runtime.transport import LinkUrl, client_tls, dial_link, link_url
 
@@ -31,6 +32,7 @@ DOORS = "ipfix+tcp://HOST:PORT, ipfix+tls://HOST:PORT, udp://HOST:PORT"
 BATCH_BYTES = 64 << 10
 SEND_TIMEOUT_S = 60.0
 LAST_WORD_S = 10.0
+WELCOME_S = 10.0
 
 
 @define
@@ -96,10 +98,7 @@ def send_command(
     scheme = url.partition("://")[0]
     tls = client_tls(str(ca) if ca else None) if scheme in ("ipfix+tls", "links", "wss") else None
     if scheme in ("ipfix+tcp", "ipfix+tls", "udp"):
-        parts = urlsplit(url)
-        if not parts.hostname or not parts.port:
-            raise click.UsageError(f"'{url}' is not a door; write {DOORS}")
-        address = f"[{parts.hostname}]:{parts.port}" if ":" in parts.hostname else f"{parts.hostname}:{parts.port}"
+        address = _address(url)
         sent = trio.run(_send_datagrams, play, address) if scheme == "udp" else trio.run(_send_tcp, play, address, tls)
     else:
         try:
@@ -108,11 +107,22 @@ def send_command(
             raise click.UsageError(f"{error}, or {DOORS}") from error
         if token_file is None:
             raise click.UsageError("a link needs the org's token: --token-file FILE (see 'sapflow orgs token')")
-        sent = trio.run(partial(_send_link, play, link, org, token_file.read_text().strip(), tls))
+        sent = trio.run(partial(_send_link, play, link, org, read_token(token_file), tls))
     result = {"records": sent.records, "messages": sent.messages, "bytes": sent.bytes}
     if sent.batches:
         result["batches"] = sent.batches
     click.echo(json.dumps(result) if as_json else ", ".join(f"{value:,} {key}" for key, value in result.items()))
+
+
+def _address(url: str) -> str:
+    parts = urlsplit(url)
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not host or not port:
+        raise click.UsageError(f"'{url}' is not a door; write {DOORS}")
+    return join_address(host, port)
 
 
 @frozen
@@ -236,6 +246,7 @@ async def _send_link(play: Play, url: LinkUrl, org: str, token: str, tls: ssl.SS
     async with trio.open_nursery() as nursery:
         await nursery.start(uplink.run)
         nursery.start_soon(_until_refused, uplink)
+        nursery.start_soon(_until_welcomed, uplink, url)
         async with aclosing(play.drafts()) as drafts:
             async for exporter, draft in drafts:
                 if exporter not in streams:
@@ -255,3 +266,14 @@ async def _send_link(play: Play, url: LinkUrl, org: str, token: str, tls: ssl.SS
 async def _until_refused(uplink: Uplink) -> None:
     await uplink.was_refused.wait()
     raise Refused(str(uplink.refused))
+
+
+async def _until_welcomed(uplink: Uplink, url: LinkUrl) -> None:
+    """A door that is not there, or says nothing, is told as such; one that goes away later is waited for."""
+    welcomed = trio.Event()
+    uplink.on_welcomed = lambda *_: welcomed.set()
+    with trio.move_on_after(WELCOME_S):
+        await welcomed.wait()
+        return
+    reason = uplink.last_error or f"{url.address} does not answer"
+    raise Unreachable(f"{url.scheme}://{url.address}: no link within {WELCOME_S:g} s: {reason}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import random
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, ExitStack, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -10,14 +12,18 @@ from typing import BinaryIO
 
 import click
 import trio
+from attrs import define
 
 from sapflow.cli.fleet import read_fleet
 from sapflow.cli.meaning import Meaning, meaning_options
-from sapflow.cli.options import FIELDS, FORMAT, OUT, field_names, finish, open_output
-from sapflow.client import subscribe
-from sapflow.errors import ConfigurationError, SapflowError
+from sapflow.cli.options import FIELDS, FORMAT, OUT, field_names, finish, open_output, read_token
+from sapflow.client import Subscription, subscribe
+from sapflow.errors import ConfigurationError, Unreachable
 from sapflow.flows.columns.records import Context
 from sapflow.flows.formats import Writer, open_writer
+
+BACKOFF_MOST_S = 5.0
+Position = str | int | dict[str, int]
 
 
 @click.command("tail")
@@ -48,25 +54,26 @@ def tail_command(
     """Read an org's records, from the log and then live."""
     if url is None:
         url = f"link://{read_fleet(data)['doors']['consume']}"
-    source = token_file or Path(data) / "fleet.token"
-    try:
-        token = source.read_text().strip()
-    except OSError as error:
-        raise SapflowError(f"no credential: {source}: {error.strerror}; give one with --token-file") from error
+    token = read_token(token_file or Path(data) / "fleet.token")
     with ExitStack() as stack:
         out = open_output(output, stack)
         writer = open_writer(format_, out, field_names(fields), meaning.stages)
+        reader = _Reader(
+            partial(subscribe, url, org, token, follow=not no_follow), _position(at), writer, meaning, out, limit
+        )
         try:
-            trio.run(partial(_tail, url, org, token, _position(at), not no_follow, limit, writer, meaning, out))
+            # Ctrl-C is how following ends.
+            with suppress(KeyboardInterrupt):
+                trio.run(reader.run)
         finally:
             finish(writer)
             meaning.tell()
 
 
-def _position(at: str) -> str | int | dict[str, int]:
+def _position(at: str) -> Position:
     if at in ("earliest", "latest"):
         return at
-    if at.isdigit():
+    if at.isascii() and at.isdigit():
         return int(at)
     try:
         when = datetime.fromisoformat(at)
@@ -77,31 +84,72 @@ def _position(at: str) -> str | int | dict[str, int]:
     return {"time_us": int(when.timestamp() * 1e6)}
 
 
-async def _tail(
-    url: str,
-    org: str,
-    token: str,
-    at: str | int | dict[str, int],
-    follow: bool,
-    limit: int | None,
-    writer: Writer,
-    meaning: Meaning,
-    out: BinaryIO,
-) -> None:
-    left = limit
-    async with subscribe(url, org, token, at=at, follow=follow) as batches:
-        told = 0
-        async for batch in batches:
-            context = Context(org, batch.exporter, batch.stream.hex(), batch.position)
-            with meaning.reading(context, batch.payload):
-                count = writer.write(batch.payload, context, left)
-            out.flush()
-            for gap in batches.gaps[told:]:
-                click.echo(
-                    f"sapflow: {gap.entries} stored batches after position {gap.after} are past retention", err=True
-                )
-            told = len(batches.gaps)
-            if left is not None:
-                left -= count
-                if left <= 0:
-                    break
+@define
+class _Reader:
+    """Reads to the end, through any number of connections: each goes on where the last one ended."""
+
+    subscribe: Callable[..., AbstractAsyncContextManager[Subscription]]
+    at: Position
+    writer: Writer
+    meaning: Meaning
+    out: BinaryIO
+    left: int | None
+    """How many records are still to be written; None: all that come."""
+    _was_up: bool = False
+    _failures: int = 0
+
+    async def run(self) -> None:
+        """Write records. Raises SapflowError; a door that went away is waited for."""
+        while True:
+            try:
+                async with self.subscribe(at=self.at) as batches:
+                    self._back()
+                    await self._read(batches)
+                    return
+            except Unreachable as error:
+                if not self._was_up:
+                    raise
+                self._away(error)
+            await trio.sleep(random.uniform(0, min(BACKOFF_MOST_S, 0.1 * 2**self._failures)))
+
+    async def _read(self, batches: Subscription) -> None:
+        gaps = corrupt = 0
+        try:
+            async for batch in batches:
+                context = Context(batches.org, batch.exporter, batch.stream.hex(), batch.position)
+                with self.meaning.reading(context, batch.payload):
+                    count = self.writer.write(batch.payload, context, self.left)
+                self.out.flush()
+                gaps, corrupt = _tell_missing(batches, gaps, corrupt)
+                if self.left is not None:
+                    self.left -= count
+                    if self.left <= 0:
+                        break
+        finally:
+            _tell_missing(batches, gaps, corrupt)
+            self.at = batches.position
+
+    def _back(self) -> None:
+        if self._failures:
+            click.echo(f"sapflow: back; reading on after position {self.at}", err=True)
+        self._was_up, self._failures = True, 0
+
+    def _away(self, error: Unreachable) -> None:
+        if not self._failures:
+            click.echo(f"sapflow: {error}; trying again", err=True)
+        self._failures = min(self._failures + 1, 10)
+
+
+def _tell_missing(batches: Subscription, gaps: int, corrupt: int) -> tuple[int, int]:
+    """Say what of the log was not there since the last time: how much has been said now."""
+    if batches.ahead:
+        click.echo(
+            f"sapflow: that is {batches.ahead:,} beyond the log's end, {batches.position:,}; reading from there",
+            err=True,
+        )
+        batches.ahead = 0
+    for gap in batches.gaps[gaps:]:
+        click.echo(f"sapflow: {gap.entries} stored batches after position {gap.after} are past retention", err=True)
+    for entry in batches.corrupt[corrupt:]:
+        click.echo(f"sapflow: the batch at position {entry.position} is damaged and left out: {entry.reason}", err=True)
+    return len(batches.gaps), len(batches.corrupt)

@@ -5,6 +5,6 @@ async with sapflow.client.subscribe(url, org, token, at="earliest") as batches:
         for columns in batch.columns(): ...
 """
 
-from sapflow.client.subscription import ConsumedBatch, Gap, Subscription, subscribe
+from sapflow.client.subscription import ConsumedBatch, Corrupt, Gap, Subscription, subscribe
 
-__all__ = ["ConsumedBatch", "Gap", "Subscription", "subscribe"]
+__all__ = ["ConsumedBatch", "Corrupt", "Gap", "Subscription", "subscribe"]

@@ -6,7 +6,7 @@ Drops what it has seen already by (stream, number), gives gaps as what they are,
 from __future__ import annotations
 
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ import anyio.abc
 from attrs import field, frozen
 
 from sapflow.client.connect import connect
-from sapflow.entry import decode_entry
+from sapflow.entry import CorruptEntry, decode_entry
 from sapflow.errors import LinkError, Refused, Unreachable
 from sapflow.flows.columns.batches import FlowBatch, decode
 from sapflow.link import BatchReceived, Closed, Connection, CreditWanted, Noticed, Side, Welcomed
@@ -59,28 +59,57 @@ class Gap:
         return self.next - self.after - 1
 
 
+@frozen
+class Corrupt:
+    """An entry that is not what was written, at its position; the others around it are."""
+
+    position: int
+    reason: str
+
+
 class Subscription:
-    """Iterate over it; `gaps` holds what was found missing, `position` the last position given."""
+    """Iterate over it; `gaps` holds what was found missing, `corrupt` what was found damaged.
+
+    `position` is that of the last batch given: to go on after a break, subscribe again `at=` it. Before the first batch
+    it is where reading began; `ahead` is how far that which was asked for lay beyond the log's end.
+    """
 
     def __init__(self, stream: anyio.abc.ByteStream, connection: Connection, org: str) -> None:
         self.org = org
         self.gaps: list[Gap] = []
+        self.corrupt: list[Corrupt] = []
+        self.ahead = 0
         self.position = 0
         self.repeats = 0
         self._stream = stream
         self._connection = connection
         self._marks: dict[bytes, int] = {}
         self._ended = False
+        self._events: list[Any] = []
+
+    async def begin(self) -> None:
+        """Wait until it is known where reading begins. Raises Refused, Unreachable."""
+        while True:
+            self._events += await self._receive()
+            for index, event in enumerate(self._events):
+                match event:
+                    case Noticed(fields) if fields.get("kind") == "start":
+                        self._noticed(fields)
+                        del self._events[index]
+                        return
+                    case Closed(code, reason):
+                        raise Refused(f"the consume door closed: {reason}", code=code)
 
     def __aiter__(self) -> AsyncIterator[ConsumedBatch]:
         return self._batches()
 
     async def _batches(self) -> AsyncIterator[ConsumedBatch]:
         while not self._ended:
-            for event in await self._receive():
+            events, self._events = self._events or await self._receive(), []
+            for event in events:
                 match event:
                     case CreditWanted(handle, limit):
-                        await self._stream.send(self._connection.grant(handle, limit))
+                        await self._say(self._connection.grant(handle, limit))
                     case BatchReceived(_, batch):
                         for consumed in self._entries(batch.payload):
                             yield consumed
@@ -103,44 +132,56 @@ class Subscription:
                     ) from None
                 events = self._connection.receive(data)
                 for reply in self._connection.take_replies():
-                    await self._stream.send(reply)
+                    await self._say(reply)
                 return events
             quiet_s += PING_INTERVAL_S
             if quiet_s > SILENCE_S:
                 raise Unreachable(f"the consume door is silent; read on from position {self.position}")
-            await self._stream.send(self._connection.ping(0))
+            await self._say(self._connection.ping(0))
 
-    def _entries(self, payload: bytes) -> list[ConsumedBatch]:
-        found = []
+    async def _say(self, data: bytes) -> None:
+        try:
+            with anyio.fail_after(SILENCE_S):
+                await self._stream.send(data)
+        except (TimeoutError, anyio.BrokenResourceError):
+            raise Unreachable(f"the consume door takes nothing; read on from position {self.position}") from None
+
+    def _entries(self, payload: bytes) -> Iterator[ConsumedBatch]:
         at = 0
         while at < len(payload):
             position, length = ENTRY.unpack_from(payload, at)
             at += ENTRY.size
-            entry = decode_entry(payload[at : at + length])
+            data = payload[at : at + length]
             at += length
+            # Set as each is given, so that whoever stops in between goes on with the next.
             self.position = position
+            try:
+                entry = decode_entry(data)
+            except CorruptEntry as error:
+                self.corrupt.append(Corrupt(position, str(error)))
+                continue
             if entry.seq <= self._marks.get(entry.stream, 0):
                 self.repeats += 1
                 continue
             self._marks[entry.stream] = entry.seq
-            found.append(
-                ConsumedBatch(
-                    position,
-                    self.org,
-                    entry.stream,
-                    entry.seq,
-                    entry.exporter,
-                    entry.received_us,
-                    entry.messages,
-                    entry.records,
-                    bytes(entry.payload),
-                )
+            yield ConsumedBatch(
+                position,
+                self.org,
+                entry.stream,
+                entry.seq,
+                entry.exporter,
+                entry.received_us,
+                entry.messages,
+                entry.records,
+                bytes(entry.payload),
             )
-        return found
 
     def _noticed(self, fields: dict[str, Any]) -> None:
-        if fields.get("kind") == "gap":
-            self.gaps.append(Gap(int(fields["after"]), int(fields["next"])))
+        match fields.get("kind"):
+            case "gap":
+                self.gaps.append(Gap(int(fields["after"]), int(fields["next"])))
+            case "start":
+                self.position, self.ahead = int(fields["position"]), int(fields["ahead"])
 
 
 @asynccontextmanager
@@ -155,16 +196,27 @@ async def subscribe(
 ) -> AsyncIterator[Subscription]:
     """An org's batches from `at`: "earliest", "latest", a position (what comes after it), or {"time_us": …}.
 
-    With `follow=False` iteration ends at what was stored when it got there. Raises Unreachable, Refused, LinkError.
+    With `follow=False` iteration ends at what was stored when it got there. Raises Refused for a credential or org that
+    is not accepted, LinkError for another protocol, and Unreachable when the door does not answer or goes away, now or
+    while iterating: subscribe again at `position`, and nothing is missed or given twice.
     """
     stream = await connect(url, timeout_s=connect_timeout_s)
     async with stream:
         connection = Connection(Side.CLIENT, LinkLimits(max_batch_bytes=MAX_FEED_BYTES))
-        with anyio.fail_after(connect_timeout_s):
-            await stream.send(connection.hello(Hint(org=org), role="consumer", token=token))
-            await _welcomed(stream, connection)
-        await stream.send(connection.subscribe(org=org, at=at, follow=follow))
-        yield Subscription(stream, connection, org)
+        try:
+            with anyio.fail_after(connect_timeout_s):
+                await stream.send(connection.hello(Hint(org=org), role="consumer", token=token))
+                await _welcomed(stream, connection)
+        except (TimeoutError, anyio.BrokenResourceError):
+            raise Unreachable(f"{url} did not greet within {connect_timeout_s:g} s; is it a consume door?") from None
+        subscription = Subscription(stream, connection, org)
+        try:
+            with anyio.fail_after(connect_timeout_s):
+                await stream.send(connection.subscribe(org=org, at=at, follow=follow))
+                await subscription.begin()
+        except (TimeoutError, anyio.BrokenResourceError):
+            raise Unreachable(f"{url} did not say within {connect_timeout_s:g} s where reading begins") from None
+        yield subscription
 
 
 async def _welcomed(stream: anyio.abc.ByteStream, connection: Connection) -> None:

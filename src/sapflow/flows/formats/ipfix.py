@@ -7,7 +7,7 @@ not known at their place are left out, for the file may know another by their nu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 from attrs import define, field
@@ -16,7 +16,7 @@ from sapflow.errors import MalformedMessage
 from sapflow.flows.columns.records import Context
 from sapflow.flows.ipfix.encode import make_message, make_set
 from sapflow.flows.ipfix.session import Session
-from sapflow.flows.ipfix.templates import Template
+from sapflow.flows.ipfix.templates import Template, variable_starts
 from sapflow.flows.limits import FlowLimits
 from sapflow.flows.wire import (
     FIRST_DATA_SET,
@@ -33,16 +33,13 @@ class IpfixWriter:
 
     def __init__(self, out: BinaryIO) -> None:
         self.left_out: set[str] = set()
-        """Nothing: messages are whole."""
+        """Nothing: records are whole."""
         self._out = out
         self._known: dict[int, Template] = {}
         self._sequence: dict[int, int] = {}
 
     def write(self, data: bytes, context: Context, limit: int | None = None) -> int:
-        """Write whole messages: returns their records. Raises MalformedMessage.
-
-        With a limit, whole messages are written as long as their records fit it.
-        """
+        """Write the records of self-contained messages, at most `limit`: returns how many. Raises MalformedMessage."""
         checked, stream = Session(), _Stream()
         at = written = 0
         while at < len(data) and (limit is None or written < limit):
@@ -51,11 +48,8 @@ class IpfixWriter:
             walk = checked.walk(message)
             if walk.fault is not None:
                 raise MalformedMessage(walk.fault.what, offset=at + walk.fault.offset, reason=walk.fault.reason)
-            if limit is not None and written + walk.records > limit:
-                break
             for sets in _runs(message):
-                self._put(message, domain, stream, sets)
-            written += walk.records
+                written += self._put(message, domain, stream, sets, None if limit is None else limit - written)
             at += length
         return written
 
@@ -63,13 +57,18 @@ class IpfixWriter:
         """Nothing is due."""
         self._out.flush()
 
-    def _put(self, message: bytes, domain: int, stream: _Stream, sets: list[bytes]) -> None:
-        """A run of sets that are all of templates, which the stream learns, or all of data, which are written."""
+    def _put(self, message: bytes, domain: int, stream: _Stream, sets: list[bytes], limit: int | None) -> int:
+        """A run of sets that are all of templates, which the stream learns, or all of data, which are written.
+
+        Returns how many records were written, at most `limit`.
+        """
         session = stream.session
         of_data = int.from_bytes(sets[0][:2], "big") >= FIRST_DATA_SET
         if of_data:
             first = domain << 16
             sets = [each for each in sets if first | int.from_bytes(each[:2], "big") in session.templates]
+            if limit is not None:
+                sets = list(_first_records(sets, domain, session, limit))
         body = b"".join(sets)
         export_time = MESSAGE_HEADER.unpack_from(message)[2]
         sequence = self._sequence.get(domain, 0)
@@ -77,12 +76,13 @@ class IpfixWriter:
         walk = session.walk(made)
         assert walk.fault is None, walk.fault
         if not of_data or not sets:
-            return
+            return 0
         if stream.defined.get(domain) != session.changes:
             self._define(domain, session, export_time)
             stream.defined[domain] = session.changes
         self._out.write(made)
         self._sequence[domain] = (sequence + walk.records) & 0xFFFFFFFF
+        return walk.records
 
     def _define(self, domain: int, session: Session, export_time: int) -> None:
         """Say what the session's templates of this domain are, where the file says otherwise."""
@@ -108,6 +108,25 @@ class _Stream:
     session: Session = field(factory=lambda: Session(FlowLimits(max_templates=1 << 32, max_template_bytes=1 << 32)))
     defined: dict[int, int] = field(factory=dict)
     """By domain, how often templates had changed when the file was last told of them."""
+
+
+def _first_records(sets: list[bytes], domain: int, session: Session, limit: int) -> Iterator[bytes]:
+    """Data sets as far as they have the first `limit` records."""
+    for whole in sets:
+        set_id = int.from_bytes(whole[:2], "big")
+        template = session.templates[domain << 16 | set_id]
+        if template.record_bytes:
+            starts: Sequence[int] = range(
+                SET_HEADER.size, len(whole) - template.record_bytes + 1, template.record_bytes
+            )
+        else:
+            starts = variable_starts(whole, SET_HEADER.size, len(whole), template)
+        if len(starts) > limit:
+            if limit:
+                yield make_set(set_id, whole[SET_HEADER.size : starts[limit]])
+            return
+        limit -= len(starts)
+        yield whole
 
 
 def _runs(message: bytes) -> Iterator[list[bytes]]:
