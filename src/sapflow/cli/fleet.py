@@ -9,6 +9,7 @@ import secrets
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import urllib.request
 from collections.abc import Awaitable, Callable
@@ -56,8 +57,8 @@ def _say(event: dict[str, Any]) -> None:
 Role = Callable[[Config, str, str, Callable[[dict[str, Any]], None]], Awaitable[None]]
 
 
-async def _until_signalled(run: Callable[[], Awaitable[None]]) -> None:
-    """Run until it ends, or SIGTERM or Ctrl-C cancels it."""
+async def _until_signalled(run: Callable[[], Awaitable[None]], *, supervised: bool = False) -> None:
+    """Run until it ends, or SIGTERM or Ctrl-C cancels it; supervised, also until standard input ends."""
     async with trio.open_nursery() as nursery:
 
         async def watch() -> None:
@@ -65,7 +66,15 @@ async def _until_signalled(run: Callable[[], Awaitable[None]]) -> None:
                 async for _ in signals:
                     nursery.cancel_scope.cancel()
 
+        async def until_alone() -> None:
+            async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as pipe:
+                while await pipe.receive_some(64):
+                    continue
+            nursery.cancel_scope.cancel()
+
         nursery.start_soon(watch)
+        if supervised:
+            nursery.start_soon(until_alone)
         await run()
         nursery.cancel_scope.cancel()
 
@@ -74,11 +83,15 @@ def _role_command(role: str) -> click.Command:
     @click.command(role, help=f"Run one {role}, and nothing else.")
     @CONFIG
     @click.option("--name", default=f"{role}-1", show_default=True, help="Its name in the fleet.")
-    def command(config_path: Path | None, name: str) -> None:
+    @click.option(
+        "--supervised", is_flag=True, hidden=True, help="End when standard input does: who started it is gone."
+    )
+    def command(config_path: Path | None, name: str, supervised: bool) -> None:
         config = load(config_path)
         run: Role = import_module(f"{role}.node").run
         with using(registry_of(config)):
-            trio.run(_until_signalled, partial(run, config, name, fleet_token(config), _say))
+            work = partial(run, config, name, fleet_token(config), _say)
+            trio.run(partial(_until_signalled, work, supervised=supervised))
 
     return command
 
