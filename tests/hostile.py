@@ -52,6 +52,7 @@ def worst_cases() -> dict[str, list[bytes]]:
     withdraw_all = make_set(2, struct.pack("!HH", 2, 0))
     one = make_template(256, [(0, 4, 1)])
     lists = (0, 292, VARIABLE_LENGTH)
+    raws = [make_template(256 + n, [(0, 4, 1)]).raw for n in range(4096)]
     options = b"".join(make_template(5000 + n, [(0, 10, 4)], scopes=1).raw for n in range(2000))
     return {
         "one-byte records": [_defined((0, 4, 1)), _filled(256, b"\x06")],
@@ -134,6 +135,20 @@ def worst_cases() -> dict[str, list[bytes]]:
             make_message(
                 (make_set(2, make_template(300, [(0, 4, 1)]).raw) + make_set(256, b"\x03\xff\x01\x2c")) * 3000
             ),
+        ],
+        "a new template and a record, again and again": [
+            make_message(b"".join(make_set(2, raw) + make_set(256 + n, b"\x06") for n, raw in enumerate(raws[:3800])))
+        ],
+        "templates defined and then unusable": [
+            make_message(
+                make_set(2, b"".join(raws[:4000]))
+                + make_set(2, b"".join(struct.pack("!HHHH", 256 + n, 1, 4, 0) for n in range(4000)))
+            )
+        ],
+        "all withdrawn again and again beside a record": [
+            *_many_templates(2000),
+            make_message(make_set(3, options)),
+            make_message(make_set(256, b"\x06") + withdraw_all * 8180),
         ],
         "headers alone": [make_message(b"") * 4095],
         "domains": [b"".join(make_message(b"", domain=n) for n in range(1024))],

@@ -83,7 +83,12 @@ class ExporterDoor:
     """IPFIX over TCP, plain or in TLS: default deny, but for sources bound to an org."""
 
     def __init__(
-        self, intake: Intake, bindings: SourceBindings, backoff: Backoff | None = None, tls: ExporterTls | None = None
+        self,
+        intake: Intake,
+        bindings: SourceBindings,
+        tls: ExporterTls | None = None,
+        *,
+        backoff: Backoff | None = None,
     ) -> None:
         self.counts = DoorCounts()
         self.backoff = backoff or Backoff(BackoffSettings(), random.random)

@@ -123,11 +123,11 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
         ),
         random.random,
     )
-    exporter_door = ExporterDoor(intake, bindings, backoff)
+    exporter_door = ExporterDoor(intake, bindings, backoff=backoff)
     tls_door = None
     if mine.ipfix_tls:
         tls = ExporterTls.load(mine.tls_certificate, mine.tls_key, mine.tls_handshake_timeout_s)
-        tls_door = ExporterDoor(intake, bindings, backoff, tls)
+        tls_door = ExporterDoor(intake, bindings, tls, backoff=backoff)
     templates = TemplateStore(config.data_path / "templates", lifetime_s=config.intake.template_lifetime_s)
     datagrams = DatagramIntake(
         uplink,

@@ -15,7 +15,7 @@ from attrs import define, field, frozen
 from meter.batching import Batcher, Draft
 from meter.faults import Faults
 from meter.recvmmsg import Source
-from meter.uplink import Uplink, UplinkStream
+from meter.uplink import ExporterStream, StreamSource
 from sapflow.errors import MalformedMessage
 from sapflow.flows.datagrams import DatagramSession, Protocol, protocol_of
 from sapflow.flows.limits import FlowLimits
@@ -55,6 +55,9 @@ class DatagramIntakeCounts:
     unknown: int = 0
     """Datagrams of no protocol that is known here."""
     malformed: int = 0
+    """Datagrams, or sets and samples of them."""
+    skipped: int = 0
+    """Samples of sFlow, and records of samples, that gave no flow record: counters, most of them."""
     dropped_full: int = 0
     """Datagrams dropped because their exporter's stream was full."""
     evicted: int = 0
@@ -70,13 +73,14 @@ class Exporter:
     org: str
     session: DatagramSession
     batcher: Batcher
-    stream: UplinkStream
+    stream: ExporterStream
     heard_at: float
     waiting_since: float = 0.0
     dropped: int = 0
     reasons: Counter[str] = field(factory=Counter)
     """Of its faults, as they were counted last."""
     faults: int = 0
+    skipped: int = 0
     saved_changes: int = 0
     saved_s: float = 0.0
     """What `TemplateStore` has written: after how many changes, and when (time of day)."""
@@ -91,7 +95,7 @@ class Exporter:
 class DatagramIntake:
     """The exporters that are known, and their way onto the uplink."""
 
-    uplink: Uplink
+    uplink: StreamSource
     settings: DatagramSettings
     org_of: Callable[[str], str | None]
     remembered: dict[ExporterKey, list[bytes]] = field(factory=dict)
@@ -123,7 +127,8 @@ class DatagramIntake:
     def remember(self, templates: dict[ExporterKey, list[bytes]]) -> None:
         """Templates of exporters that another process has had, in case they come here; so many as exporters may be."""
         for key, datagrams in templates.items():
-            if key not in self.exporters and len(self.remembered) < self.settings.max_exporters:
+            has_room = key in self.remembered or len(self.remembered) < self.settings.max_exporters
+            if key not in self.exporters and has_room:
                 self.remembered[key] = datagrams
 
     def flush(self, now: float) -> None:
@@ -201,12 +206,14 @@ class DatagramIntake:
         counts.bytes += sum(map(len, datagrams))
         exporter.heard_at = now
         self.exporters.move_to_end(exporter.key)
-        if exporter.stream.outbox.held_bytes >= self.settings.max_unacknowledged_bytes:
+        if exporter.stream.is_full(self.settings.max_unacknowledged_bytes):
             counts.dropped_full += len(datagrams)
             exporter.dropped += len(datagrams)
             return
         messages = session.take(datagrams, received_s)
         self._fault(exporter)
+        if exporter.key[2] == "sflow":
+            self._skip(exporter)
         if not messages:
             return
         if not batcher.waiting_bytes:
@@ -233,14 +240,19 @@ class DatagramIntake:
         if faults & (faults - 1) == 0:  # the 1st, 2nd, 4th, 8th …: one that is always faulty fills no log
             fault = exporter.session.counts.last_fault
             log.warning(
-                "datagram dropped",
+                "datagram, or part of it, dropped",
                 exporter=exporter.name,
                 org=exporter.org,
                 what=str(fault),
-                faulty_datagrams=faults,
-                advice="its other datagrams are taken; the exporter is faulty, or this is another protocol",
+                faults=faults,
+                advice="all else of it is taken; the exporter is faulty, or this is another protocol",
             )
         exporter.faults = faults
+
+    def _skip(self, exporter: Exporter) -> None:
+        skipped = exporter.session.skipped.total()
+        self.counts.skipped += skipped - exporter.skipped
+        exporter.skipped = skipped
 
     def _put(self, exporter: Exporter, draft: Draft | None) -> None:
         if draft is not None:

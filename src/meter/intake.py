@@ -15,7 +15,7 @@ from attrs import define, frozen
 
 from meter.batching import Batcher
 from meter.faults import Faults
-from meter.uplink import Uplink
+from meter.uplink import StreamSource
 from sapflow.errors import MalformedMessage
 from sapflow.flows.limits import FlowLimits
 from sapflow.runtime.addresses import split_address
@@ -60,7 +60,7 @@ class IntakeCounts:
 class Intake:
     """Reads exporters' sessions into an uplink's streams."""
 
-    def __init__(self, uplink: Uplink, settings: IntakeSettings) -> None:
+    def __init__(self, uplink: StreamSource, settings: IntakeSettings) -> None:
         self.uplink = uplink
         self.settings = settings
         self.counts = IntakeCounts()

@@ -40,6 +40,8 @@ class TemplateStore:
     max_files: int = 10_000
     """Those of the exporters silent longest go first."""
     _read_until_s: float = 0.0
+    _ages: dict[ExporterKey, float] = field(factory=dict)
+    """Of what was read: when its exporter sent it."""
     _thread: ThreadKind = field(factory=lambda: ThreadKind("templates", 1))
 
     def load(self) -> dict[ExporterKey, list[bytes]]:
@@ -52,6 +54,14 @@ class TemplateStore:
         """What other processes wrote since the last look, of exporters that are not `known`."""
         known = set(known)
         return await self._thread.run(lambda: self._read(known))
+
+    def outlived(self) -> list[ExporterKey]:
+        """Of what was read, that which is too old by now to be believed; each is told once."""
+        believed_s = time.time() - self.lifetime_s
+        found = [key for key, age_s in self._ages.items() if age_s < believed_s]
+        for key in found:
+            del self._ages[key]
+        return found
 
     async def save(self, exporters: Iterable[Exporter]) -> None:
         """Write what has changed since the last time; never on a task that reads datagrams."""
@@ -76,14 +86,14 @@ class TemplateStore:
         for path in self.directory.glob("*.templates"):
             key = _key(path)
             try:
-                if key is None or key in known or path.stat().st_mtime < since:
+                if key is None or key in known or (age_s := path.stat().st_mtime) < since:
                     continue
                 datagrams = _unpack(path.read_bytes())
                 if datagrams is None:
                     log.warning("templates not read", file=path.name, meaning="its exporter will send them again")
                     path.unlink()
                 else:
-                    found[key] = datagrams
+                    found[key], self._ages[key] = datagrams, age_s
             except FileNotFoundError:
                 continue  # another process let it go
         return found
@@ -118,7 +128,7 @@ class TemplateStore:
 
     def _path(self, key: ExporterKey) -> Path:
         address, port, protocol = key
-        return self.directory / f"{protocol}_{port}_{address.replace('%', '_')}.templates"
+        return self.directory / f"{protocol}_{port}_{address}.templates"
 
 
 def _key(path: Path) -> ExporterKey | None:

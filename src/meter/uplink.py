@@ -3,6 +3,9 @@
 Streams are opened and fed by whoever reads exporters. Which collector takes a stream is asked of a `Chooser`; each
 collector's link is a task of the uplink's own nursery, so no task that carries data ever connects. A stream keeps
 each batch until it is acknowledged as durable, and after any reconnect sends again from its lowest.
+
+A collector that asks to be left (move, go-away) keeps its streams until the link to the next one is up: make before
+break. One that says hold is not dialled before its time, and not by all at the same moment.
 """
 
 from __future__ import annotations
@@ -18,28 +21,15 @@ import trio
 from attrs import define, field, frozen
 
 from meter.batching import Draft
+from meter.target_link import TargetLink
 from sapflow.errors import LinkError, Overloaded, Refused, Unreachable
-from sapflow.link import (
-    Acknowledged,
-    Batch,
-    Closed,
-    Connection,
-    CreditGranted,
-    Event,
-    GoAway,
-    Hold,
-    Moved,
-    Outbox,
-    Rewound,
-    Sender,
-    Side,
-    StreamId,
-    Welcomed,
-)
+from sapflow.link import Batch, Outbox, Sender, StreamId
 from sapflow.link.frames import Hint
-from sapflow.runtime.session import LinkSession
 
 log = structlog.get_logger()
+
+STEADY_S = 60.0
+"""A link that lasted for so long is dialled again as if it had never failed."""
 
 
 @frozen
@@ -48,6 +38,31 @@ class Target:
 
     name: str
     address: str
+    want: str = ""
+    """The collector that a door is asked for, in the hint."""
+
+
+class ExporterStream(Protocol):
+    """Where an intake puts what one exporter sends."""
+
+    def is_full(self, most_bytes: int) -> bool:
+        """Whether what an exporter sends that cannot be made to wait is to be dropped: `most_bytes` are in memory."""
+
+    async def put(self, draft: Draft) -> object:
+        """Take a batch, waiting for room."""
+
+    def put_now(self, draft: Draft) -> object:
+        """As `put`, whatever is held: for the last batch of a session that has ended."""
+
+    def end(self) -> None:
+        """Nothing more will be put."""
+
+
+class StreamSource(Protocol):
+    """Gives an intake its streams: an uplink, or the spool in front of one."""
+
+    def open_stream(self, org: str, exporter: str) -> ExporterStream:
+        """A stream for an exporter's session."""
 
 
 class Chooser(Protocol):
@@ -108,25 +123,33 @@ class UplinkStream:
     on_acknowledged: Callable[[Batch], None] | None = None
     bytes_put: int = 0
     target: str | None = None
-    link: _TargetLink | None = None
+    link: TargetLink | None = None
     sender: Sender | None = None
     _changed: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot)
+
+    def is_full(self, most_bytes: int) -> bool:
+        """Whether as much is unacknowledged as may be."""
+        return self.outbox.held_bytes >= most_bytes
 
     async def put(self, draft: Draft) -> int:
         """Number a batch and hand it to the link, waiting while too much is unacknowledged. Returns its number."""
         assert not self.ended
-        while self.outbox.held_bytes >= self.settings.max_unacknowledged_bytes:
+        while self.is_full(self.settings.max_unacknowledged_bytes):
             await self._changed.park()
         return self.put_now(draft)
 
     def put_now(self, draft: Draft) -> int:
         """As `put`, whatever is held: for the last batch of a session that has ended."""
         seq = self.outbox.last + 1
-        self.outbox.put(Batch(seq, draft.messages, draft.records, time.time_ns() // 1000, draft.payload))
-        self.bytes_put += len(draft.payload)
+        self.offer(Batch(seq, draft.messages, draft.records, time.time_ns() // 1000, draft.payload))
+        return seq
+
+    def offer(self, batch: Batch) -> None:
+        """Hand a batch to the link that has its number already; the next must have the next."""
+        self.outbox.put(batch)
+        self.bytes_put += batch.size
         if self.link is not None and self.sender is not None:
             self.link.send(self.sender.pump())
-        return seq
 
     async def drained(self) -> None:
         """Wait until all that was put is durable."""
@@ -161,19 +184,26 @@ class Uplink:
     ) -> None:
         self.chooser = chooser
         self.settings = settings
-        self.links: dict[str, _TargetLink] = {}
+        self.links: dict[str, TargetLink] = {}
         self.streams: set[UplinkStream] = set()
         self.bytes_out = 0
         self.refused: Refused | None = None
         self.was_refused = trio.Event()
+        self.last_error = ""
+        self.on_welcomed: Callable[[str, dict[str, Any]], None] | None = None
+        """Told of a target whose link is up, and what it said."""
+        self.on_moved: Callable[[str, str], None] | None = None
+        """Told of a collector that a stream moves to, and its address."""
         self._dial = dial
+        self._nursery: trio.Nursery | None = None
+        self._not_before: dict[str, float] = {}
         self._homeless: dict[StreamId, UplinkStream] = {}
         self._wake = trio.Event()
         self._failures: dict[str, int] = {}
 
-    def open_stream(self, org: str, exporter: str) -> UplinkStream:
-        """A stream with an id that was never used before."""
-        stream = UplinkStream(StreamId(os.urandom(16)), org, exporter, self.settings)
+    def open_stream(self, org: str, exporter: str, stream_id: StreamId | None = None) -> UplinkStream:
+        """A stream, with an id that was never used before if none is given."""
+        stream = UplinkStream(stream_id or StreamId(os.urandom(16)), org, exporter, self.settings)
         self.streams.add(stream)
         self.rehome(stream)
         return stream
@@ -184,6 +214,37 @@ class Uplink:
         stream.target = None
         self._homeless[stream.id] = stream
         self._wake.set()
+
+    def move(self, stream: UplinkStream, target: Target) -> None:
+        """Take a stream to another link; it stays where it is until that is up."""
+        self._link(target).expect(stream)
+
+    def moved(self, stream: UplinkStream, to: str, address: str) -> None:
+        """The fleet wants a stream elsewhere: by the collector's own address if given, else through the same door."""
+        assert stream.link is not None
+        log.info("stream moves", stream=stream.id.hex(), source=stream.target, destination=to)
+        if address and self.on_moved is not None:
+            self.on_moved(to, address)
+        self.move(stream, Target(to, address) if address else Target(to, stream.link.target.address, want=to))
+
+    def leave(self, link: TargetLink, deadline_s: float) -> None:
+        """A link is to be left: its streams move, and whatever is on it at the deadline finds its collector anew."""
+        name = link.target.name
+        if self.links.get(name) is link:
+            del self.links[name]
+        # Many are told so at once: they do not all come to the next at once.
+        self._hold(name, random.uniform(0, deadline_s / 2))
+        for stream in link.streams():
+            target = self.chooser.choose(stream)
+            if target is not None:
+                self.move(stream, target)
+        assert self._nursery is not None
+        self._nursery.start_soon(link.cut_after, deadline_s)
+
+    @property
+    def up(self) -> list[str]:
+        """The targets that a link is up to."""
+        return [name for name, link in self.links.items() if link.welcomed]
 
     def forget(self, stream: UplinkStream) -> None:
         """A stream that ended, with all of it durable."""
@@ -199,6 +260,7 @@ class Uplink:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Place streams and keep links until cancelled."""
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             task_status.started()
             while True:
                 await self._wake.wait()
@@ -212,26 +274,40 @@ class Uplink:
                     if target is None:
                         continue
                     del self._homeless[stream.id]
-                    stream.target = target.name
-                    link = self.links.get(target.name)
-                    if link is None:
-                        link = self.links[target.name] = _TargetLink(self, target)
-                        nursery.start_soon(self._carry, link)
-                    link.attach(stream)
+                    self._link(target).attach(stream)
                 if self._homeless:
                     with trio.move_on_after(random.uniform(0.05, 0.2)):
                         await self._wake.wait()
                     self._wake.set()
 
-    async def _carry(self, link: _TargetLink) -> None:
-        name = link.target.name
+    def take_homeless(self, stream: UplinkStream) -> bool:
+        """Whether a stream has no link, and was waiting for one here: then it waits no longer."""
+        return self._homeless.pop(stream.id, None) is not None
+
+    def _link(self, target: Target) -> TargetLink:
+        assert self._nursery is not None
+        link = self.links.get(target.name)
+        if link is None:
+            link = self.links[target.name] = TargetLink(self, target)
+            self._nursery.start_soon(self._carry, link)
+        return link
+
+    def _hold(self, name: str, seconds: float) -> None:
+        self._not_before[name] = max(self._not_before.get(name, 0.0), trio.current_time() + seconds)
+
+    def _pause_s(self, name: str) -> float:
+        """Full jitter, but not before what the fleet said."""
         failures = self._failures.get(name, 0)
-        reason = "closed by the other end"
         settings = self.settings
+        most = min(settings.backoff_most_s, settings.backoff_first_s * 2 ** min(failures, 20)) if failures else 0.0
+        return max(random.uniform(0, most), self._not_before.pop(name, 0.0) - trio.current_time())
+
+    async def _carry(self, link: TargetLink) -> None:
+        name = link.target.name
+        reason = ""
+        began = trio.current_time()
         try:
-            if failures:
-                most = min(settings.backoff_most_s, settings.backoff_first_s * 2 ** min(failures, 20))
-                await trio.sleep(random.uniform(0, most))
+            await trio.sleep(self._pause_s(name))
             await link.run(await self._dial(link.target))
         except* Unreachable as group:
             reason = str(group.exceptions[0])
@@ -243,125 +319,25 @@ class Uplink:
             if isinstance(error, Refused):
                 self.refused = error
                 self.was_refused.set()
+            if isinstance(error, Overloaded):
+                link.hold_s = error.retry_after_s
         finally:
-            self._failures[name] = 0 if link.welcomed else failures + 1
-            del self.links[name]
+            failures = self._failures.pop(name, 0) if trio.current_time() - began < STEADY_S else 0
+            # One that welcomes and then refuses what it is sent is not to be dialled without a pause either.
+            if reason or not link.welcomed or link.leaving:
+                self._failures[name] = failures + 1
+            if link.hold_s:
+                self._hold(name, random.uniform(link.hold_s, 2 * link.hold_s))
+            if self.links.get(name) is link:
+                del self.links[name]
             streams = link.leave()
-            self.chooser.failed(name)
+            if not link.leaving:
+                self.chooser.failed(name)
             for stream in streams:
                 self.rehome(stream)
-        log.warning("link lost", target=name, reason=reason, streams=len(streams))
-        if link.hold_s:
-            await trio.sleep(random.uniform(0, link.hold_s))
-
-
-class _TargetLink:
-    """The link to one collector and the streams on it."""
-
-    def __init__(self, uplink: Uplink, target: Target) -> None:
-        self.target = target
-        self.welcomed = False
-        self.hold_s = 0.0
-        self._uplink = uplink
-        self._streams: dict[int, UplinkStream] = {}
-        self._waiting: list[UplinkStream] = []
-        self._session: LinkSession | None = None
-
-    def attach(self, stream: UplinkStream) -> None:
-        """Carry this stream as soon as the link is up."""
-        if self._session is None or not self.welcomed:
-            self._waiting.append(stream)
+        if link.leaving and not streams:
+            log.info("link left", target=name)
             return
-        sender = Sender(
-            self._session.connection, stream.outbox, stream=stream.id, org=stream.org, exporter=stream.exporter
-        )
-        self._streams[sender.handle] = stream
-        stream.link, stream.sender = self, sender
-        self.send([sender.opening, *sender.pump()])
-        if stream.ended:
-            stream.acknowledged(0)
-
-    def detach(self, stream: UplinkStream) -> None:
-        """The stream ended and all of it is durable."""
-        self._let_go(stream)
-        self._uplink.forget(stream)
-
-    def leave(self) -> list[UplinkStream]:
-        """The link is gone: its streams, which need another."""
-        streams = [*self._streams.values(), *self._waiting]
-        self._streams, self._waiting, self._session = {}, [], None
-        for stream in streams:
-            stream.link = stream.sender = None
-        return streams
-
-    def send(self, pieces: list[bytes]) -> None:
-        """Queue bytes for the link."""
-        assert self._session is not None
-        self._session.send(*pieces)
-
-    async def run(self, stream: trio.abc.Stream) -> None:
-        """Speak until either end closes."""
-        uplink = self._uplink
-        settings = uplink.settings
-        connection = Connection(Side.CLIENT)
-        session = LinkSession(
-            stream,
-            connection,
-            peer=f"{self.target.name} ({self.target.address})",
-            idle_timeout_s=settings.idle_timeout_s,
-            max_unsent_bytes=settings.max_unsent_bytes,
-            on_out=self._count,
-        )
-        self._session = session
-        async with session.open():
-            session.send(connection.hello(settings.hint, **settings.hello))
-            async for events in session.events():
-                for event in events:
-                    self._handle(event)
-                if self.hold_s:
-                    return
-
-    def _count(self, size: int) -> None:
-        self._uplink.bytes_out += size
-
-    def _handle(self, event: Event) -> None:
-        match event:
-            case Acknowledged(handle, through):
-                if (stream := self._streams.get(handle)) is not None:
-                    stream.acknowledged(through)
-            case CreditGranted(handle, _):
-                if (stream := self._streams.get(handle)) is not None and stream.sender is not None:
-                    self.send(stream.sender.pump())
-            case Rewound(handle, _):
-                if (stream := self._streams.get(handle)) is not None and stream.sender is not None:
-                    stream.sender.reset()
-                    self.send(stream.sender.pump())
-            case Welcomed():
-                self.welcomed = True
-                waiting, self._waiting = self._waiting, []
-                for stream in waiting:
-                    self.attach(stream)
-            case Moved(handle, to, _):
-                if (stream := self._streams.get(handle)) is not None:
-                    log.info("stream moves", stream=stream.id.hex(), source=self.target.name, destination=to)
-                    self._let_go(stream)
-                    self._uplink.rehome(stream)
-            case Hold(seconds, reason):
-                log.info("told to hold", target=self.target.name, seconds=seconds, reason=reason)
-                self.hold_s = max(seconds, 0.01)
-            case GoAway(deadline_s, reason):
-                log.info("told to leave", target=self.target.name, deadline_s=deadline_s, reason=reason)
-                for stream in list(self._streams.values()):
-                    self._let_go(stream)
-                    self._uplink.rehome(stream)
-            case Closed(code, reason):
-                log.info("link closed", target=self.target.name, code=code, reason=reason)
-            case _:
-                log.debug("event not for an uplink", target=self.target.name, got=type(event).__name__)
-
-    def _let_go(self, stream: UplinkStream) -> None:
-        assert self._session is not None
-        assert stream.sender is not None
-        self._session.send(self._session.connection.end(stream.sender.handle))
-        del self._streams[stream.sender.handle]
-        stream.link = stream.sender = None
+        reason = reason or link.told or "closed by the other end"
+        self.last_error = f"{name}: {reason}"
+        log.warning("link lost", target=name, reason=reason, streams=len(streams))

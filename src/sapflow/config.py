@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import cattrs
@@ -166,6 +166,58 @@ class PhloemConfig:
 
 
 @frozen
+class MeterConfig:
+    """The agent on a customer's host. A door that is empty is not opened."""
+
+    to: str = "link://127.0.0.1:4740"
+    """link://, links:// (TLS), ws:// or wss://."""
+    org: str = ""
+    """A hint to the balancer; the token decides."""
+    name: str = ""
+    """Empty: the host's name."""
+    token_file: str = ""
+    """The org's token."""
+    authority: str = ""
+    """A PEM file with the certificate authorities to trust; empty: the system's."""
+    certificate: str = ""
+    """A PEM file with the client's certificate; empty: none."""
+    certificate_key: str = ""
+    """A PEM file; empty when the key is in the certificate's file."""
+    ipfix_tcp: str = ""
+    """IPFIX over TCP."""
+    udp: str = ""
+    """NetFlow v5 and v9, IPFIX and sFlow v5, whichever comes."""
+    unix: str = ""
+    """The path of a socket."""
+    drop: str = ""
+    """A directory for IPFIX Files."""
+    sources: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
+    """Exporters from elsewhere are refused."""
+    control: str = "127.0.0.1:0"
+    """The control plane: /status, /metrics, /health."""
+    spool: str = "sapflow-spool"
+    """The directory of the spool."""
+    spool_bytes: int = 1 << 30
+    """The most that the spool may take on disk."""
+    when_full: Literal["oldest", "newest"] = "oldest"
+    """What of exporters over UDP is dropped."""
+    window_bytes: int = 32 << 20
+    """Batches in memory on their way."""
+    pending_bytes: int = 16 << 20
+    """Batches in memory that are not durable yet."""
+    max_streams: int = 20_000
+    """Streams that the spool holds at a time."""
+    max_connections: int = 1000
+    """Exporters' connections at a time."""
+    max_udp_exporters: int = 10_000
+    """UDP exporters known at a time; the one silent for longest goes first."""
+    backoff_most_s: float = 30.0
+    """The longest wait, jittered, before the fleet is tried again."""
+    settle_s: float = 1.0
+    """A file in `drop` is taken when it has not changed for so long."""
+
+
+@frozen
 class Config:
     """Everything; `data` is the directory that the fleet keeps its state in."""
 
@@ -180,6 +232,7 @@ class Config:
     intake: IntakeConfig = Factory(IntakeConfig)
     collector: CollectorConfig = Factory(CollectorConfig)
     phloem: PhloemConfig = Factory(PhloemConfig)
+    meter: MeterConfig = Factory(MeterConfig)
 
     @property
     def data_path(self) -> Path:
@@ -241,9 +294,8 @@ def _check(config: Config, where: str) -> None:
     for section, budget in (("collector", config.collector.budget_bytes), ("phloem", config.phloem.budget_bytes)):
         if budget < 8 << 20:
             raise ConfigurationError(f"{where}: {section}.budget_bytes: at least {8 << 20:,}, is {budget:,}")
-
     for key, value, _default in describe(config):
-        if key.rpartition(".")[2] in _ADDRESSES:
+        if value and key.rpartition(".")[2] in _ADDRESSES:
             _addressed(value, f"{where}: {key}")
     for number, source in enumerate(config.balancer.sources, 1):
         try:
@@ -252,6 +304,8 @@ def _check(config: Config, where: str) -> None:
             raise ConfigurationError(f"{where}: balancer.sources, number {number}: prefix: {error}") from None
         if not ORG_NAME.fullmatch(source.org):
             raise ConfigurationError(f"{where}: balancer.sources, number {number}: '{source.org}' is no org's name")
+    if config.meter.spool_bytes < 8 << 20:
+        raise ConfigurationError(f"{where}: meter.spool_bytes: at least {8 << 20:,}, is {config.meter.spool_bytes:,}")
 
 
 def _addressed(address: str, where: str) -> None:

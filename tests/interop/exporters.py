@@ -40,6 +40,8 @@ class Exporter:
     aside: Aside | None = None
     is_tcp: bool = False
     needs_root: bool = False
+    describes: bool = False
+    """Its own elements (RFC 5610)."""
 
     def record(self, directory: Path) -> list[bytes]:
         """What it sends, datagram by datagram, or message by message."""
@@ -123,7 +125,7 @@ EXPORTERS = {
         *(Exporter(f"nfreplay v{n}", nfreplay(n), ("nfreplay", "nfcapd", "softflowd")) for n in (5, 9)),
         Exporter("fprobe v5", fprobe, ("fprobe",), loopback_traffic, needs_root=True),
         Exporter("softflowd ipfix tcp", softflowd(10, transport="tcp"), ("softflowd",), is_tcp=True),
-        Exporter("fixbuf ipfix tcp", fixbuf_exporter(12), ("fixbuf_exporter",), is_tcp=True),
+        Exporter("fixbuf ipfix tcp", fixbuf_exporter(12), ("fixbuf_exporter",), is_tcp=True, describes=True),
     )
 }
 

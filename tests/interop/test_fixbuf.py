@@ -9,7 +9,7 @@ from sapflow.flows.columns import decode
 from sapflow.flows.typeinfo import TypeInformation
 from tests.interop import ipfixdump
 from tests.interop.exporters import messages_of, program
-from tests.interop.recordings import Row, decoded
+from tests.interop.recordings import Row, decoded, undescribed
 from tests.peers import needs
 
 pytestmark = needs("fixbuf_exporter", "ipfixDump")
@@ -28,7 +28,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rows(file: Path) -> list[Row]:
-    return decoded(file)
+    return undescribed(file)
 
 
 def of_template(rows: list[Row], number: int) -> list[Row]:
@@ -108,3 +108,9 @@ def test_elements_are_learned_as_libfixbuf_describes_them(file: Path) -> None:
         5: ("exampleOctets", "octetArray", "default", ""),
     }
     assert known.elements[32473, 1].description == "A text of any length"
+
+
+def test_elements_that_are_described_have_their_names_and_types_in_what_decode_writes(file: Path) -> None:
+    flows = of_template(decoded(file), FLOW)
+    assert [flow["exampleLabel"] for flow in flows] == [f'label "{number}"' for number in range(RECORDS)]
+    assert all(isinstance(flow["exampleRatio"], float) for flow in flows)

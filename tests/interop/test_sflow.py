@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.interop.exporters import program
-from tests.interop.test_udp_exporters import a_capture_of
+from tests.interop.exporters import a_capture_of, program
 from tests.peers import needs
 from tests.unit.flows.test_sflow import (
     GATEWAY,

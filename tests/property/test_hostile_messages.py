@@ -73,21 +73,8 @@ def test_an_intake_walks_the_worst_messages_in_time_and_memory(case: str) -> Non
     measured(prepare, case)
 
 
-# What columns took longer for, or more, when this was written.
-COSTLY_COLUMNS = {
-    "empty values",
-    "four empty values a record",
-    "2,048 elements that vary",
-    "a template set for each template",
-    "one template defined again and again",
-    "all withdrawn again and again",
-}
-
-
 @pytest.mark.parametrize("case", CASES)
-def test_the_worst_messages_become_columns_in_time_and_memory(case: str, request: pytest.FixtureRequest) -> None:
-    if case in COSTLY_COLUMNS:
-        request.applymarker(pytest.mark.xfail(strict=False, reason="columns are made record by record"))
+def test_the_worst_messages_become_columns_in_time_and_memory(case: str) -> None:
     batcher = Batcher(FlowLimits(), batch_bytes=1 << 30)
     for message in CASES[case]:
         batcher.feed(message)

@@ -1,55 +1,155 @@
-"""Decoding the reference work on one core: walked, to columns, to JSON lines."""
+"""Decoding on one core, in CPU time: walked, to columns, to each output format.
+
+Fixed length and variable, one template and ten thousand in turn, small messages and large ones.
+"""
 
 from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from sapflow.flows.columns import decode
-from sapflow.flows.formats import open_writer
-from sapflow.flows.records import Context
-from sapflow.flows.reference import reference_work
-from sapflow.flows.session import Session
+import numpy as np
+from attrs import define
 
-CHUNK_MESSAGES = 200
+from sapflow.flows.columns import decode
+from sapflow.flows.encode import Encoder, make_template, make_variable
+from sapflow.flows.formats import open_writer
+from sapflow.flows.limits import FlowLimits
+from sapflow.flows.records import Context
+from sapflow.flows.reference import EXPORT_TIME, REFERENCE_FIELDS, reference_records, reference_template, reference_work
+from sapflow.flows.session import Session
+from sapflow.flows.templates import Template
+from sapflow.flows.wire import VARIABLE_LENGTH
+
+CHUNK_BYTES = 270_000
 """Decoded as they come from the log: a few hundred KiB at a time."""
+MESSAGES = 10_000
+VARIABLE_FIELDS = (
+    *REFERENCE_FIELDS[:4],
+    (0, 82, VARIABLE_LENGTH),
+    *REFERENCE_FIELDS[10:12],
+    (0, 96, VARIABLE_LENGTH),
+    *REFERENCE_FIELDS[12:],
+    (0, 371, VARIABLE_LENGTH),
+    (0, 459, VARIABLE_LENGTH),
+)
+"""Addresses, ports, an interface's name, octets, packets, an application's name, start, end, a user, a method."""
+
+
+@define
+class Work:
+    """Messages of some templates, a chunk at a time."""
+
+    templates: list[Template]
+    chunks: list[bytes]
+
+    def session(self) -> Session:
+        """One that knows the templates and no data yet."""
+        session = Session(FlowLimits(max_templates=MESSAGES))
+        for template in self.templates:
+            session.walk(Encoder(1).templates([template], export_time=EXPORT_TIME))
+        return session
 
 
 def run() -> list[dict[str, Any]]:
-    """The median of five runs each, in millions of records per second."""
-    work = reference_work()
-    template_bytes, message_bytes = len(work) - 20_000 * 1364, 1364
-    first = template_bytes + CHUNK_MESSAGES * message_bytes
-    step = CHUNK_MESSAGES * message_bytes
-    chunks = [work[:first], *(work[at : at + step] for at in range(first, len(work), step))]
-    small = reference_work(1000)
-
-    def columns() -> int:
-        session = Session()
-        return sum(batch.records for chunk in chunks for batch in decode(chunk, session))
-
-    def walk() -> int:
-        return Session().walk(work).records
-
-    def lines() -> int:
-        return open_writer("jsonl", io.BytesIO()).write(small, Context("acme"))
-
+    """The median of five runs each, in millions of records per second of CPU time."""
+    one, many, runs = fixed(1), fixed(MESSAGES), fixed(MESSAGES, run=200)
+    small, large = variable(18), variable(800)
+    turns = f"{MESSAGES:,} templates in turn"
     return [
-        {"what": what, "M records/s": round(_median(work_of) / 1e6, 2), "goal": goal}
-        for what, work_of, goal in (
-            ("walk (headers, lengths, counts)", walk, "-"),
-            ("decode to columns, 270 KiB at a time", columns, "10"),
-            ("JSON lines", lines, "0.3 (later)"),
+        {"what": what, "M records/s": round(rate / 1e6, 2), "goal": goal}
+        for what, rate, goal in (
+            ("walk: one template, 24 records a message", _median(one, walked), "-"),
+            (f"walk: {turns}", _median(many, walked), "flat"),
+            ("walk: four elements of variable length, 18 records a message", _median(small, walked), "-"),
+            ("walk: four elements of variable length, 800 records a message", _median(large, walked), "-"),
+            ("columns: one template, 24 records a message", _median(one, decoded), "10"),
+            (f"columns: {MESSAGES:,} templates, 200 messages of each at a time", _median(runs, decoded), "flat"),
+            (f"columns: {turns}", _median(many, decoded), "flat"),
+            ("columns: four elements of variable length, 18 records a message", _median(small, decoded), "2"),
+            ("columns: four elements of variable length, 800 records a message", _median(large, decoded), "2"),
+            *((f"{name} of the reference work", _median(one, writing(name)), goal) for name, goal in FORMATS),
         )
     ]
 
 
-def _median(work: Callable[[], int]) -> float:
+FORMATS = (("jsonl", "0.3"), ("csv", "-"), ("arrow", "-"), ("parquet", "-"))
+
+
+def walked(session: Session, work: Work) -> int:
+    """Headers, lengths and counts."""
+    return sum(session.walk(chunk).records for chunk in work.chunks)
+
+
+def decoded(session: Session, work: Work) -> int:
+    """To numpy columns."""
+    return sum(batch.records for chunk in work.chunks for batch in decode(chunk, session))
+
+
+def writing(name: str) -> Callable[[Session, Work], int]:
+    """To an output format, a tenth of the work."""
+    data = reference_work(MESSAGES // 10)
+
+    def written(_session: Session, _work: Work) -> int:
+        writer = open_writer(name, io.BytesIO())
+        records = writer.write(data, Context("acme", "192.0.2.1:4739", "ab" * 16, 5))
+        writer.close()
+        return records
+
+    return written
+
+
+def fixed(templates: int, run: int = 1) -> Work:
+    """Messages of 24 records of the reference template, under so many ids in turn, `run` messages of each."""
+    known = [reference_template(256 + number) for number in range(templates)]
+    encoder = Encoder(1)
+    size = known[0].record_bytes
+    octets = reference_records(24)
+    records = [octets[at : at + size] for at in range(0, len(octets), size)]
+    messages = (
+        encoder.records(known[turn // run % templates], records, export_time=EXPORT_TIME) for turn in range(MESSAGES)
+    )
+    return Work(known, list(_chunks(messages)))
+
+
+def variable(each: int) -> Work:
+    """Messages of so many records whose four texts have 3 to 24 octets."""
+    template = make_template(256, VARIABLE_FIELDS)
+    random = np.random.default_rng(1)
+    letters = random.integers(97, 123, 4096, dtype=np.uint8).tobytes()
+    start = bytes(12)
+
+    def text(length: int) -> bytes:
+        return make_variable(letters[length : 2 * length])
+
+    records = [
+        start + text(a) + start[:8] * 2 + text(b) + start[:8] * 2 + text(c) + text(d)
+        for a, b, c, d in random.integers(3, 25, (50_000, 4)).tolist()
+    ]
+    encoder = Encoder(1)
+    parts: Iterator[Sequence[bytes]] = (records[at : at + each] for at in range(0, len(records), each))
+    return Work([template], list(_chunks(encoder.records(template, part, export_time=EXPORT_TIME) for part in parts)))
+
+
+def _chunks(messages: Iterator[bytes]) -> Iterator[bytes]:
+    pending: list[bytes] = []
+    size = 0
+    for message in messages:
+        pending.append(message)
+        size += len(message)
+        if size >= CHUNK_BYTES:
+            yield b"".join(pending)
+            pending, size = [], 0
+    yield b"".join(pending)
+
+
+def _median(work: Work, task: Callable[[Session, Work], int]) -> float:
     rates = []
     for _ in range(6):
-        began = time.perf_counter()
-        records = work()
-        rates.append(records / (time.perf_counter() - began))
+        session = work.session()
+        began = time.process_time()
+        records = task(session, work)
+        rates.append(records / (time.process_time() - began))
     return sorted(rates[1:])[2]

@@ -18,9 +18,18 @@ import trio
 from meter.datagrams import DatagramIntake, DatagramSettings
 from meter.udp import UdpDoor, bind_udp
 from meter.uplink import FixedTarget, Target, Uplink, UplinkSettings
+from sapflow.flows.encode import make_message, make_set
+from sapflow.flows.limits import FlowLimits
 from sapflow.flows.netflow5 import HEADER as V5_HEADER
 from sapflow.flows.netflow9 import HEADER as V9_HEADER
-from sapflow.flows.reference import EXPORT_TIME, REFERENCE_FIELDS, reference_records, reference_work
+from sapflow.flows.reference import (
+    EXPORT_TIME,
+    REFERENCE_FIELDS,
+    reference_records,
+    reference_template,
+    reference_work,
+)
+from sapflow.flows.wire import FIRST_DATA_SET, MESSAGE_HEADER, TEMPLATE_SET
 from tools.bench import rivals
 from tools.peers import find
 
@@ -29,12 +38,16 @@ RATES = (250_000, 500_000, 1_000_000, 1_500_000, 2_000_000)
 DATAGRAMS = 2000
 """Of a protocol; sent again and again, with numbers that go on."""
 UPTIME_MS = 100_000
+MANY_TEMPLATES = 10_000
+DEFINING_S = 0.1
+"""For 500 templates; what defining them costs is not counted."""
 
 
 def run() -> list[dict[str, Any]]:
     """Ours at rising rates, until the kernel drops; NetFlow at the goal's and twice that; others at their own pace."""
     rows = [_ours("IPFIX", rate) for rate in RATES]
     rows += [_ours(protocol, rate) for protocol in ("NetFlow v5", "NetFlow v9") for rate in (1_000_000, 2_000_000)]
+    rows.append(_ours("IPFIX", 1_000_000, templates=MANY_TEMPLATES))
     for name, rival in (("goflow2", rivals.goflow2), ("nfcapd", rivals.nfcapd), ("nfacctd", rivals.nfacctd)):
         if find(name) is not None:
             found = rival()
@@ -50,20 +63,21 @@ def run() -> list[dict[str, Any]]:
     return rows
 
 
-def _ours(protocol: str, rate: int) -> dict[str, Any]:
-    return trio.run(_take, protocol, rate)
+def _ours(protocol: str, rate: int, *, templates: int = 1) -> dict[str, Any]:
+    return trio.run(_take, protocol, rate, templates)
 
 
-async def _take(protocol: str, rate: int) -> dict[str, Any]:
+async def _take(protocol: str, rate: int, templates: int) -> dict[str, Any]:
     uplink = Uplink(FixedTarget(Target("nowhere", "")), _nowhere, UplinkSettings(hello={}))
-    intake = DatagramIntake(uplink, DatagramSettings(), lambda _: "default")
+    limits = FlowLimits(max_templates=2 * MANY_TEMPLATES)
+    intake = DatagramIntake(uplink, DatagramSettings(limits=limits), lambda _: "default")
     door = UdpDoor(intake, None, bind_udp("127.0.0.1:0"))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(door.run)
         nursery.start_soon(_forget, uplink)
-        process = multiprocessing.Process(target=_generate, args=(door.address, protocol, rate), daemon=True)
+        process = multiprocessing.Process(target=_generate, args=(door.address, protocol, rate, templates), daemon=True)
         process.start()
-        while not intake.counts.datagrams:
+        while not intake.counts.records:
             await trio.sleep(0.005)
         began, used = time.perf_counter(), time.process_time()
         while process.is_alive():
@@ -74,7 +88,7 @@ async def _take(protocol: str, rate: int) -> dict[str, Any]:
         drops, records = door.kernel_drops(), intake.counts.records
         nursery.cancel_scope.cancel()
     return {
-        "what": f"sapflow's UDP intake, {protocol}",
+        "what": f"sapflow's UDP intake, {protocol}" + (f", {templates:,} templates" if templates > 1 else ""),
         "sent, M records/s": round(rate / 1e6, 2),
         "taken, M records/s": round(records / took / 1e6, 2),
         "kernel drops": drops,
@@ -94,19 +108,26 @@ async def _forget(uplink: Uplink) -> None:
         await trio.sleep(0.01)
 
 
-def _generate(address: str, protocol: str, rate: int) -> None:
-    """Bursts of a millisecond's worth, for SECONDS."""
+def _generate(address: str, protocol: str, rate: int, templates: int) -> None:
+    """Bursts of a millisecond's worth, for SECONDS; of many templates (IPFIX), each datagram is of the next."""
     host, port = address.split(":")
     first, made, number_at, step = _GENERATORS[protocol]()
     per_second = rate / rivals.RECORDS_PER_MESSAGE
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.connect((host, int(port)))
         sender.send(first)
+        for at in range(1, templates, 500):
+            numbers = range(FIRST_DATA_SET + at, FIRST_DATA_SET + min(at + 500, templates))
+            sets = make_set(TEMPLATE_SET, b"".join(reference_template(number).raw for number in numbers))
+            sender.send(make_message(sets, domain=1))
+            time.sleep(DEFINING_S)
         began, sent = time.perf_counter(), 0
         while (passed := time.perf_counter() - began) < SECONDS:
             while sent < passed * per_second:
                 datagram = made[sent % DATAGRAMS]
                 struct.pack_into("!I", datagram, number_at, (sent * step) & 0xFFFFFFFF)
+                if templates > 1:
+                    struct.pack_into("!H", datagram, MESSAGE_HEADER.size, FIRST_DATA_SET + sent % templates)
                 sender.send(datagram)
                 sent += 1
             time.sleep(0.001)

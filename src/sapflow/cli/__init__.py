@@ -15,6 +15,7 @@ COMMANDS = {
     "balancer": "fleet:balancer_command",
     "collector": "fleet:collector_command",
     "phloem": "fleet:phloem_command",
+    "meter": "meter:meter_group",
     "send": "send:send_command",
     "tail": "tail:tail_command",
     "decode": "decode:decode_command",

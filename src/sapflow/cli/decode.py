@@ -11,7 +11,7 @@ import click
 
 from sapflow.cli.inputs import Decoder, arrivals, described, opened
 from sapflow.cli.meaning import Meaning, meaning_options
-from sapflow.cli.options import FIELDS, FORMAT, OUT, field_names, open_output
+from sapflow.cli.options import FIELDS, FORMAT, OUT, field_names, finish, open_output
 from sapflow.errors import MalformedMessage, SapflowError
 from sapflow.flows.formats import Writer, open_writer
 from sapflow.flows.records import Context
@@ -49,7 +49,7 @@ def decode_command(
         for path in files:
             faults += _decode(path, writer, meaning, stats=stats, templates=templates)
         if writer is not None:
-            writer.close()
+            finish(writer)
             meaning.tell()
     if faults:
         raise SapflowError("; ".join(faults))

@@ -13,7 +13,7 @@ import trio
 
 from sapflow.cli.fleet import read_fleet
 from sapflow.cli.meaning import Meaning, meaning_options
-from sapflow.cli.options import FIELDS, FORMAT, OUT, field_names, open_output
+from sapflow.cli.options import FIELDS, FORMAT, OUT, field_names, finish, open_output
 from sapflow.client import subscribe
 from sapflow.errors import ConfigurationError, SapflowError
 from sapflow.flows.formats import Writer, open_writer
@@ -59,7 +59,7 @@ def tail_command(
         try:
             trio.run(partial(_tail, url, org, token, _position(at), not no_follow, limit, writer, meaning, out))
         finally:
-            writer.close()
+            finish(writer)
             meaning.tell()
 
 

@@ -2,7 +2,8 @@
 
 A message passes unchanged, but for sets whose template has not come, which wait for it, and for withdrawals, which over
 UDP are ignored. A definition replaces the one before it; one that is malformed, or an exporter that begins anew, ends
-what its number meant until then, and says so to those behind by a withdrawal of ours.
+what its number meant until then, and says so to those behind by a withdrawal of ours. A set that is malformed within a
+message that is not costs itself only.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from attrs import define, field, frozen
 from sapflow.errors import MalformedMessage
 from sapflow.flows.encode import make_set
 from sapflow.flows.limits import FlowLimits
+from sapflow.flows.mending import mended, set_around, withdrawal
 from sapflow.flows.parking import Parking
 from sapflow.flows.reboots import Reboots
 from sapflow.flows.sequences import SequenceCounter
 from sapflow.flows.session import Session
-from sapflow.flows.templates import Template, Withdrawal, parse_template_set
+from sapflow.flows.templates import RefusedTemplate, Template, read_template_set
 from sapflow.flows.wire import (
     FIRST_DATA_SET,
     MESSAGE_AND_SET,
@@ -31,7 +33,6 @@ from sapflow.flows.wire import (
 )
 
 _U16 = struct.Struct("!H")
-_NUMBER = struct.Struct("!I")
 
 
 @frozen
@@ -55,7 +56,9 @@ class _Survey:
     kept: list[bytes] = field(factory=list)
     early: list[tuple[int, bytes]] = field(factory=list)
     """Sets before their template, by its id."""
-    defined: list[int] = field(factory=list)
+    defined: set[int] = field(factory=set)
+    forgotten: set[int] = field(factory=set)
+    """Templates that mean nothing from here on, since they were defined by what cannot be used."""
     whole: bool = True
     """All of it can be decoded, and is kept."""
 
@@ -66,41 +69,37 @@ class IpfixDatagrams:
 
     limits: FlowLimits = FlowLimits()
     on_fault: Callable[[MalformedMessage], None] = lambda _: None
-    """Told of sets that their template did not fit when it came, and of datagrams of a run that were dropped."""
+    """Told of sets and templates that were left out, and of datagrams of a run that were dropped."""
     sequences: dict[int, SequenceCounter] = field(factory=dict)
     parking: Parking[_Head] = field(factory=Parking)
     definitions: int = 0
     """Templates that came, whether they were known or not."""
     _reboots: Reboots = field(factory=Reboots)
     _session: Session = field(init=False)
-    _owed: list[bytes] = field(factory=list)
-    """Withdrawals that go out with the next message."""
 
     def __attrs_post_init__(self) -> None:
-        self._session = Session(self.limits)
+        self._session = Session(self.limits, mends=True)
 
     def run_of(self, datagram: bytes) -> Hashable:
-        """Datagrams of one data set of a known template: the same for those that `translate_all` takes together."""
+        """Whether it is of one data set of a known template, as those are that `translate_all` takes together."""
         if len(datagram) < MESSAGE_AND_SET.size:
             return None
         version, length, _, _, domain, set_id, set_length = MESSAGE_AND_SET.unpack_from(datagram)
         if version != VERSION or length != len(datagram) or set_length + MESSAGE_HEADER.size != length:
             return None
         template = self._session.templates.get(domain << 16 | set_id)
-        return (domain, set_id) if template is not None and template.record_bytes else None
+        return True if template is not None and template.record_bytes else None
 
     def translate_all(self, datagrams: Sequence[bytes], received_s: float) -> bytes:
         """Datagrams of one run; those that just follow on are looked at no further."""
-        _, _, _, _, domain, set_id, _ = MESSAGE_AND_SET.unpack_from(datagrams[0])
-        key, templates = domain << 16 | set_id, self._session.templates
-        counter = self.sequences.get(domain)
+        templates, sequences = self._session.templates, self.sequences
         made: list[bytes] = []
         for datagram in datagrams:
-            template = templates.get(key)
-            count = (len(datagram) - MESSAGE_AND_SET.size) // template.record_bytes if template is not None else 0
-            if counter is not None and count and not self._owed:
-                (number,) = _NUMBER.unpack_from(datagram, 8)
-                if counter.advance(number, count):
+            _, length, _, number, domain, set_id, _ = MESSAGE_AND_SET.unpack_from(datagram)
+            template, counter = templates.get(domain << 16 | set_id), sequences.get(domain)
+            if template is not None and counter is not None:
+                count = (length - MESSAGE_AND_SET.size) // template.record_bytes
+                if count and counter.advance(number, count):
                     made.append(datagram)
                     continue
             try:
@@ -123,15 +122,18 @@ class IpfixDatagrams:
         walk = session.walk(message)
         if walk.fault is not None:
             raise walk.fault
-        made = [*self._owed, message]
-        self._owed.clear()
+        made = [mended(message, walk.cuts)]
+        for cut in walk.cuts:
+            self.on_fault(cut.fault)
+        for number in survey.forgotten:
+            self._reboots.forgotten((head.domain, number))
         for number, whole in survey.early:
             self.parking.park((head.domain, number), whole, head)
         self.definitions += len(survey.defined)
         for number in survey.defined:
             self._reboots.defined((head.domain, number))
         counter = self.sequences.setdefault(head.domain, SequenceCounter())
-        counter.follow(head.number, None if survey.early else walk.records)
+        counter.follow(head.number, None if survey.early or walk.cuts else walk.records)
         for key in self._reboots.stale(head.domain, counter):
             made.append(self._withdrawn(key[1], head))
         if session.changes != learned:
@@ -139,7 +141,7 @@ class IpfixDatagrams:
         return b"".join(made)
 
     def _survey(self, datagram: bytes, head: _Head) -> _Survey:
-        """Raises MalformedMessage for a template that is malformed, after which its number means nothing."""
+        """Raises MalformedMessage for lengths of sets that cannot be."""
         survey = _Survey()
         at, end = MESSAGE_HEADER.size, len(datagram)
         while end - at >= SET_HEADER.size:
@@ -149,7 +151,7 @@ class IpfixDatagrams:
                 raise MalformedMessage(what, offset=at, reason="set")
             whole = datagram[at : at + length]
             if set_id in (TEMPLATE_SET, OPTIONS_TEMPLATE_SET):
-                self._survey_templates(whole, set_id, head, survey)
+                self._survey_templates(datagram, at, at + length, head, survey)
             elif set_id >= FIRST_DATA_SET and length > SET_HEADER.size and not self._knows(set_id, head, survey):
                 survey.whole = False
                 survey.early.append((set_id, whole))
@@ -161,24 +163,27 @@ class IpfixDatagrams:
         return survey
 
     def _knows(self, number: int, head: _Head, survey: _Survey) -> bool:
-        return head.domain << 16 | number in self._session.templates or number in survey.defined
+        held = head.domain << 16 | number in self._session.templates and number not in survey.forgotten
+        return held or number in survey.defined
 
-    def _survey_templates(self, whole: bytes, set_id: int, head: _Head, survey: _Survey) -> None:
-        parsed: list[Template | Withdrawal] = []
-        try:
-            parsed += parse_template_set(whole, SET_HEADER.size, len(whole), set_id, self.limits)
-        except MalformedMessage as fault:
-            (number,) = _U16.unpack_from(whole, fault.offset)
-            if head.domain << 16 | number in self._session.templates:
-                self._owed.append(self._withdrawn(number, head))
-                self._reboots.forgotten((head.domain, number))
-            raise
-        templates = [item for item in parsed if isinstance(item, Template)]
-        if len(templates) < len(parsed):
-            survey.whole = False
-            whole = make_set(set_id, b"".join(template.raw for template in templates)) if templates else b""
-        survey.defined += [template.id for template in templates]
-        survey.kept.append(whole)
+    def _survey_templates(self, datagram: bytes, start: int, end: int, head: _Head, survey: _Survey) -> None:
+        set_id, _ = SET_HEADER.unpack_from(datagram, start)
+        records: list[bytes] = []
+        whole = True
+        for item in read_template_set(datagram, start + SET_HEADER.size, end, set_id, self.limits):
+            if isinstance(item, Template):
+                records.append(item.raw)
+                survey.defined.add(item.id)
+                continue
+            whole = False
+            if isinstance(item, RefusedTemplate):
+                self.on_fault(item.fault)
+                if self._knows(item.id, head, survey):
+                    records.append(withdrawal(item.id))
+                    survey.forgotten.add(item.id)
+                    survey.defined.discard(item.id)
+        survey.whole = survey.whole and whole
+        survey.kept.append(datagram[start:end] if whole else set_around(set_id, records))
 
     def _withdrawn(self, number: int, head: _Head) -> bytes:
         """The message by which a template is forgotten, here and by all who come behind."""
@@ -196,11 +201,13 @@ class IpfixDatagrams:
                 for whole, head in self.parking.take((domain, number)):
                     message = head.message(whole)
                     walk = self._session.walk(message)
-                    if walk.fault is None:
+                    faults = [cut.fault for cut in walk.cuts] if walk.fault is None else [walk.fault]
+                    if not faults:
                         made.append(message)
-                    else:
-                        self.parking.misfit()
-                        self.on_fault(walk.fault)
+                        continue
+                    self.parking.misfit()
+                    for fault in faults:
+                        self.on_fault(fault)
         return made
 
     @property

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from attrs import frozen
 
+from sapflow.errors import MalformedMessage
 from sapflow.flows.wire import SET_HEADER
 
 
@@ -22,8 +23,13 @@ class Cut:
     start: int
     stop: int
     put: bytes
-    reason: str
-    """A short label from a bounded set, for counters."""
+    fault: MalformedMessage
+    """Why it cannot be read."""
+
+    @property
+    def reason(self) -> str:
+        """A short label from a bounded set, for counters."""
+        return self.fault.reason
 
 
 def withdrawal(template_id: int) -> bytes:

@@ -90,7 +90,7 @@ class MessageSets:
         try:
             count = self._count(data, body, end, template)
         except MalformedMessage as fault:
-            self._refuse(fault, Cut(self._start, start, end, b"", fault.reason))
+            self._refuse(fault, Cut(self._start, start, end, b"", fault))
             self.uncounted += 1
             return
         self.records += count
@@ -138,7 +138,7 @@ class MessageSets:
                 records.append(withdrawal(item.id))
         self.kept += fault is None or not empty
         if fault is not None:
-            self._refuse(fault, Cut(self._start, start, end, set_around(set_id, records), fault.reason))
+            self._refuse(fault, Cut(self._start, start, end, set_around(set_id, records), fault))
 
     def _withdraw(self, key: int, item: Withdrawal) -> None:
         if item.id >= FIRST_DATA_SET:

@@ -36,8 +36,15 @@ class _Making:
 
     head: Head
     made: list[bytes] = field(factory=list)
-    pending: dict[int, Run] = field(factory=dict)
-    """Sets by their template, whose records are made together at the end, or when it is defined otherwise."""
+    pending: list[tuple[int, Run]] = field(factory=list)
+    """Sets in their order, those of one template that follow on each other together: made at the end, when it is known
+    how many records there are, or when a template is defined otherwise."""
+
+    def add(self, number: int, body: bytes) -> None:
+        """A set of records of fixed length."""
+        if not self.pending or self.pending[-1][0] != number:
+            self.pending.append((number, Run()))
+        self.pending[-1][1].add(body, self.head)
 
 
 @define
@@ -61,38 +68,36 @@ class Netflow9:
     _reboots: Reboots = field(factory=Reboots)
 
     def run_of(self, datagram: bytes) -> Hashable:
-        """Datagrams of one data set of a known template: the same for those that `translate_all` takes together."""
+        """Whether it is of one data set of a known template, as those are that `translate_all` takes together."""
         if len(datagram) < _HEADER_AND_SET.size:
             return None
         version, _, _, _, _, domain, set_id, length = _HEADER_AND_SET.unpack_from(datagram)
         if version != VERSION or length + HEADER.size != len(datagram):
             return None
         layout = self._layouts.get((domain, set_id))
-        return (domain, set_id) if layout is not None and layout.source.record_bytes else None
+        return True if layout is not None and layout.source.record_bytes else None
 
     def translate_all(self, datagrams: Sequence[bytes], received_s: float) -> bytes:
-        """Datagrams of one run; of those that just follow on the records are made together."""
-        _, _, _, _, _, domain, set_id, _ = _HEADER_AND_SET.unpack_from(datagrams[0])
-        counter = self.sequences.get(domain)
+        """Datagrams of one run; of those that just follow on the records of a template are made together."""
         made: list[bytes] = []
-        run = Run()
+        runs: dict[Key, Run] = {}
         for datagram in datagrams:
-            _, records, uptime, seconds, number, _ = HEADER.unpack_from(datagram)
-            layout = self._layouts.get((domain, set_id))
-            if counter is not None and layout is not None and counter.advance(number, 1, uptime):
-                head = Head(domain, uptime, header_ms(seconds, 0, received_s), records)
+            _, records, uptime, seconds, number, domain, set_id, _ = _HEADER_AND_SET.unpack_from(datagram)
+            key = (domain, set_id)
+            layout, counter = self._layouts.get(key), self.sequences.get(domain)
+            if layout is not None and counter is not None and counter.advance(number, 1, uptime):
                 size = layout.source.record_bytes
                 count = (len(datagram) - _HEADER_AND_SET.size) // size
                 body = datagram[_HEADER_AND_SET.size : _HEADER_AND_SET.size + count * size]
-                run.add(without_padding(body, size, count - records), head)
+                head = Head(domain, uptime, header_ms(seconds, 0, received_s), records)
+                runs.setdefault(key, Run()).add(without_padding(body, size, count - records), head)
                 continue
-            made += self._run((domain, set_id), run)
-            run = Run()
+            made += self._runs(runs)
             try:
                 made.append(self.translate(datagram, received_s))
             except MalformedMessage as fault:
                 self.on_fault(fault)
-        made += self._run((domain, set_id), run)
+        made += self._runs(runs)
         return b"".join(made)
 
     def translate(self, datagram: bytes, received_s: float) -> bytes:
@@ -166,7 +171,8 @@ class Netflow9:
     def _finish(self, making: _Making, counted: int) -> None:
         """Make what is pending; `counted` is how many records, and templates, the datagram seems to have."""
         excess = counted - making.head.records
-        for number, run in making.pending.items():
+        pending, making.pending = making.pending, []
+        for number, run in pending:
             key = (making.head.domain, number)
             if excess > 0:
                 excess = run.trim(self._layouts[key].source.record_bytes, excess)
@@ -193,7 +199,7 @@ class Netflow9:
 
     def _redefine(self, key: Key, body: bytes, at: int, kind: int, offset: int, making: _Making) -> int:
         """A template that is new, or not as it was: where the next begins."""
-        making.made += self._run(key, making.pending.pop(key[1], Run()))
+        self._finish(making, 0)
         try:
             layout, at = parse_layout(body, at, kind, offset, self.limits)
             self._admit(key, layout, offset)
@@ -246,13 +252,19 @@ class Netflow9:
             return 0
         if size := layout.source.record_bytes:
             count = len(body) // size
-            making.pending.setdefault(number, Run()).add(body[: count * size], head)
+            making.add(number, body[: count * size])
             return count
         pieces = varying_pieces(layout, body, head)
+        self._finish(making, 0)
         making.made += [self._message(head.domain, number, piece, count, head.now_ms) for piece, count in pieces]
         found = sum(count for _, count in pieces)
         self.records += found
         return found
+
+    def _runs(self, runs: dict[Key, Run]) -> list[bytes]:
+        made = [message for key, run in runs.items() for message in self._run(key, run)]
+        runs.clear()
+        return made
 
     def _run(self, key: Key, run: Run) -> list[bytes]:
         """The messages of sets of fixed-length records, which are made together."""

@@ -80,14 +80,15 @@ def varying_pieces(layout: Layout, body: bytes, head: Head) -> list[tuple[bytes,
 
     In pieces that fit a message each, with the count of their records. Raises MalformedMessage.
     """
-    rows = list(variable_records(body, 0, len(body), layout.source))
-    if not rows:
-        return []
-    if not layout.times:
-        return [(body[: rows[-1][-1][1]], len(rows))]
-    values = [int.from_bytes(body[slice(*spans[index])][-4:], "big") for spans in rows for index, _ in layout.times]
-    times = absolute_ms(np.array(values, np.int64), head.uptime_ms, head.now_ms).astype(">u8").tobytes()
-    ends = [0, *(spans[-1][1] for spans in rows)]
+    ends = [0]
+    uptimes: list[int] = []
+    for spans in variable_records(body, 0, len(body), layout.source):
+        ends.append(spans[-1][1])
+        uptimes += (int.from_bytes(body[slice(*spans[index])][-4:], "big") for index, _ in layout.times)
+    count = len(ends) - 1
+    if not layout.times or not count:
+        return [(body[: ends[-1]], count)] if count else []
+    times = absolute_ms(np.array(uptimes, np.int64), head.uptime_ms, head.now_ms).astype(">u8").tobytes()
     records = [body[a:b] + times[16 * row : 16 * row + 16] for row, (a, b) in enumerate(pairwise(ends))]
     if max(map(len, records)) > ROOM:
         raise MalformedMessage("a record too long for a message", offset=0, reason="record")

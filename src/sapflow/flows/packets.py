@@ -1,8 +1,8 @@
 """The first bytes of a packet as IPFIX fields: Ethernet with its tags, IPv4, IPv6, and where the transport begins.
 
 A sampled packet may end anywhere. Each header that is there gives its fields; one that is cut off, or contradicts
-itself, gives none, nor does what lies behind it: nothing here raises. IP inside of MPLS, PPPoE, 802.3 LLC or a tunnel
-is not looked for. Fields are by element name, in wire form, and a name has the same width always.
+itself, gives none, nor does what lies behind it: nothing here raises. IP is looked for behind tags and MPLS labels, not
+inside of PPPoE, 802.3 LLC or a tunnel. Fields are by element name, in wire form, and a name has the same width always.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ PORT_PROTOCOLS = frozenset({TCP, 17, 33, 132, 136})
 """TCP, UDP, DCCP, SCTP, UDP-Lite: their headers begin with two ports."""
 
 _IPV4, _IPV6 = 0x0800, 0x86DD
+_MPLS = frozenset({0x8847, 0x8848})
 _VLAN_ETHERTYPES = frozenset({0x8100, 0x88A8, 0x9100, 0x9200})
 """802.1Q, 802.1ad, and the two that switches used for stacks before it."""
 _TAGS = (("dot1qVlanId", "dot1qPriority"), ("dot1qCustomerVlanId", "dot1qCustomerPriority"))
@@ -50,6 +51,8 @@ def ethernet_fields(frame: bytes) -> Fields:
         fields |= ipv4_fields(frame[at + 2 :])
     elif ethertype == _IPV6:
         fields |= ipv6_fields(frame[at + 2 :])
+    elif ethertype in _MPLS:
+        fields |= _mpls_fields(frame, at + 2)
     return fields
 
 
@@ -101,6 +104,17 @@ def ipv6_fields(packet: bytes) -> Fields:
     protocol, payload = _past_extensions(following, packet[_IPV6_HEADER.size : end], fields)
     fields["protocolIdentifier"] = bytes([protocol])
     return fields | _transport_fields(protocol, payload, _ICMP6)
+
+
+def _mpls_fields(frame: bytes, at: int) -> Fields:
+    """The top label (RFC 3032, 2.1: label, class, bottom of stack), and the IP packet behind the last, if it is one."""
+    fields = {"mplsTopLabelStackSection": frame[at : at + 3]} if at + 4 <= len(frame) else {}
+    while at + 4 <= len(frame):
+        at += 4
+        if frame[at - 2] & 1:
+            # Nothing says what the packet is; the first four bits of one of IP do, others begin with 0 (RFC 4928).
+            return fields | ipv4_fields(frame[at:]) | ipv6_fields(frame[at:])
+    return fields
 
 
 def _after_tags(frame: bytes, fields: Fields) -> int:

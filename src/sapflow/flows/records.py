@@ -2,23 +2,23 @@
 
 Addresses as text, integers as numbers, times as RFC 3339 UTC with the element's own precision, MAC addresses with
 colons, octets as lower-case hex, strings with invalid UTF-8 replaced, lists as arrays of objects (see `structured`). A
-float that is not finite and a time outside years 1 to 9999 are null: JSON has no form for them. So is what a stage
-masked in its column: a value that is not known.
+float that is not finite and a time outside years 1 to 9999 are null: JSON has no form for them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from attrs import frozen
+from numpy.typing import NDArray
 
 from sapflow.flows.columns import Column, FlowBatch
 from sapflow.flows.registry import InformationElement, registry
 from sapflow.flows.structured import ListDecoder, Value, renderer
-from sapflow.flows.templates import Template
+from sapflow.flows.variable import VariableColumn
 
 
 @frozen
@@ -31,33 +31,55 @@ class Context:
     position: int | None = None
 
 
-def values_of(batch: FlowBatch) -> dict[str, list[Any]]:
-    """Each column's values, in the batch's order."""
+def context_fields(batch: FlowBatch, context: Context) -> dict[str, str | int | None]:
+    """What stands beside the fields of each record."""
     return {
-        name: _lists(column, element.type, batch.templates) if element.is_list else _values(column, element)
-        for (name, column), element in zip(batch.columns.items(), batch.elements, strict=True)
+        "_org": context.org,
+        "_exporter": context.exporter,
+        "_stream": context.stream,
+        "_domain": batch.domain,
+        "_template": batch.template.id,
+        "_position": context.position,
     }
 
 
-def _values(column: Column, element: InformationElement) -> list[Any]:
+def values_of(batch: FlowBatch) -> dict[str, list[Any]]:
+    """Each column's values, in the batch's order."""
+    return {
+        name: column_values(batch, name, element) for name, element in zip(batch.columns, batch.elements, strict=True)
+    }
+
+
+def column_values(batch: FlowBatch, name: str, element: InformationElement) -> list[Any]:
+    """One column's values."""
+    column = batch.columns[name]
+    if isinstance(column, np.ma.MaskedArray):
+        known = _values(np.ma.getdata(column), element, batch)
+        masks = np.ma.getmaskarray(column).tolist()
+        return [None if masked else value for value, masked in zip(known, masks, strict=True)]
+    return _values(column, element, batch)
+
+
+def _values(column: Column, element: InformationElement, batch: FlowBatch) -> list[Any]:
+    if element.is_list:
+        decoder = ListDecoder(batch.templates.get, registry())
+        return [decoder.render(element.type, value) for value in column.tolist()]
+    if isinstance(column, VariableColumn) or column.dtype.kind in "VO":
+        return _rendered(column.tolist(), renderer(element.type))
     if column.dtype.kind == "M":
         return _times(column)
     if column.dtype.kind == "f":
         return [value if math.isfinite(value) else None for value in column.tolist()]
-    if element.type == "ipv4Address" and column.dtype.kind == "u":
-        return [f"{n >> 24}.{n >> 16 & 255}.{n >> 8 & 255}.{n & 255}" for n in column.tolist()]
-    if column.dtype.kind in "VO":
-        render = renderer(element.type)
-        return [None if value is None else render(bytes(value)) for value in column.tolist()]
     plain: list[Any] = column.tolist()
     return plain
 
 
-def _lists(column: Column, kind: str, templates: Mapping[int, Template]) -> list[list[Value]]:
-    decoder = ListDecoder(templates.get, registry())
-    return [decoder.render(kind, bytes(value)) for value in column.tolist()]
+def _rendered(values: list[Any], render: Callable[[bytes], Value]) -> list[Any]:
+    """Each different value is rendered once; what a stage put in as text or number stays."""
+    texts = {value: render(value) if isinstance(value, bytes) else value for value in set(values)}
+    return [texts[value] for value in values]
 
 
-def _times(column: Column) -> list[str | None]:
+def _times(column: NDArray[np.datetime64]) -> list[str | None]:
     text = np.datetime_as_string(column)
     return [f"{value}Z" if len(value.split("-")[0]) == 4 and value[0] != "-" else None for value in text.tolist()]

@@ -152,17 +152,20 @@ def _rate(known: list[dict[Key, float]], sampler: int, interface: int, template:
     return float("nan")
 
 
+_MOST_COUNT = np.uint64((1 << 64) - 1)
+
+
 def scaled(counter: Made, rates: Rates) -> Made:
     """A counter times the rate of each record, rounded: unsigned64, masked where no rate is known or none fits."""
     unknown = np.isnan(rates)
     rate = np.where(unknown, 1.0, rates)
+    # Whole rates are multiplied as integers: above 2**53 floats have gaps, and round up to what does not fit.
+    whole = rate == np.rint(rate)
+    count, factor = counter.astype(np.uint64), np.where(whole, rate, 1).astype(np.uint64)
     product = counter.astype(np.float64) * rate
-    fits = product < 2.0**64
-    # Whole rates are multiplied as integers: above 2**53 floats have gaps.
-    whole = (product < 2.0**63) & (rate == np.rint(rate))
-    exact = counter.astype(np.uint64) * np.where(whole, rate, 0).astype(np.uint64)
-    rounded = np.rint(np.where(fits, product, 0)).astype(np.uint64)
-    return np.ma.array(np.where(whole, exact, rounded), mask=unknown | ~fits)
+    fits = np.where(whole, count <= _MOST_COUNT // np.maximum(factor, 1), product < 2.0**64)
+    rounded = np.rint(np.where(fits & ~whole, product, 0)).astype(np.uint64)
+    return np.ma.array(np.where(whole, count * factor, rounded), mask=unknown | ~fits)
 
 
 @define

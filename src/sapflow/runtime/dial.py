@@ -26,6 +26,8 @@ within a minute, also where the protocol has no ping of its own (IPFIX has none)
 
 def tune_bulk(stream: trio.SocketStream) -> None:
     """Let a socket that carries batches take more than 16 KiB at a time, and find out when its other end is gone."""
+    if stream.socket.family == trio.socket.AF_UNIX:
+        return
     stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_KEEPALIVE, 1)
     for option, value in KEEP_ALIVE.items():
         stream.setsockopt(trio.socket.IPPROTO_TCP, option, value)

@@ -48,10 +48,10 @@ def address_of(listener: trio.SocketListener) -> str:
 
 
 def peer_of(stream: trio.SocketStream) -> str:
-    """The other end's address; "?" when it has gone already."""
+    """The other end's address; "?" when it has gone already, or has none (a Unix socket)."""
     try:
         host, port = stream.socket.getpeername()[:2]
-    except OSError:
+    except (OSError, ValueError):
         return "?"
     return join_address(host, port)
 

@@ -54,7 +54,7 @@ async def a_door(
     client_tls = ssl.create_default_context()
     tls = ExporterTls.load(a_certificate(directory, client_tls), "", handshake_timeout_s)
     intake = an_intake()
-    door = ExporterDoor(intake, SourceBindings([SourceBinding(prefix, "acme")]), tls)
+    door = ExporterDoor(intake, SourceBindings([SourceBinding(prefix, "acme")]), tls=tls)
     listener = await listen("127.0.0.1:0", what="exporters")
     host, port = address_of(listener).split(":")
     with trio.fail_after(30):
@@ -136,7 +136,7 @@ async def test_an_exporter_of_no_org_is_refused_before_any_handshake(tmp_path: P
 
 async def test_a_handshake_that_does_not_come_ends_at_its_deadline(tmp_path: Path, autojump_clock: MockClock) -> None:
     tls = ExporterTls.load(a_certificate(tmp_path, ssl.create_default_context()), "", 5.0)
-    door = ExporterDoor(an_intake(), SourceBindings([SourceBinding("192.0.2.0/24", "acme")]), tls)
+    door = ExporterDoor(an_intake(), SourceBindings([SourceBinding("192.0.2.0/24", "acme")]), tls=tls)
     theirs, ours = memory_stream_pair()
     began = trio.current_time()
     await theirs.send_all(b"\x16\x03\x01")

@@ -113,6 +113,11 @@ def test_sflow_is_decoded_from_a_raw_datagram_and_from_a_capture(tmp_path: Path)
         "errors": {},
     }
     assert stats["domains"]["9"]["templates"] == 1
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
+        door.bind(("127.0.0.1", 0))
+        door.settimeout(5)
+        run("send", capture_file, "--to", f"udp://127.0.0.1:{door.getsockname()[1]}")
+        assert [door.recv(65_535) for _ in datagrams] == datagrams
     (template,) = lines(run("decode", capture_file, "--templates"))
     assert {"name": "samplingInterval", "length": 4} in template["fields"]
 

@@ -1,5 +1,7 @@
 """Sets that cannot be read within messages that can: each costs itself, and what it means for what comes after."""
 
+import io
+import json
 import struct
 
 import pytest
@@ -8,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meter.batching import Batcher
+from sapflow.errors import MalformedMessage
 from sapflow.flows.columns import decode
 from sapflow.flows.encode import make_message, make_set, make_template, make_variable
-from sapflow.flows.formats.text import rows_of
+from sapflow.flows.formats import open_writer
 from sapflow.flows.limits import FlowLimits
 from sapflow.flows.mending import Cut, mended
 from sapflow.flows.records import Context
@@ -23,6 +26,9 @@ OPTIONS = make_template(300, [(0, 10, 4), (0, 34, 4)], scopes=1)
 GOOD = make_set(256, struct.pack("!IQ", 0xC0000201, 7))
 PAST = make_set(257, b"\xff\xff\xff" + bytes(10))
 """F21: a value that says 65,535 bytes, with 10 left."""
+
+
+FAULT = MalformedMessage("a record runs past its set", offset=0, reason="record")
 
 
 def definitions(domain: int = 0) -> bytes:
@@ -134,7 +140,10 @@ def test_a_template_behind_one_that_cannot_be_used_is_taken() -> None:
 def test_f16_an_element_of_no_length_among_others_is_a_value_of_no_bytes() -> None:
     template = make_template(256, [(0, 82, 0), (0, 1, 8), (0, 8, 0)])
     payload = taken(a_batcher(), make_message(make_set(2, template.raw) + make_set(256, bytes(7) + b"\x05" + bytes(8))))
-    values = [(row["octetDeltaCount"], row["sourceIPv4Address"]) for row in rows_of(payload, Context())]
+    out = io.BytesIO()
+    open_writer("jsonl", out).write(payload, Context())
+    rows = [json.loads(line) for line in out.getvalue().splitlines()]
+    values = [(row["octetDeltaCount"], row["sourceIPv4Address"]) for row in rows]
     assert values == [(5, ""), (0, "")]
 
 
@@ -204,7 +213,7 @@ def test_cuts_are_made_where_they_are_and_lengths_follow(parts: list[tuple[bool,
         message = make_message(GOOD + make_set(9, body) + GOOD)
         data += message
         if drop:
-            cuts.append(Cut(start, start + 16 + len(GOOD), start + len(message) - len(GOOD), put, "record"))
+            cuts.append(Cut(start, start + 16 + len(GOOD), start + len(message) - len(GOOD), put, FAULT))
             message = make_message(GOOD + put + GOOD)
         expected += message
     assert mended(data, cuts) == expected

@@ -318,7 +318,7 @@ def test_datagrams_together_give_the_same_records_as_one_by_one(protocol: Protoc
     cut = data.draw(st.integers(0, len(datagrams)))
     many = together.take(datagrams[:cut], RECEIVED_S) + together.take(datagrams[cut:], RECEIVED_S)
     each = b"".join(single.take([datagram], RECEIVED_S) for datagram in datagrams)
-    assert rows(many) == rows(each)
+    assert by_template(rows(many)) == by_template(rows(each))
     for name in ("lost", "restarts", "parked", "counts", "template_changes"):
         ours, theirs = getattr(together, name), getattr(single, name)
         if name == "counts":
@@ -327,6 +327,14 @@ def test_datagrams_together_give_the_same_records_as_one_by_one(protocol: Protoc
                 (theirs.datagrams, theirs.bytes, theirs.malformed),
             )
         assert ours == theirs, name
+
+
+def by_template(found: list[dict[str, Any]]) -> dict[tuple[str, ...], list[dict[str, Any]]]:
+    """Records of different templates may change places within what was read together; those of one may not."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in found:
+        groups.setdefault(tuple(row), []).append(row)
+    return groups
 
 
 def _datagram(protocol: Protocol, kind: int, number: int, index: int) -> bytes:

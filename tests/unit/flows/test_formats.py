@@ -106,7 +106,7 @@ def test_csv_has_one_header_and_says_what_it_left_out() -> None:
     lines = out.getvalue().decode().splitlines()
     assert len(lines) == 3
     assert lines[0].startswith("_org,_exporter")
-    assert getattr(writer, "left_out") == {"protocolIdentifier"}  # noqa: B009
+    assert writer.left_out == {"protocolIdentifier"}
 
 
 def test_ipfix_output_reads_as_one_session_though_streams_share_ids() -> None:

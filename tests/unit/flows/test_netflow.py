@@ -49,11 +49,12 @@ def options(number: int, scopes: list[tuple[int, int]], fields: list[tuple[int, 
 
 
 def rows(data: bytes) -> list[dict[str, Any]]:
-    found = []
+    found: dict[int, dict[str, Any]] = {}
     for batch in decode(data):
         values = values_of(batch)
-        found += [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
-    return found
+        for place, row in zip(batch.order.tolist(), zip(*values.values(), strict=True), strict=True):
+            found[place] = dict(zip(values, row, strict=True))
+    return [found[place] for place in sorted(found)]
 
 
 FLOW = template(300, (8, 4), (12, 4), (7, 2), (11, 2), (1, 4), (22, 4), (21, 4))

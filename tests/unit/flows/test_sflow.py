@@ -274,8 +274,19 @@ def test_frame_padding_and_options_of_ip_are_no_transport_header() -> None:
     assert found["destinationTransportPort"] == 22
 
 
+def test_ip_is_found_behind_mpls_labels_and_nothing_in_what_is_no_ip() -> None:
+    stack = bytes.fromhex("0006403f 0006513f".replace(" ", ""))
+    for packet, port in ((ipv4(tcp()), 443), (ipv6(tcp()), 443), (bytes(40), None)):
+        found = row(raw(ethernet(stack + packet, 0x8847, (0x8100, 30))))
+        assert found.get("destinationTransportPort") == port
+        assert found["mplsTopLabelStackSection"] == "000640"
+        assert found["ethernetType"] == 0x8847
+    endless = row(raw(ethernet(stack[:4] * 20, 0x8847)))
+    assert "ipVersion" not in endless
+
+
 def test_every_end_of_a_header_gives_what_is_before_it() -> None:
-    whole = ethernet(ipv4(tcp()), 0x0800, (0x8100, 30))
+    whole = ethernet(bytes.fromhex("0006413f") + ipv4(tcp()), 0x8847, (0x8100, 30))
     complete = row(raw(whole))
     before = 0
     for end in range(len(whole) + 1):

@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapflow.errors import MalformedMessage
-from sapflow.flows.columns import MAX_SNAPSHOTS, decode
+from sapflow.flows.columns import decode
 from sapflow.flows.encode import Encoder, make_message, make_set, make_template, make_variable
 from sapflow.flows.formats import open_writer
 from sapflow.flows.records import Context, values_of
 from sapflow.flows.registry import LIST_TYPES, registry
 from sapflow.flows.session import Session
+from sapflow.flows.sets import MAX_SNAPSHOTS
 from sapflow.flows.structured import MAX_DEPTH, Value, decode_list, render
 from sapflow.flows.templates import Template
 from sapflow.flows.wire import VARIABLE_LENGTH

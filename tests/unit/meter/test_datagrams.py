@@ -2,21 +2,26 @@
 
 import os
 import socket
+import struct
 import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from meter.datagrams import DatagramIntake, DatagramSettings
 from meter.templates import TemplateStore
-from meter.udp import UdpDoor, bind_udp
+from meter.udp import SLICE_BYTES, UdpDoor, bind_udp, slices
 from meter.uplink import FixedTarget, Target, Uplink, UplinkSettings, UplinkStream
 from sapflow.errors import ConfigurationError
+from sapflow.flows.encode import make_set, make_template
 from tests.unit.flows.test_datagrams import PORTS, define, ipfix, ports, source_ports
-from tests.unit.flows.test_netflow import FLOW, flow, flowset, v5, v5_record, v9
+from tests.unit.flows.test_netflow import FLOW, flow, flowset, rows, v5, v5_record, v9
+from tests.unit.flows.test_sflow import ethernet, ipv4, part, raw, sample, sflow, tcp
 
 R1, R2 = ("192.0.2.1", 9), ("192.0.2.2", 9)
 
@@ -46,6 +51,31 @@ def test_each_source_and_protocol_has_its_stream_in_its_org() -> None:
     assert sorted(found) == [("acme", "192.0.2.1:9", 1), ("acme", "192.0.2.1:9", 1), ("globex", "192.0.2.2:9", 1)]
     assert intake.counts.exporters == 3
     assert intake.counts.records == 2
+
+
+def test_sflow_becomes_batches_that_can_be_read_alone() -> None:
+    intake = an_intake(batch_bytes=1)
+    datagram = sflow(sample(raw(ethernet(ipv4(tcp()), 0x0800))), part(2, bytes(80)))
+    for number in (1, 2, 4):
+        intake.take([(datagram[:16] + struct.pack("!I", number) + datagram[20:], R1)], float(number), 1_750_000_000.0)
+    (stream,) = intake.uplink.streams
+    for batch in stream.outbox:
+        assert [row["destinationTransportPort"] for row in rows(batch.payload)] == [443]
+    assert (len(stream.outbox), intake.counts.records, intake.counts.skipped, intake.lost_units) == (3, 3, 3, 1)
+
+
+def test_options_from_another_port_of_a_device_are_a_stream_of_their_own() -> None:
+    """nfdump #237, #159: its templates are its own too, though the numbers be the same."""
+    sampling = make_template(256, [(0, 149, 4), (0, 34, 4)], scopes=1)
+    data = make_set(256, struct.pack("!II", 1, 512))
+    intake = an_intake()
+    other_port = ("192.0.2.1", 10)
+    intake.take([(ipfix(make_set(3, sampling.raw), data), other_port), (ipfix(define(PORTS), ports(1)), R1)], 0, 0)
+    intake.take([(ipfix(data, number=1), other_port), (ipfix(ports(2), number=1), R1)], 0, 0)
+    intake.flush(10)
+    found = {name: rows(payload(stream)) for name, stream in streams(intake).items()}
+    assert [row["samplingInterval"] for row in found["192.0.2.1:10"]] == [512, 512]
+    assert [row["sourceTransportPort"] for row in found["192.0.2.1:9"]] == [1, 2]
 
 
 def test_sources_that_no_org_is_bound_to_and_unknown_protocols_are_counted() -> None:
@@ -159,6 +189,17 @@ async def test_processes_that_share_a_port_share_what_they_know_of_templates(tmp
     assert here.remembered == {}
 
 
+def test_templates_that_outlive_their_time_are_let_go(tmp_path: Path) -> None:
+    path = tmp_path / "ipfix_9_192.0.2.1.templates"
+    path.write_bytes(b"")
+    os.utime(path, (time.time() - 500, time.time() - 500))
+    store = TemplateStore(tmp_path, lifetime_s=1000.0)
+    assert store.load().keys() == {(*R1, "ipfix")}
+    assert store.outlived() == []
+    store.lifetime_s = 400.0
+    assert (store.outlived(), store.outlived()) == ([(*R1, "ipfix")], [])
+
+
 def test_files_of_templates_are_bounded_and_the_oldest_go_first(tmp_path: Path) -> None:
     now = time.time()
     for age in range(5):
@@ -215,6 +256,15 @@ async def test_doors_that_share_a_port_take_each_exporter_whole(autojump_clock: 
     assert (first.intake.counts.records + second.intake.counts.records, first.intake.lost_units) == (120, 0)
 
 
+@given(st.lists(st.sampled_from([0, 100, 1400, 40_000, 65_507]), max_size=40))
+def test_other_tasks_get_their_turn_after_so_many_bytes(sizes: list[int]) -> None:
+    datagrams = [(bytes(size), R1) for size in sizes]
+    parts = list(slices(datagrams))
+    assert [datagram for part in parts for datagram in part] == datagrams
+    assert all(sum(len(data) for data, _ in part) <= SLICE_BYTES for part in parts)
+    assert all(parts)
+
+
 async def test_the_door_reads_a_socket_and_knows_its_buffer_and_drops(autojump_clock: MockClock) -> None:
     intake = an_intake(flush_interval_s=0.5)
     door = UdpDoor(intake, None, bind_udp("127.0.0.1:0"))
@@ -232,6 +282,22 @@ async def test_the_door_reads_a_socket_and_knows_its_buffer_and_drops(autojump_c
             assert door.buffer_bytes >= 100_000
             assert door.kernel_drops() == 0
             nursery.cancel_scope.cancel()
+
+
+async def test_what_was_read_is_taken_though_the_door_is_stopped_meanwhile() -> None:
+    intake = an_intake()
+    door = UdpDoor(intake, None, bind_udp("127.0.0.1:0"))
+    host, port = door.address.split(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as exporter:
+        for number in range(5):
+            exporter.sendto(ipfix(define(PORTS), ports(*range(20_000)), number=20_000 * number), (host, int(port)))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(door.run)
+        with trio.fail_after(5):
+            while not intake.counts.datagrams:
+                await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    assert intake.counts.records == 100_000
 
 
 def test_two_processes_may_share_the_port_and_a_bad_address_is_said_clearly() -> None:

@@ -11,11 +11,14 @@ from sapflow.flows.formats.text import CsvWriter, JsonLinesWriter
 from sapflow.flows.records import Context
 from sapflow.flows.stages import Stage
 
-FORMATS = ("jsonl", "csv", "ipfix")
+FORMATS = ("jsonl", "csv", "ipfix", "arrow", "parquet")
 
 
 class Writer(Protocol):
     """What every format is."""
+
+    left_out: set[str]
+    """Elements that records had and the output has no place for."""
 
     def write(self, data: bytes, context: Context, limit: int | None = None) -> int:
         """Write the records of self-contained messages, at most `limit`: returns how many."""
@@ -35,5 +38,11 @@ def open_writer(name: str, out: BinaryIO, fields: Sequence[str] | None = None, s
             if fields is not None or stages:
                 raise ConfigurationError("ipfix output holds whole records as they were; leave fields and stages out")
             return IpfixWriter(out)
+        case "arrow" | "parquet":
+            # pyarrow is loaded where it is used, and nowhere else.
+            from sapflow.flows.formats.tables import TableWriter, arrow_stream, parquet_file
+
+            open_sink = arrow_stream if name == "arrow" else parquet_file
+            return TableWriter(out, fields, stages, open_sink=open_sink)
         case _:
             raise ConfigurationError(f"no format '{name}'; there are {', '.join(FORMATS)}")

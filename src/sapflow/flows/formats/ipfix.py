@@ -20,6 +20,8 @@ class IpfixWriter:
     """Writes batches of any streams into one IPFIX File."""
 
     def __init__(self, out: BinaryIO) -> None:
+        self.left_out: set[str] = set()
+        """Nothing: messages are whole."""
         self._out = out
         self._known: dict[int, Template] = {}
         self._sequence: dict[int, int] = {}

@@ -2,62 +2,82 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, BinaryIO
 
-from sapflow.flows.columns import decode
-from sapflow.flows.records import Context, values_of
+import numpy as np
+
+from sapflow.flows.columns import FlowBatch, decode
+from sapflow.flows.formats.cells import ROW, Cells, Notation, cells_of, encoded
+from sapflow.flows.formats.lines import Part, in_order, lines
+from sapflow.flows.records import Context, column_values, context_fields
 from sapflow.flows.stages import Stage, options_first, staged
 
-CONTEXT_FIELDS = ("_org", "_exporter", "_stream", "_domain", "_template", "_position")
+FEW = 48
+"""So many records are sooner rendered value by value than column by column."""
 
 
-def rows_of(data: bytes, context: Context, stages: Sequence[Stage] = ()) -> Iterator[dict[str, Any]]:
-    """Records in the order they came, the context's fields first."""
-    ordered: list[tuple[int, dict[str, Any]]] = []
-    for batch in (staged(batch, context, stages) for batch in options_first(decode(data))):
-        head = {
-            "_org": context.org,
-            "_exporter": context.exporter,
-            "_stream": context.stream,
-            "_domain": batch.domain,
-            "_template": batch.template.id,
-            "_position": context.position,
-        }
-        values = values_of(batch)
-        names = list(values)
-        for ordinal, row in zip(batch.order.tolist(), zip(*values.values(), strict=True), strict=True):
-            ordered.append((ordinal, {**head, **dict(zip(names, row, strict=True))}))
-    ordered.sort(key=lambda pair: pair[0])
-    return (row for _, row in ordered)
+def batches_of(data: bytes, context: Context, stages: Sequence[Stage], limit: int | None) -> list[FlowBatch]:
+    """What is to be written of self-contained messages: the first `limit` records of all."""
+    every = (staged(batch, context, stages) for batch in options_first(decode(data)))
+    batches = [batch for batch in every if batch.records]
+    total = sum(batch.records for batch in batches)
+    if limit is None or total <= limit:
+        return batches
+    if limit <= 0:
+        return []
+    first = np.argsort(np.concatenate([batch.order for batch in batches]), kind="stable")[:limit]
+    owners = np.repeat(np.arange(len(batches)), [batch.records for batch in batches])
+    counts = np.bincount(owners[first], minlength=len(batches)).tolist()
+    return [batch.part(0, count) for batch, count in zip(batches, counts, strict=True) if count]
+
+
+def text_columns(batch: FlowBatch, names: Sequence[str], notation: Notation) -> dict[str, Cells]:
+    """The text of those of a batch's columns that are named."""
+    wanted = set(names)
+    cells = {}
+    for (name, column), element in zip(batch.columns.items(), batch.elements, strict=True):
+        if name in wanted:
+            found = None if batch.records < FEW or element.is_list else cells_of(column, element.type, notation)
+            cells[name] = found or encoded(column_values(batch, name, element), notation)
+    return cells
 
 
 class JsonLinesWriter:
     """One JSON object a line."""
 
     def __init__(self, out: BinaryIO, fields: Sequence[str] | None = None, stages: Sequence[Stage] = ()) -> None:
+        self.left_out: set[str] = set()
+        """Nothing: every line has what its record has."""
         self._out = out
         self._fields = fields
         self._stages = stages
 
     def write(self, data: bytes, context: Context, limit: int | None = None) -> int:
         """Write records: returns how many."""
-        lines: list[str] = []
-        for row in rows_of(data, context, self._stages):
-            if limit is not None and len(lines) >= limit:
-                break
-            chosen = row if self._fields is None else {name: row[name] for name in self._fields if name in row}
-            lines.append(json.dumps(chosen, separators=(",", ":")))
-        if lines:
-            self._out.write(("\n".join(lines) + "\n").encode())
-        return len(lines)
+        batches = batches_of(data, context, self._stages, limit)
+        if not batches:
+            return 0
+        return _write(self._out, batches, [self._parts(batch, context) for batch in batches])
 
     def close(self) -> None:
         """Nothing is due."""
         self._out.flush()
+
+    def _parts(self, batch: FlowBatch, context: Context) -> list[Part]:
+        head = context_fields(batch, context)
+        names = [*head, *batch.columns]
+        if self._fields is not None:
+            names = [name for name in dict.fromkeys(self._fields) if name in head or name in batch.columns]
+        cells = text_columns(batch, names, JSON)
+        parts: list[Part] = []
+        before = b"{"
+        for name in names:
+            literal = before + _json(name) + b":"
+            parts += [literal + _json(head[name])] if name in head else [literal, cells[name]]
+            before = b","
+        return [*parts, b"}\n" if names else b"{}\n"]
 
 
 class CsvWriter:
@@ -77,27 +97,77 @@ class CsvWriter:
 
     def write(self, data: bytes, context: Context, limit: int | None = None) -> int:
         """Write records: returns how many."""
-        text = io.StringIO(newline="")
-        rows = csv.writer(text)
-        count = 0
-        for row in rows_of(data, context, self._stages):
-            if limit is not None and count >= limit:
-                break
-            if self._fields is None:
-                self._fields = tuple(row)
-            if not self._begun:
-                rows.writerow(self._fields)
-                self._begun = True
-            if not self._named:
-                self.left_out |= row.keys() - set(self._fields)
-            rows.writerow([row.get(name) for name in self._fields])
-            count += 1
-        self._out.write(text.getvalue().encode())
-        return count
+        batches = batches_of(data, context, self._stages, limit)
+        if not batches:
+            return 0
+        if self._fields is None:
+            first = min(batches, key=lambda batch: int(batch.order[0]))
+            self._fields = (*context_fields(first, context), *first.columns)
+        self._begin(self._fields)
+        fields = self._fields
+        return _write(self._out, batches, [self._parts(batch, context, fields) for batch in batches])
 
     def close(self) -> None:
         """A file with named fields has its header even when it has no record."""
-        if not self._begun and self._fields is not None:
-            csv.writer(text := io.StringIO(newline="")).writerow(self._fields)
-            self._out.write(text.getvalue().encode())
+        if self._fields is not None:
+            self._begin(self._fields)
         self._out.flush()
+
+    def _begin(self, fields: Sequence[str]) -> None:
+        if not self._begun:
+            self._begun = True
+            self._out.write(b",".join(map(_csv, fields)) + b"\r\n")
+
+    def _parts(self, batch: FlowBatch, context: Context, fields: Sequence[str]) -> list[Part]:
+        head = context_fields(batch, context)
+        if not self._named:
+            self.left_out.update(batch.columns.keys() - set(fields))
+        # A row of one empty value would be an empty line, which readers pass over.
+        notation = CSV if len(fields) > 1 else CSV_ALONE
+        cells = text_columns(batch, fields, notation)
+        parts: list[Part] = []
+        for name in fields:
+            parts += [cells[name] if name in cells else notation.encode(head.get(name)), b","]
+        return [*parts[:-1], b"\r\n"]
+
+
+def _write(out: BinaryIO, batches: Sequence[FlowBatch], parts: Sequence[Sequence[Part]]) -> int:
+    """The batches' records in the order that they came: returns how many."""
+    if len(batches) == 1:
+        out.write(lines(parts[0], batches[0].records))
+    else:
+        blocks = [lines(part, batch.records, ROW) for part, batch in zip(parts, batches, strict=True)]
+        out.write(in_order(blocks, [batch.order for batch in batches]))
+    return sum(batch.records for batch in batches)
+
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def _json(value: Any) -> bytes:
+    return (str(value) if type(value) is int else _encode(value)).encode()
+
+
+def _csv(value: Any) -> bytes:
+    if value is None:
+        return b""
+    if isinstance(value, list):
+        value = _encode(value)
+    text = str(value)
+    if any(character in text for character in ',"\r\n'):
+        text = '"' + text.replace('"', '""') + '"'
+    return text.encode()
+
+
+def _csv_alone(value: Any) -> bytes:
+    return _csv(value) or b'""'
+
+
+def _but(special: bytes) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Printable ASCII but for some."""
+    return np.array([32 <= octet < 127 and octet not in special for octet in range(256)])
+
+
+JSON = Notation(_json, b'"', _but(b'"\\'), b"true", b"false")
+CSV = Notation(_csv, b"", _but(b',"'), b"True", b"False")
+CSV_ALONE = Notation(_csv_alone, b"", np.zeros(256, np.bool_), b"True", b"False")

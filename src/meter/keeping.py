@@ -1,0 +1,408 @@
+"""What a meter's spool is to do next, and what of it goes to the link: decisions only; no await, no disk in this file.
+
+Rule 1: a batch gets its number here, in order, and goes to the link only once it is durable.
+Rule 2: a stream's batches go to the link in order. What has no room in the window (memory) stays on disk, and is read
+        back when there is room: while the fleet is away the disk fills, never the memory.
+Rule 3: an exporter that can wait has one stream. One that cannot (UDP) begins another whenever its last one cannot be
+        carried at once; the next is offered when all before it is durable in the log, so the exporter's order holds.
+Rule 4: when the spool is full, an exporter that can wait waits. For one that cannot, the oldest stream that was never
+        offered is given up whole, so no stream ever has a gap; or, by choice, what comes is dropped.
+
+`put`, `acknowledged` and `close` say what happened; `collect` gives the next transaction, `applied` what came of it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Literal
+
+from attrs import define, field, frozen
+
+from meter.batching import Draft
+from meter.spool import Spool
+from meter.spooled import Applied, Changes, Cut, Put, Read, StreamRecord, entry_charge
+from sapflow.link import Batch, StreamId
+
+WhenFull = Literal["oldest", "newest"]
+
+
+@frozen
+class KeepingSettings:
+    """Bounds of what a meter holds."""
+
+    window_bytes: int = 32 << 20
+    """Durable batches in memory, on their way."""
+    stream_window_bytes: int = 4 << 20
+    pending_bytes: int = 16 << 20
+    """Batches in memory that are not durable yet."""
+    segment_bytes: int = 1 << 20
+    """A stream that cannot be offered yet and holds so much is followed by another: what is given up at a time."""
+    read_bytes: int = 512 << 10
+    commit_bytes: int = 4 << 20
+    max_streams: int = 20_000
+    when_full: WhenFull = "oldest"
+
+
+@define(eq=False)
+class Lane:
+    """One exporter's session, or, over UDP, its sessions one after the other."""
+
+    org: str
+    exporter: str
+    droppable: bool = False
+    source: str = ""
+    closed: bool = False
+    users: int = 1
+    """Two protocols of one address and port are one exporter's."""
+    streams: deque[KeptStream] = field(factory=deque)
+
+    @property
+    def offset(self) -> int:
+        """How many bytes of `source` were taken before a restart."""
+        return max((stream.offset for stream in self.streams), default=0)
+
+
+@define(eq=False)
+class KeptStream:
+    """One stream on its way through the spool; of the numbers each is at most the one before it."""
+
+    id: StreamId
+    lane: Lane
+    order: int
+    last: int = 0
+    durable: int = 0
+    loaded: int = 0
+    """Up to here it was given to the link, or will be as soon as it is durable."""
+    acknowledged: int = 0
+    offered: bool = False
+    stored: bool = False
+    window_bytes: int = 0
+    queued: bool = False
+    """Whether it waits to be read, or is being read."""
+    offset: int = 0
+
+    @property
+    def sealed(self) -> bool:
+        """Whether nothing more is put."""
+        return self.lane.closed or self.lane.streams[-1] is not self
+
+
+@frozen
+class Offer:
+    """A batch for the link: durable."""
+
+    stream: KeptStream
+    batch: Batch
+
+
+@define
+class Keeping:
+    """All lanes of one meter, over its spool."""
+
+    spool: Spool
+    settings: KeepingSettings
+    new_id: Callable[[], StreamId]
+    streams: dict[StreamId, KeptStream] = field(factory=dict)
+    refused_batches: int = 0
+    """Dropped before they were taken: no room could be made."""
+    refused_records: int = 0
+    pending_bytes: int = 0
+    window_used: int = 0
+    finished: list[KeptStream] = field(factory=list)
+    """Streams of which all is acknowledged and nothing more comes; whoever offers them empties the list."""
+    _pending: deque[Put] = field(factory=deque)
+    _pending_charge: int = 0
+    _dropping_bytes: int = 0
+    _opened: dict[StreamId, StreamRecord] = field(factory=dict)
+    _acknowledged: dict[StreamId, int] = field(factory=dict)
+    _dropped: set[StreamId] = field(factory=set)
+    _ended: set[StreamId] = field(factory=set)
+    _cuts: list[Cut] = field(factory=list)
+    _notes: dict[str, str] = field(factory=dict)
+    _behind: deque[KeptStream] = field(factory=deque)
+    _lanes: dict[tuple[str, str, str], Lane] = field(factory=dict)
+    """Those that are found again: droppable ones by exporter, files by source."""
+    _order: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        """Everything that an earlier life left is on its way again; only files may bring more of the same."""
+        for record in sorted(self.spool.records.values(), key=lambda record: (record.order, record.first)):
+            key = (record.org, record.exporter, record.source)
+            lane = self._lanes.get(key)
+            if lane is None:
+                lane = Lane(record.org, record.exporter, record.droppable, record.source, not record.source, 0)
+                if record.droppable or record.source:
+                    self._lanes[key] = lane
+            before = record.first - 1
+            stream = KeptStream(
+                record.id, lane, record.order, record.last, record.last, before, before, record.offered, True
+            )
+            stream.offset = record.offset
+            lane.streams.append(stream)
+            self.streams[record.id] = stream
+            self._order = record.order
+        for stream in list(self.streams.values()):
+            self._settle(stream)
+
+    def lane(self, org: str, exporter: str, *, droppable: bool = False, source: str = "") -> Lane:
+        """Where an exporter's batches are put; that of before, for a file, or an exporter over UDP."""
+        if not droppable and not source:
+            return Lane(org, exporter)
+        key = (org, exporter, source)
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = Lane(org, exporter, droppable, source)
+        else:
+            lane.users += 1
+            lane.closed = False
+        return lane
+
+    def sources(self) -> list[Lane]:
+        """Files that were being read in an earlier life."""
+        return [lane for lane in self._lanes.values() if lane.source]
+
+    @property
+    def used_bytes(self) -> int:
+        """Of the spool, with what is about to be written."""
+        return self.spool.held_bytes + self._pending_charge - self._dropping_bytes
+
+    @property
+    def has_room(self) -> bool:
+        """Whether exporters that can wait may go on; an eighth of the spool is left to those that cannot."""
+        return (
+            self.used_bytes < self.spool.limit_bytes // 8 * 7
+            and self.pending_bytes < self.settings.pending_bytes
+            and len(self.streams) < self.settings.max_streams
+        )
+
+    def put(self, lane: Lane, draft: Draft, received_us: int, offset: int = 0) -> KeptStream | None:
+        """Number a batch and have it written. None when its exporter cannot wait and there is no room: dropped."""
+        assert not lane.closed
+        cost, size = entry_charge(lane.exporter, len(draft.payload)), len(draft.payload)
+        if lane.droppable and not self._make_room(lane, cost):
+            self.refused_batches += 1
+            self.refused_records += draft.records
+            return None
+        stream = self._continued(lane) or self._begun(lane)
+        # Half of the window is for those that are behind, while there are any.
+        window = self.settings.window_bytes // 2 if self._behind else self.settings.window_bytes
+        at_once = stream.loaded == stream.last and lane.streams[0] is stream and self._fits(stream, size, window)
+        stream.last += 1
+        if at_once:
+            stream.loaded, stream.offered = stream.last, True
+            self._in_window(stream, size)
+        batch = Batch(stream.last, draft.messages, draft.records, received_us, draft.payload)
+        self._pending.append(Put(stream.id, batch, at_once, offset))
+        self._pending_charge += cost
+        self.pending_bytes += size
+        return stream
+
+    def acknowledged(self, stream_id: StreamId, batch: Batch) -> None:
+        """The fleet has made a batch durable."""
+        stream = self.streams[stream_id]
+        assert stream.acknowledged < batch.seq <= stream.loaded, (stream, batch.seq)
+        stream.acknowledged = batch.seq
+        self._acknowledged[stream_id] = batch.seq
+        self._in_window(stream, -batch.size)
+        self._settle(stream)
+
+    def close(self, lane: Lane) -> None:
+        """Nothing more is put into this lane; what is held is still delivered."""
+        lane.users -= 1
+        if lane.users > 0:
+            return
+        lane.closed = True
+        if lane.streams:
+            self._settle(lane.streams[-1])
+        self._forget(lane)
+
+    def note(self, name: str, text: str) -> None:
+        """Keep a text in the spool."""
+        self._notes[name] = text
+
+    @property
+    def has_work(self) -> bool:
+        """Whether another transaction would do something at once."""
+        waits = any(self._fits(stream, self.settings.read_bytes, self.settings.window_bytes) for stream in self._behind)
+        return bool(self._pending or self._cuts or waits)
+
+    # --- transactions -----------------------------------------------------------------------------------------
+
+    def collect(self, *, with_puts: bool = True) -> Changes:
+        """The next transaction's work; no other is collected before `applied`, or `put_back`."""
+        changes = Changes(
+            acknowledged=self._acknowledged,
+            dropped=self._dropped,
+            cuts=self._cuts,
+            ended=self._ended,
+            notes=self._notes,
+            read=self._reads(),
+        )
+        self._acknowledged, self._dropped, self._ended, self._notes, self._cuts = {}, set(), set(), {}, []
+        size = 0
+        while with_puts and self._pending and size < self.settings.commit_bytes:
+            put = self._pending.popleft()
+            size += put.batch.size
+            changes.put.append(put)
+            stream = self.streams[put.stream]
+            if not stream.stored:
+                lane = stream.lane
+                changes.opened[stream.id] = StreamRecord(
+                    stream.id, stream.id, lane.org, lane.exporter, stream.order, lane.source, lane.droppable
+                )
+        return changes
+
+    def put_back(self, changes: Changes) -> None:
+        """Take the batches out of a transaction for which there was no room; they come again later."""
+        self._pending.extendleft(reversed(changes.put))
+        changes.put, changes.opened = [], {}
+        if self.settings.when_full == "oldest":
+            self._give_up_oldest()
+
+    def applied(self, changes: Changes, applied: Applied) -> list[Offer]:
+        """A transaction is durable: what may go to the link by it, in order."""
+        self.spool.adopt(applied)
+        self._dropping_bytes = sum(self.spool.records[stream].held_bytes for stream in self._dropped)
+        offers = []
+        touched = {put.stream: self.streams[put.stream] for put in changes.put}
+        for put in changes.put:
+            stream = self.streams[put.stream]
+            stream.stored, stream.durable, stream.offset = True, put.batch.seq, put.offset
+            self._pending_charge -= entry_charge(stream.lane.exporter, put.batch.size)
+            self.pending_bytes -= put.batch.size
+            if put.offered:
+                offers.append(Offer(stream, put.batch))
+        for read in changes.read:
+            stream, found = self.streams[read.stream], applied.found[read.stream]
+            touched[read.stream] = stream
+            stream.queued = False
+            self._in_window(stream, sum(batch.size for batch in found.batches) - read.most_bytes)
+            stream.loaded += len(found.batches)
+            carried = stream if found.damaged is None else self._split(stream, found.damaged)
+            offers += [Offer(carried, batch) for batch in found.batches]
+        for stream in touched.values():
+            self._settle(stream)
+        return offers
+
+    # --- within -----------------------------------------------------------------------------------------------
+
+    def _continued(self, lane: Lane) -> KeptStream | None:
+        """The stream that a lane's next batch is of; None when another begins with it."""
+        if not lane.streams:
+            return None
+        newest = lane.streams[-1]
+        if not lane.droppable:
+            return newest
+        if newest.offered:
+            return newest if newest.loaded == newest.last else None
+        record = self.spool.records.get(newest.id)
+        return newest if record is None or record.held_bytes < self.settings.segment_bytes else None
+
+    def _begun(self, lane: Lane) -> KeptStream:
+        self._order += 1
+        stream = KeptStream(self.new_id(), lane, self._order)
+        lane.streams.append(stream)
+        self.streams[stream.id] = stream
+        if len(lane.streams) > 1:
+            self._settle(lane.streams[-2])
+        return stream
+
+    def _fits(self, stream: KeptStream, size: int, window: int) -> bool:
+        """Whether a window takes so much more of a stream; always something, if nothing is in it."""
+        if self.window_used and self.window_used + size > window:
+            return False
+        return not stream.window_bytes or stream.window_bytes + size <= self.settings.stream_window_bytes
+
+    def _in_window(self, stream: KeptStream, size: int) -> None:
+        stream.window_bytes += size
+        self.window_used += size
+
+    def _reads(self) -> list[Read]:
+        reads = []
+        size = self.settings.read_bytes
+        turns = len(self._behind)
+        while turns and self._behind:
+            turns -= 1
+            stream = self._behind.popleft()
+            if not self._fits(stream, size, self.settings.window_bytes):
+                self._behind.append(stream)
+                continue
+            stream.offered = True
+            self._in_window(stream, size)
+            reads.append(Read(stream.id, stream.loaded, size))
+        return reads
+
+    def _settle(self, stream: KeptStream) -> None:
+        """After a change: read on, or let go, and let the next of its lane come."""
+        lane = stream.lane
+        if stream.id not in self.streams:
+            return
+        if stream.sealed and stream.acknowledged == stream.last:
+            del self.streams[stream.id]
+            lane.streams.remove(stream)
+            self.finished.append(stream)
+            if stream.stored:
+                self._ended.add(stream.id)
+            if lane.streams:
+                self._settle(lane.streams[0])
+            self._forget(lane)
+        elif lane.streams[0] is stream and stream.loaded < stream.durable and not stream.queued:
+            stream.queued = True
+            self._behind.append(stream)
+
+    def _forget(self, lane: Lane) -> None:
+        if lane.closed and not lane.streams:
+            self._lanes.pop((lane.org, lane.exporter, lane.source), None)
+
+    def _make_room(self, lane: Lane, cost: int) -> bool:
+        if self.pending_bytes >= self.settings.pending_bytes:
+            return False
+        most = self.settings.max_streams
+        while self.used_bytes + cost > self.spool.limit_bytes or (
+            len(self.streams) >= most and self._continued(lane) is None
+        ):
+            if self.settings.when_full == "newest" or not self._give_up_oldest():
+                return False
+        return True
+
+    def _give_up_oldest(self) -> bool:
+        """Drop the oldest stream that was never offered, of an exporter that cannot wait; False if there is none."""
+        for stream in self.streams.values():  # by age
+            idle = stream.id in self.spool.records and stream.durable == stream.last
+            if stream.lane.droppable and idle and not stream.offered:
+                break
+        else:
+            return False
+        self._dropped.add(stream.id)
+        self._dropping_bytes += self.spool.records[stream.id].held_bytes
+        del self.streams[stream.id]
+        lane = stream.lane
+        was_first = lane.streams[0] is stream
+        lane.streams.remove(stream)
+        if stream.queued:
+            self._behind.remove(stream)
+        if was_first and lane.streams:
+            self._settle(lane.streams[0])
+        self._forget(lane)
+        return True
+
+    def _split(self, stream: KeptStream, damaged: int) -> KeptStream:
+        """A batch cannot be read: its stream ends before it (which is returned), and another goes on behind it."""
+        lane = stream.lane
+        done = KeptStream(
+            stream.id, lane, stream.order, damaged - 1, damaged - 1, damaged - 1, stream.acknowledged, True, True
+        )
+        done.window_bytes, stream.window_bytes = stream.window_bytes, 0
+        stream.id, stream.offered = self.new_id(), False
+        stream.loaded = stream.acknowledged = damaged
+        self._cuts.append(Cut(done.id, damaged, stream.id))
+        self.streams[done.id] = done
+        self.streams[stream.id] = stream
+        lane.streams.insert(lane.streams.index(stream), done)
+        self._pending = deque(
+            Put(stream.id, put.batch, put.offered, put.offset) if put.stream == done.id else put
+            for put in self._pending
+        )
+        self._settle(done)
+        return done

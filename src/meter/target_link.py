@@ -1,0 +1,180 @@
+"""The link to one collector, or to a door, and the streams on it: events of the link into what streams do.
+
+Whoever runs it owns it: `run` speaks until either end closes. Where streams go next is the uplink's affair.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import structlog
+import trio
+from attrs import evolve
+
+from sapflow.link import (
+    Acknowledged,
+    Closed,
+    Connection,
+    CreditGranted,
+    Event,
+    GoAway,
+    Hold,
+    Moved,
+    Rewound,
+    Sender,
+    Side,
+    Welcomed,
+)
+from sapflow.runtime.session import LinkSession
+
+if TYPE_CHECKING:
+    from meter.uplink import Target, Uplink, UplinkStream
+
+log = structlog.get_logger()
+
+
+class TargetLink:
+    """The link to one collector and the streams on it."""
+
+    def __init__(self, uplink: Uplink, target: Target) -> None:
+        self.target = target
+        self.welcomed = False
+        self.leaving = False
+        self.hold_s = 0.0
+        self.told = ""
+        self._uplink = uplink
+        self._streams: dict[int, UplinkStream] = {}
+        self._waiting: list[UplinkStream] = []
+        self._expected: list[UplinkStream] = []
+        self._session: LinkSession | None = None
+
+    def streams(self) -> list[UplinkStream]:
+        """Those that it carries."""
+        return list(self._streams.values())
+
+    def expect(self, stream: UplinkStream) -> None:
+        """Carry this stream as soon as the link is up; until then it stays where it is."""
+        if not self.welcomed:
+            self._expected.append(stream)
+        elif stream.link is not None:
+            if stream.link is not self:
+                stream.link.let_go(stream)
+                self.attach(stream)
+        elif self._uplink.take_homeless(stream):
+            self.attach(stream)
+
+    def attach(self, stream: UplinkStream) -> None:
+        """Carry this stream as soon as the link is up; it is on no other."""
+        stream.target = self.target.name
+        if self._session is None or not self.welcomed:
+            self._waiting.append(stream)
+            return
+        sender = Sender(
+            self._session.connection, stream.outbox, stream=stream.id, org=stream.org, exporter=stream.exporter
+        )
+        self._streams[sender.handle] = stream
+        stream.link, stream.sender = self, sender
+        self.send([sender.opening, *sender.pump()])
+        if stream.ended:
+            stream.acknowledged(0)
+
+    def detach(self, stream: UplinkStream) -> None:
+        """The stream ended and all of it is durable."""
+        self.let_go(stream)
+        self._uplink.forget(stream)
+
+    def leave(self) -> list[UplinkStream]:
+        """The link is gone: its streams, which need another."""
+        streams = [*self._streams.values(), *self._waiting]
+        self._streams, self._waiting, self._expected, self._session = {}, [], [], None
+        for stream in streams:
+            stream.link = stream.sender = None
+        return streams
+
+    def send(self, pieces: list[bytes]) -> None:
+        """Queue bytes for the link."""
+        assert self._session is not None
+        self._session.send(*pieces)
+
+    async def run(self, stream: trio.abc.Stream) -> None:
+        """Speak until either end closes."""
+        uplink = self._uplink
+        settings = uplink.settings
+        connection = Connection(Side.CLIENT)
+        session = LinkSession(
+            stream,
+            connection,
+            peer=f"{self.target.name} ({self.target.address})",
+            idle_timeout_s=settings.idle_timeout_s,
+            max_unsent_bytes=settings.max_unsent_bytes,
+            on_out=self._count,
+        )
+        self._session = session
+        async with session.open():
+            hint = evolve(settings.hint, want=self.target.want) if self.target.want else settings.hint
+            session.send(connection.hello(hint, **settings.hello))
+            async for events in session.events():
+                for event in events:
+                    self._handle(event)
+                if self.hold_s:
+                    return
+
+    def _count(self, size: int) -> None:
+        self._uplink.bytes_out += size
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case Acknowledged(handle, through):
+                if (stream := self._streams.get(handle)) is not None:
+                    stream.acknowledged(through)
+            case CreditGranted(handle, _):
+                if (stream := self._streams.get(handle)) is not None and stream.sender is not None:
+                    self.send(stream.sender.pump())
+            case Rewound(handle, _):
+                if (stream := self._streams.get(handle)) is not None and stream.sender is not None:
+                    stream.sender.reset()
+                    self.send(stream.sender.pump())
+            case Welcomed(fields):
+                self._welcomed(fields)
+            case Moved(handle, to, address):
+                if (stream := self._streams.get(handle)) is not None:
+                    self._uplink.moved(stream, to, address)
+            case Hold(seconds, reason):
+                log.info("told to hold", target=self.target.name, seconds=seconds, reason=reason)
+                self.hold_s, self.told = max(seconds, 0.01), f"told to hold for {seconds:g} s: {reason}"
+            case GoAway(deadline_s, reason):
+                log.info("told to leave", target=self.target.name, deadline_s=deadline_s, reason=reason)
+                self.leaving = True
+                self._uplink.leave(self, deadline_s)
+            case Closed(code, reason):
+                log.info("link closed", target=self.target.name, code=code, reason=reason)
+                self.told = f"closed by the other end: {reason}"
+            case _:
+                log.debug("event not for an uplink", target=self.target.name, got=type(event).__name__)
+
+    def _welcomed(self, fields: dict[str, Any]) -> None:
+        self.welcomed = True
+        if self._uplink.on_welcomed is not None:
+            self._uplink.on_welcomed(self.target.name, fields)
+        waiting, self._waiting = self._waiting, []
+        for stream in waiting:
+            self.attach(stream)
+        expected, self._expected = self._expected, []
+        for stream in expected:
+            self.expect(stream)
+
+    def let_go(self, stream: UplinkStream) -> None:
+        """Carry this stream no longer; a link that is to be left ends with its last one."""
+        assert self._session is not None
+        assert stream.sender is not None
+        self._session.send(self._session.connection.end(stream.sender.handle))
+        del self._streams[stream.sender.handle]
+        stream.link = stream.sender = None
+        if self.leaving and not self._streams:
+            self._session.cut()
+
+    async def cut_after(self, deadline_s: float) -> None:
+        """End the link at the latest then."""
+        await trio.sleep(deadline_s)
+        if self._session is not None:
+            self._session.cut()
