@@ -15,6 +15,7 @@ from attrs import Factory, frozen
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError
 
 from sapflow.errors import ConfigurationError
+from sapflow.limits import faults
 from sapflow.orgs import ORG_NAME
 from sapflow.runtime.addresses import split_address
 
@@ -268,7 +269,7 @@ def load(path: Path | None) -> Config:
         return attrs.evolve(config, elements=tuple(str(path.parent.absolute() / name) for name in config.elements))
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: not TOML: {error}") from error
 
 
@@ -278,22 +279,17 @@ def from_dict(data: dict[str, Any], where: str) -> Config:
         config = _converter.structure(data, Config)
     except ClassValidationError as group:
         raise ConfigurationError("; ".join(f"{where}: {line}" for line in _explain(group, Config))) from group
-    _check(config, where)
+    check(config, where)
     return config
 
 
-def _check(config: Config, where: str) -> None:
-    for key, value, _default in describe(config):
-        if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
-            raise ConfigurationError(f"{where}: {key}: must be more than 0, is {value}")
+def check(config: Config, where: str) -> None:
+    """Whether it can be used, read from `where`. Raises ConfigurationError that names all that cannot be."""
+    found = list(faults({key: value for key, value, _default in describe(config)}))
+    if found:
+        raise ConfigurationError("; ".join(f"{where}: {key}: {what}" for key, what in found))
     if config.balancer.ipfix_tls and not config.balancer.tls_certificate:
         raise ConfigurationError(f"{where}: balancer.tls_certificate: balancer.ipfix_tls needs one, a PEM file")
-    for key, share in (("collector", config.collector.org_share), ("phloem", config.phloem.org_share)):
-        if share > 1:
-            raise ConfigurationError(f"{where}: {key}.org_share: at most 1, is {share}")
-    for section, budget in (("collector", config.collector.budget_bytes), ("phloem", config.phloem.budget_bytes)):
-        if budget < 8 << 20:
-            raise ConfigurationError(f"{where}: {section}.budget_bytes: at least {8 << 20:,}, is {budget:,}")
     for key, value, _default in describe(config):
         if value and key.rpartition(".")[2] in _ADDRESSES:
             _addressed(value, f"{where}: {key}")
@@ -304,8 +300,6 @@ def _check(config: Config, where: str) -> None:
             raise ConfigurationError(f"{where}: balancer.sources, number {number}: prefix: {error}") from None
         if not ORG_NAME.fullmatch(source.org):
             raise ConfigurationError(f"{where}: balancer.sources, number {number}: '{source.org}' is no org's name")
-    if config.meter.spool_bytes < 8 << 20:
-        raise ConfigurationError(f"{where}: meter.spool_bytes: at least {8 << 20:,}, is {config.meter.spool_bytes:,}")
 
 
 def _addressed(address: str, where: str) -> None:
