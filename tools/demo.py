@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import subprocess
 import sys
@@ -14,88 +15,55 @@ from typing import Any
 
 import click
 import trio
+from attrs import frozen
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 
 from sapflow.cli import start_log
 from sapflow.client import subscribe
 from tools.chaos import Account, count
+from tools.command import Number, run
+from tools.demo_view import View
 from tools.fleet import Fleet, running
 from tools.loadgen import Ledger, load
 from tools.peers import find
 
 ORGS = ("acme", "globex", "initech")
-METERS = 200
-KILL_AFTER_S = 15
+VICTIM = "collector-1"
+LINE_EVERY_S = 5
+PICTURE_COLUMNS = 96
 
 
-class View:
-    """What the terminal shows, made anew each second."""
-
-    def __init__(self, fleet: Fleet, ledger: Ledger) -> None:
-        self._fleet = fleet
-        self._ledger = ledger
-        self._before: dict[str, int] = {}
-        self.news = "load begins"
-
-    async def table(self) -> Table:
-        """One row a process: rate, load, what is held, its ratio out/in and what that should be."""
-        statuses = await trio.to_thread.run_sync(self._fleet.status, limiter=_LIMITER)
-        table = Table(title="sapflow", min_width=78)
-        for name in ("process", "MB/s in", "CPU", "RSS MiB", "held MiB", "out/in", "expected"):
-            table.add_column(name, justify="left" if name == "process" else "right")
-        for name, status in statuses.items():
-            if "error" in status:
-                table.add_row(name, "down", style="red")
-                continue
-            gauges, ratio = status["gauges"], status["ratio"]
-            held = gauges.get("held_bytes", gauges.get("unacknowledged_bytes", 0))
-            table.add_row(
-                name,
-                f"{self._rate(name, status) / 1e6:.2f}",
-                f"{gauges['cpu']:.0%}",
-                f"{gauges['rss_bytes'] / 2**20:.0f}",
-                f"{held / 2**20:.2f}",
-                _figure(ratio["measured"]),
-                _figure(ratio["expected"]),
-            )
-        ledger = self._ledger
-        backlog = ledger.sent_records - ledger.acknowledged_records
-        sent = f"{METERS} meters: {ledger.sent_records:,} records sent, {backlog:,} not yet durable"
-        table.caption = f"{sent}\n{self.news}"
-        return table
-
-    def _rate(self, name: str, status: dict[str, Any]) -> float:
-        total = status["flow"]["link_door" if name == "balancer" else "link"]["in"]["bytes"]
-        rate = max(0, total - self._before.get(name, total))
-        self._before[name] = total
-        return float(rate)
+STATUS = trio.CapacityLimiter(4)
+"""Threads that ask the processes how they are."""
 
 
-_LIMITER = trio.CapacityLimiter(1)
+@frozen
+class Plan:
+    """What the demo is to do."""
+
+    seconds: float = 60
+    keep: bool = False
+    meters: int = 200
+    kill_after_s: float = 15
 
 
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-async def demo(fleet: Fleet, console: Console, *, seconds: float, keep: bool) -> Account:
+async def demo(fleet: Fleet, console: Console, plan: Plan, view: View) -> Account:
     """Load, kill, count."""
     tokens = {org: fleet.token(org) for org in ORGS}
-    ledger, account = Ledger(), Account()
-    view = View(fleet, ledger)
+    ledger, account = view.ledger, Account()
     stop = trio.Event()
     await trio.sleep(1.5)  # collectors read the org table once a second
     async with _softflowd(fleet.doors["ipfix_tcp"], fleet.data) as said:
         console.print(said)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(
-                partial(load, fleet.doors["link"], tokens, ledger, stop, meters=METERS, interval_s=0.5, records=48)
+                partial(load, fleet.doors["link"], tokens, ledger, stop, meters=plan.meters, interval_s=0.5, records=48)
             )
-            nursery.start_soon(_kill, fleet, view, account)
-            with Live(await view.table(), console=console, auto_refresh=False) as live:
-                await _show(view, live, seconds=float("inf") if keep else seconds)
+            async with trio.open_nursery() as shown:
+                shown.start_soon(_kill, fleet, view, account, plan.kill_after_s)
+                await _show(fleet, view, console, seconds=float("inf") if plan.keep else plan.seconds)
+                shown.cancel_scope.cancel()
             stop.set()
             nursery.cancel_scope.deadline = trio.current_time() + 30
     console.print("load has ended; reading the whole log back …")
@@ -105,8 +73,9 @@ async def demo(fleet: Fleet, console: Console, *, seconds: float, keep: bool) ->
     return account
 
 
-async def _show(view: View, live: Live, *, seconds: float) -> None:
-    """A new view each second, until the time is over or Ctrl-C."""
+async def _show(fleet: Fleet, view: View, console: Console, *, seconds: float) -> None:
+    """A new view each second, until the time is over or Ctrl-C; not on a terminal, a line each few seconds."""
+    began = trio.current_time()
     with trio.open_signal_receiver(signal.SIGINT) as interrupts, trio.move_on_after(seconds):
         async with trio.open_nursery() as nursery:
 
@@ -115,9 +84,22 @@ async def _show(view: View, live: Live, *, seconds: float) -> None:
                     nursery.cancel_scope.cancel()
 
             nursery.start_soon(until_interrupted)
-            while True:
-                await trio.sleep(1)
-                live.update(await view.table(), refresh=True)
+            if not console.is_terminal:
+                while True:
+                    for _ in range(LINE_EVERY_S):
+                        await trio.sleep(1)
+                        view.read(await _statuses(fleet))
+                    console.print(view.line(trio.current_time() - began), soft_wrap=True, highlight=False)
+            view.read(await _statuses(fleet))
+            with Live(view.table(), console=console, auto_refresh=False) as live:
+                while True:
+                    await trio.sleep(1)
+                    view.read(await _statuses(fleet))
+                    live.update(view.table(), refresh=True)
+
+
+async def _statuses(fleet: Fleet) -> dict[str, dict[str, Any]]:
+    return await trio.to_thread.run_sync(fleet.status, limiter=STATUS)
 
 
 @asynccontextmanager
@@ -157,32 +139,63 @@ async def _stored(fleet: Fleet, org: str) -> int:
     return records
 
 
-async def _kill(fleet: Fleet, view: View, account: Account) -> None:
-    await trio.sleep(KILL_AFTER_S)
-    fleet.kill("collector-1")
-    account.faults.append("collector-1")
-    view.news = "collector-1 was killed with -9; its meters went on through collector-2, and it is coming back"
+async def _kill(fleet: Fleet, view: View, account: Account, after_s: float) -> None:
+    """Kill a collector, and say when it is back."""
+    await trio.sleep(after_s)
+    before = fleet.processes()[VICTIM]
+    await trio.to_thread.run_sync(fleet.kill, VICTIM, limiter=STATUS)
+    killed_at = trio.current_time()
+    account.faults.append(VICTIM)
+    view.shares.phase = "during"
+    view.news = f"{VICTIM} was killed with -9; its meters go on through the others"
+    while fleet.processes()[VICTIM] == before or "error" in (await _statuses(fleet))[VICTIM]:
+        await trio.sleep(0.05)
+    view.shares.phase = "after"
+    view.news = f"{VICTIM} was killed with -9, and back {trio.current_time() - killed_at:.1f} s later"
 
 
-@click.command()
-@click.option("--seconds", default=60.0, show_default=True)
+@click.command("demo")
+@click.option("--seconds", type=Number(1), default=60.0, show_default=True)
 @click.option("--keep", is_flag=True, help="Go on until Ctrl-C.")
-def main(seconds: float, keep: bool) -> None:
-    """Show a fleet under load, with one collector killed. Exits 1 if a record is missing."""
+@click.option("--meters", type=click.IntRange(min=1), default=200, show_default=True)
+@click.option("--kill-after", type=Number(0), default=15.0, show_default=True, help="Seconds until a collector dies.")
+@click.option("--picture", type=click.Path(path_type=Path), help="Save the last view and the summary there, as SVG.")
+def main(seconds: float, keep: bool, meters: int, kill_after: float, picture: Path | None) -> None:
+    """Show a fleet under load, with one collector killed. Exits 1 if a record is missing.
+
+    Ctrl-C ends the load; what was sent is counted all the same.
+    """
     start_log("error")
     console = Console()
+    plan = Plan(seconds=seconds, keep=keep, meters=meters, kill_after_s=kill_after)
+    view = View(Ledger(), meters)
     with tempfile.TemporaryDirectory(prefix="sapflow-demo-") as directory, running(Path(directory)) as fleet:
         console.print(f"fleet of {len(fleet.processes())} processes; plain exporters: {fleet.doors['ipfix_tcp']}")
-        account = trio.run(partial(demo, fleet, console, seconds=seconds, keep=keep))
-    console.print(
+        account = trio.run(demo, fleet, console, plan, view)
+    summary = _summary(account, view)
+    console.print(summary, soft_wrap=True)
+    if picture is not None:
+        _save(picture, view, summary)
+    sys.exit(0 if account.clean and account.stored_records == account.sent_records else 1)
+
+
+def _summary(account: Account, view: View) -> str:
+    counted = (
         f"sent {account.sent_records:,} records, acknowledged {account.acknowledged_records:,}, "
         f"found in the log {account.stored_records:,}\n"
         f"killed {', '.join(account.faults) or 'nothing'}; lost {account.lost_batches}, "
         f"stored twice {account.duplicated_batches}, out of order {account.disordered_batches}, "
         f"foreign {account.foreign_batches}"
     )
-    sys.exit(0 if account.clean and account.stored_records == account.sent_records else 1)
+    return "\n".join([counted, *(view.shares.lines() if account.faults else [])])
+
+
+def _save(picture: Path, view: View, summary: str) -> None:
+    paper = Console(record=True, file=io.StringIO(), width=PICTURE_COLUMNS, force_terminal=True)
+    paper.print(view.table())
+    paper.print(summary)
+    paper.save_svg(str(picture), title="make demo")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

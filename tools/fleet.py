@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sapflow.cli.fleet import read_fleet, read_status
+from sapflow.errors import SapflowError
 from sapflow.orgs import OrgTable
 
 READY_TIMEOUT_S = 60
@@ -37,11 +38,14 @@ class Fleet:
         return read_status(read_fleet(str(self.data)))
 
     def kill(self, name: str) -> None:
-        """kill -9; a process that is on its way back from the last time is waited for."""
+        """kill -9; a process that is on its way back from the last time is waited for. Raises SapflowError."""
         until = time.monotonic() + READY_TIMEOUT_S
         while "error" in self.status()[name] and time.monotonic() < until:
             time.sleep(0.05)
-        os.kill(self.processes()[name], signal.SIGKILL)
+        try:
+            os.kill(self.processes()[name], signal.SIGKILL)
+        except ProcessLookupError:
+            raise SapflowError(f"{name} is not there to be killed; see {self.data}/up.log") from None
 
     def token(self, org: str) -> str:
         """A credential of an org, added when there is none."""
@@ -64,7 +68,8 @@ def running(data: Path, *, collectors: int = 2, config: Path | None = None) -> I
     if config is not None:
         command += ["--config", str(config)]
     with (data / "up.log").open("wb") as log, (data / "up.out").open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=log)
+        # A session of its own: Ctrl-C in a terminal is for the tool, which then stops the fleet when it is done.
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=log, start_new_session=True)
         try:
             yield Fleet(data, process, _ready(process, data))
         finally:
@@ -84,4 +89,4 @@ def _ready(process: subprocess.Popen[bytes], data: Path) -> dict[str, Any]:
             found: dict[str, Any] = json.loads(lines[0])
             return found
         time.sleep(0.05)
-    raise RuntimeError(f"the fleet did not start:\n{(data / 'up.log').read_text()[-4000:]}")
+    raise SapflowError(f"the fleet did not start:\n{(data / 'up.log').read_text()[-4000:]}")

@@ -32,9 +32,12 @@ from sapflow.link import Batch
 from sapflow.link.frames import Hint
 from sapflow.orgs import OrgTable
 from sapflow.runtime.dial import dial
+from tools.command import Number, run
 
 QUANTILES = (50, 90, 99, 99.9)
 MAX_LATENCIES = 1_000_000
+MAX_RECORDS = 1000
+"""In a message of at most 65,535 bytes."""
 
 
 @define
@@ -225,16 +228,29 @@ def _tokens(data: str, orgs: int) -> dict[str, str]:
     return tokens
 
 
-@click.command()
+COUNT = click.IntRange(min=0)
+SECONDS = Number(0)
+
+
+@click.command("loadgen")
 @click.option("--data", default="sapflow-data", show_default=True, help="The data directory of a fleet on this host.")
-@click.option("--meters", default=200, show_default=True)
-@click.option("--exporters", default=0, show_default=True, help="Plain IPFIX over TCP, for the default org.")
-@click.option("--orgs", default=3, show_default=True)
-@click.option("--seconds", default=10.0, show_default=True, help="How long, once the ramp has begun.")
-@click.option("--ramp", default=0.0, show_default=True, help="Seconds over which senders start.")
-@click.option("--rate", default=24.0, show_default=True, help="Records per second of each sender.")
-@click.option("--interval", default=1.0, show_default=True, help="Seconds between a sender's batches.")
-@click.option("--drain", default=60.0, show_default=True, help="Seconds to wait at the end for what is not durable.")
+@click.option("--meters", type=COUNT, default=200, show_default=True)
+@click.option(
+    "--exporters", type=COUNT, default=0, show_default=True, help="Plain IPFIX over TCP, for the default org."
+)
+@click.option("--orgs", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--seconds", type=SECONDS, default=10.0, show_default=True, help="How long, once the ramp has begun.")
+@click.option("--ramp", type=SECONDS, default=0.0, show_default=True, help="Seconds over which senders start.")
+@click.option(
+    "--rate", type=Number(0, more=True), default=24.0, show_default=True, help="Records per second of each sender."
+)
+@click.option(
+    "--interval", type=Number(0, more=True), default=1.0, show_default=True, help="Seconds between a sender's batches."
+)
+@click.option(
+    "--drain", type=SECONDS, default=60.0, show_default=True, help="Seconds to wait at the end for what is not durable."
+)
+@click.option("--json", "as_json", is_flag=True, help="The report as one JSON object.")
 def main(
     data: str,
     meters: int,
@@ -245,11 +261,16 @@ def main(
     rate: float,
     interval: float,
     drain: float,
+    as_json: bool,
 ) -> None:
-    """Load a running fleet; report what was sent, what is durable and how long that took, as JSON.
+    """Load a running fleet; report what was sent, what is durable and how long that took.
 
     Exits 1 when something that meters sent was not acknowledged by the end.
     """
+    if not meters + exporters:
+        raise click.UsageError("no meters and no exporters: nothing would be sent")
+    if rate * interval > MAX_RECORDS:
+        raise click.UsageError(f"--rate times --interval: at most {MAX_RECORDS} records fit into one message")
     start_log("error")
     doors = read_fleet(data)["doors"]
     tokens = _tokens(data, orgs)
@@ -293,9 +314,24 @@ def main(
         "exporters_cut": ledger.exporters_cut,
         "latency_s": ledger.quantiles(),
     }
-    click.echo(json.dumps(report))
+    click.echo(json.dumps(report) if as_json else _summary(report))
     sys.exit(0 if ledger.acknowledged_records == ledger.sent_records else 1)
 
 
+def _summary(report: dict[str, Any]) -> str:
+    sent, acknowledged = report["sent_records"], report["acknowledged_records"]
+    lines = [
+        f"{report['meters']:,} meters of {report['orgs']:,} orgs, {report['seconds']:g} s",
+        f"  sent          {sent:>14,} records",
+        f"  durable       {acknowledged:>14,} records",
+        f"  not durable   {sent - acknowledged:>14,} records",
+    ]
+    if report["exporters"]:
+        lines.append(f"{report['exporters']:,} exporters, cut off {report['exporters_cut']:,} times")
+        lines.append(f"  written       {report['exported_records']:>14,} records")
+    quantiles = "  ".join(f"{name} {seconds:g} s" for name, seconds in report["latency_s"].items())
+    return "\n".join([*lines, f"until durable: {quantiles or 'nothing was acknowledged'}"])
+
+
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -13,7 +13,8 @@ import structlog
 import trio
 from attrs import define, frozen
 
-from phloem.engine.embedded import EmbeddedLog, Outcome
+from phloem.engine.embedded import EmbeddedLog
+from phloem.engine.writing import Outcome
 from sapflow.entry import LogEntry
 from sapflow.errors import StorageError
 from sapflow.link import Batch, Traffic

@@ -15,6 +15,7 @@ from attrs import Factory, frozen
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError
 
 from sapflow.errors import ConfigurationError
+from sapflow.limits import faults
 from sapflow.orgs import ORG_NAME
 from sapflow.runtime.addresses import split_address
 
@@ -244,9 +245,6 @@ class Config:
         return Path(self.data)
 
 
-MOST_BATCH_BYTES = 1 << 20
-"""Of `intake.batch_bytes`: with what is read beyond it, and all templates before it, a batch must fit a link."""
-
 _ADDRESSES = {"coordinator", "ipfix_tcp", "udp", "link", "live", "control", "consume"}
 
 _converter = cattrs.Converter(forbid_extra_keys=True)
@@ -285,26 +283,17 @@ def from_dict(data: dict[str, Any], where: str) -> Config:
         config = _converter.structure(data, Config)
     except ClassValidationError as group:
         raise ConfigurationError("; ".join(f"{where}: {line}" for line in _explain(group, Config))) from group
-    _check(config, where)
+    check(config, where)
     return config
 
 
-def _check(config: Config, where: str) -> None:
-    for key, value, _default in describe(config):
-        if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
-            raise ConfigurationError(f"{where}: {key}: must be more than 0, is {value}")
+def check(config: Config, where: str) -> None:
+    """Whether it can be used, read from `where`. Raises ConfigurationError that names all that cannot be."""
+    found = list(faults({key: value for key, value, _default in describe(config)}))
+    if found:
+        raise ConfigurationError("; ".join(f"{where}: {key}: {what}" for key, what in found))
     if config.balancer.ipfix_tls and not config.balancer.tls_certificate:
         raise ConfigurationError(f"{where}: balancer.tls_certificate: balancer.ipfix_tls needs one, a PEM file")
-    for section in ("balancer", "collector", "phloem"):
-        mine = getattr(config, section)
-        if mine.org_share > 1:
-            raise ConfigurationError(f"{where}: {section}.org_share: at most 1, is {mine.org_share}")
-        if mine.budget_bytes < 8 << 20:
-            raise ConfigurationError(f"{where}: {section}.budget_bytes: at least {8 << 20:,}, is {mine.budget_bytes:,}")
-    if config.intake.batch_bytes > MOST_BATCH_BYTES:
-        raise ConfigurationError(
-            f"{where}: intake.batch_bytes: at most {MOST_BATCH_BYTES:,}, is {config.intake.batch_bytes:,}"
-        )
     for key, value, _default in describe(config):
         if value and key.rpartition(".")[2] in _ADDRESSES:
             _addressed(value, f"{where}: {key}")
@@ -315,8 +304,6 @@ def _check(config: Config, where: str) -> None:
             raise ConfigurationError(f"{where}: balancer.sources, number {number}: prefix: {error}") from None
         if not ORG_NAME.fullmatch(source.org):
             raise ConfigurationError(f"{where}: balancer.sources, number {number}: '{source.org}' is no org's name")
-    if config.meter.spool_bytes < 8 << 20:
-        raise ConfigurationError(f"{where}: meter.spool_bytes: at least {8 << 20:,}, is {config.meter.spool_bytes:,}")
 
 
 def _addressed(address: str, where: str) -> None:

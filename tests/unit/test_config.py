@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from sapflow import limits
 from sapflow.config import Config, describe, dumps, from_dict, load
 from sapflow.errors import ConfigurationError
 
@@ -25,8 +26,25 @@ def test_what_is_written_out_reads_back_the_same() -> None:
         ("[phloem]\norg_share = 1.5", "f.toml: phloem.org_share: at most 1"),
         ("[phloem]\nbudget_bytes = 5", "f.toml: phloem.budget_bytes: at least"),
         ("[balancer]\nipfix_tls = '127.0.0.1:4740'", "f.toml: balancer.tls_certificate: balancer.ipfix_tls needs one"),
-        ("[intake]\nbatch_bytes = 4194304", "f.toml: intake.batch_bytes: at most 1,048,576"),
         ("[balancer]\nbudget_bytes = 1000", "f.toml: balancer.budget_bytes: at least"),
+        ("[fleet]\nlease_s = nan", "f.toml: fleet.lease_s: must be a finite number, is nan"),
+        ("[fleet]\nreport_interval_s = inf", "f.toml: fleet.report_interval_s: must be a finite number, is inf"),
+        ("[fleet]\nreport_interval_s = 5", "f.toml: fleet.report_interval_s: at most fleet.lease_s, which is 3.0"),
+        ("[phloem]\nmap_bytes = 4096", "f.toml: phloem.map_bytes: at least 16,777,216, is 4,096"),
+        ("[phloem]\nmap_bytes = 9223372036854775807", "f.toml: phloem.map_bytes: at most"),
+        ("[phloem]\ncommit_bytes = 1", "f.toml: phloem.commit_bytes: at least 65,536, is 1"),
+        (
+            "[phloem]\ncommit_bytes = 20000000\nbudget_bytes = 10000000",
+            "f.toml: phloem.commit_bytes: at most phloem.budget_bytes, which is 10,000,000; is 20,000,000",
+        ),
+        ("[intake]\nbatch_bytes = 4194304", "f.toml: intake.batch_bytes: at most 524,288"),
+        ("[intake]\nmax_unacknowledged_bytes = 1", "f.toml: intake.max_unacknowledged_bytes: at least"),
+        ("collectors = 100000", "f.toml: collectors: at most 64, is 100,000"),
+        (
+            "[collector]\ntls_certificate = 'nowhere.pem'",
+            "f.toml: collector.tls_certificate: nowhere.pem cannot be read: No such file or directory",
+        ),
+        ("[collector]\ntls_key = '/'", "f.toml: collector.tls_key: / cannot be read: Is a directory"),
         ("collectors = true", "f.toml: collectors: expected an integer, got True"),
         ("what", "f.toml: not TOML"),
         ("[balancer]\nlink = 'here'", r"f.toml: balancer.link: 'here' is not an address; write HOST:PORT"),
@@ -54,6 +72,12 @@ def test_a_missing_file_is_named() -> None:
         load(Path("nowhere.toml"))
 
 
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "f.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigurationError, match=r"f.toml: not TOML: 'utf-8' codec can't decode"):
+        load(tmp_path / "f.toml")
+
+
 def test_integers_are_taken_for_seconds() -> None:
     assert from_dict({"intake": {"flush_interval_s": 2}}, "x").intake.flush_interval_s == 2.0
 
@@ -61,3 +85,14 @@ def test_integers_are_taken_for_seconds() -> None:
 def test_every_setting_is_described() -> None:
     found = {key: value for key, value, _ in describe(Config())}
     assert found["collector.budget_bytes"] == 256 << 20
+
+
+def test_all_that_cannot_be_is_named_at_once() -> None:
+    with pytest.raises(ConfigurationError, match=r"x: collectors: .*; x: fleet.lease_s: .*; x: phloem.map_bytes: "):
+        from_dict({"collectors": 0, "fleet": {"lease_s": -1}, "phloem": {"map_bytes": 1}}, "x")
+
+
+def test_every_key_that_has_a_limit_is_a_setting_and_its_default_is_within() -> None:
+    known = {key: value for key, value, _ in describe(Config())}
+    assert {*limits.LEAST, *limits.MOST, *(key for pair in limits.NOT_MORE_THAN for key in pair)} <= set(known)
+    assert not list(limits.faults(known))

@@ -3,65 +3,27 @@
 A stream's batches are stored contiguously: number <= mark is a duplicate, mark + 1 is stored, anything higher is
 refused; a stream that was never seen may start anywhere. The mark is in the same transaction as the entry, so
 (stream, number) makes every append idempotent. There is no clean-shutdown marker and no recovery pass: kill -9 and a
-clean stop take the same way back, however many orgs there are.
-
-    orgs     name                     -> org number u32
-    tails    org u32                  -> first, next position; stored and removed entries, bytes, records
-    marks    org u32 | stream 16      -> mark u64, CRCs of the last entries
-    entries  org u32 | position u64   -> entry (see sapflow.entry)
+clean stop take the same way back, however many orgs there are. A file that something else cut short is refused.
+`layout.py` says what is where, `writing.py` what is stored.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-import struct
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
 import lmdb
-from attrs import define, evolve, frozen
 
-from sapflow.entry import CorruptEntry, LogEntry, decode_entry, encode_entry, received_us
+from phloem.engine.layout import KEY, MARK, ORG, Tables, Tail
+from phloem.engine.length import ADVICE, SyncedLength
+from phloem.engine.writing import Outcome, Writer, remove_oldest
+from sapflow.entry import CorruptEntry, LogEntry, decode_entry, received_us
 from sapflow.errors import EngineLocked, StorageError
-
-ORG = struct.Struct("!I")
-KEY = struct.Struct("!IQ")
-TAIL = struct.Struct("!QQQQQQQ")
-RING = 8
-MARK = struct.Struct(f"!Q{RING}I")
-MAX_ORG_BYTES = 200
-
-
-@frozen(slots=True)
-class Outcome:
-    """What became of one batch; `mark` is the stream's highest stored number after it."""
-
-    kind: Literal["stored", "duplicate", "refused", "conflict"]
-    mark: int
-    position: int = 0
-
-
-@frozen
-class Tail:
-    """An org's log in figures; `first` is the oldest position kept, `next` the one that comes."""
-
-    first: int = 1
-    next: int = 1
-    entries: int = 0
-    bytes: int = 0
-    records: int = 0
-    removed_entries: int = 0
-    removed_records: int = 0
-
-
-@define
-class _Mark:
-    mark: int
-    ring: list[int]
 
 
 class EmbeddedLog:
@@ -73,7 +35,12 @@ class EmbeddedLog:
         self._map_bytes = map_bytes
         self._readers = 0
         self._gate = threading.Condition()
-        self._env = self._open_env()
+        self._length = SyncedLength(path)
+        try:
+            self._env = self._open_env()
+        except BaseException:
+            self._length.close()
+            raise
 
     @classmethod
     def open(cls, path: Path, *, map_bytes: int = 64 << 30) -> EmbeddedLog:
@@ -83,7 +50,7 @@ class EmbeddedLog:
         """
         try:
             path.mkdir(parents=True, exist_ok=True)
-            lock = (path / "lock").open("ab")
+            lock = (path / "lock").open("a+b")
         except OSError as error:
             raise StorageError(
                 f"the log's directory {path} cannot be used: {error.strerror}; choose another with --data, "
@@ -92,13 +59,23 @@ class EmbeddedLog:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            lock.seek(0)
+            holder = lock.read(32).decode("ascii", "replace").strip() or "unknown"
             lock.close()
             raise EngineLocked(
-                f"another process has the log in {path} open; an embedded log has exactly one Phloem node. "
-                "Stop the other one, or give this one a directory of its own with --data"
+                f"another process (pid {holder}) has the log in {path} open; an embedded log has exactly one Phloem "
+                "node. Stop that one, or give this one a directory of its own with --data"
             ) from None
         try:
+            # Who has it is for people only: a disk without room for these bytes is no reason not to open.
+            with suppress(OSError):
+                lock.truncate(0)
+                lock.write(b"%d\n" % os.getpid())
+                lock.flush()
             return cls(path, lock, map_bytes)
+        except OSError as error:
+            lock.close()
+            raise StorageError(f"the log's directory {path} cannot be used: {error.strerror}") from error
         except BaseException:
             lock.close()
             raise
@@ -106,6 +83,7 @@ class EmbeddedLog:
     def close(self) -> None:
         """Let go of the log."""
         self._env.close()
+        self._length.close()
         self._lock.close()
 
     def reopen(self) -> None:
@@ -133,20 +111,20 @@ class EmbeddedLog:
                 self._gate.notify_all()
 
     def _open_env(self) -> lmdb.Environment:
+        self._length.check()
         try:
             env = lmdb.open(
                 str(self.path), map_size=self._map_bytes, max_dbs=4, max_readers=126, readahead=False, lock=True
             )
-            self._names, self._tails, self._marks, self._entries = (
-                env.open_db(name) for name in (b"orgs", b"tails", b"marks", b"entries")
-            )
         except lmdb.Error as error:
             raise StorageError(f"the log in {self.path} cannot be opened: {error}") from error
-        directory = os.open(self.path, os.O_RDONLY)
         try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+            self._length.settle(env)
+            self._tables = Tables.of(env)
+            _sync_directory(self.path)
+        except (lmdb.Error, OSError) as error:
+            env.close()
+            raise StorageError(f"the log in {self.path} cannot be opened: {error}; {_advice(error)}") from error
         return env
 
     # --- writing ----------------------------------------------------------------------------------------------
@@ -159,16 +137,16 @@ class EmbeddedLog:
         try:
             txn = self._env.begin(write=True)
             try:
-                writer = _Writer(self, txn)
+                writer = Writer(self._tables, txn)
                 outcomes = [writer.append(org, entry) for org, entry in batches]
                 writer.finish()
                 txn.commit()
             except BaseException:
                 txn.abort()
                 raise
+            self._length.note()
         except (lmdb.Error, OSError) as error:
-            advice = "free space on its disk, or raise phloem.map_bytes if it is the log that is full"
-            raise StorageError(f"the log in {self.path} cannot be written: {error}; {advice}") from error
+            raise StorageError(f"the log in {self.path} cannot be written: {error}; {_advice(error)}") from error
         return outcomes
 
     def remove_oldest(self, org: str, *, before_us: int, keep_bytes: int, at_most: int = 1000) -> int:
@@ -181,34 +159,13 @@ class EmbeddedLog:
             return 0
         try:
             with self._env.begin(write=True) as txn:
-                return self._remove_oldest(txn, number, before_us, keep_bytes, at_most)
-        except lmdb.Error as error:
+                removed = remove_oldest(
+                    txn, self._tables, number, before_us=before_us, keep_bytes=keep_bytes, at_most=at_most
+                )
+            self._length.note()
+            return removed
+        except (lmdb.Error, OSError) as error:
             raise StorageError(f"nothing can be removed from the log in {self.path}: {error}") from error
-
-    def _remove_oldest(self, txn: lmdb.Transaction, number: int, before_us: int, keep_bytes: int, at_most: int) -> int:
-        removed = 0
-        tail = self._tail(txn, number)
-        cursor = txn.cursor(self._entries)
-        while removed < at_most and tail.first < tail.next:
-            key = KEY.pack(number, tail.first)
-            value = bytes(cursor.value()) if cursor.set_key(key) else None
-            size = len(value) if value is not None else 0
-            if value is not None and received_us(value) >= before_us and tail.bytes <= keep_bytes:
-                break
-            records = decode_records(value)
-            if value is not None:
-                cursor.delete()
-            tail = evolve(
-                tail,
-                first=tail.first + 1,
-                bytes=tail.bytes - size,
-                removed_entries=tail.removed_entries + 1,
-                removed_records=tail.removed_records + records,
-            )
-            removed += 1
-        if removed:
-            txn.put(ORG.pack(number), _pack_tail(tail), db=self._tails)
-        return removed
 
     # --- reading ----------------------------------------------------------------------------------------------
 
@@ -220,7 +177,7 @@ class EmbeddedLog:
         found: list[tuple[int, bytes]] = []
         size = 0
         with self._reading() as txn:
-            cursor = txn.cursor(self._entries)
+            cursor = txn.cursor(self._tables.entries)
             if not cursor.set_range(KEY.pack(number, after + 1)):
                 return []
             for key, value in cursor:
@@ -248,7 +205,7 @@ class EmbeddedLog:
         if number is None:
             return Tail()
         with self._reading() as txn:
-            return self._tail(txn, number)
+            return Tail.read(txn, self._tables, number)
 
     def first_position(self, org: str) -> int:
         """The oldest position that is kept."""
@@ -277,7 +234,7 @@ class EmbeddedLog:
     def orgs(self) -> list[str]:
         """Every org that has a log."""
         with self._reading() as txn:
-            return [bytes(key).decode() for key in txn.cursor(self._names).iternext(values=False)]
+            return [bytes(key).decode() for key in txn.cursor(self._tables.orgs).iternext(values=False)]
 
     def marks(self, org: str) -> dict[bytes, int]:
         """The highest stored number of each of an org's streams."""
@@ -287,7 +244,7 @@ class EmbeddedLog:
         prefix = ORG.pack(number)
         marks = {}
         with self._reading() as txn:
-            cursor = txn.cursor(self._marks)
+            cursor = txn.cursor(self._tables.marks)
             if cursor.set_range(prefix):
                 for key, value in cursor:
                     if key[:4] != prefix:
@@ -297,101 +254,19 @@ class EmbeddedLog:
 
     def _org_number(self, org: str) -> int | None:
         with self._reading() as txn:
-            value = txn.get(org.encode(), db=self._names)
+            value = txn.get(org.encode(), db=self._tables.orgs)
         return ORG.unpack(value)[0] if value is not None else None
 
-    def _tail(self, txn: lmdb.Transaction, number: int) -> Tail:
-        value = txn.get(ORG.pack(number), db=self._tails)
-        return Tail(*TAIL.unpack(value)) if value is not None else Tail()
 
-
-class _Writer:
-    """One write transaction: tails and marks are read once, and written once at its end."""
-
-    def __init__(self, log: EmbeddedLog, txn: lmdb.Transaction) -> None:
-        self._log = log
-        self._txn = txn
-        self._numbers: dict[str, int] = {}
-        self._tails: dict[int, Tail] = {}
-        self._marks: dict[bytes, _Mark] = {}
-
-    def append(self, org: str, entry: LogEntry) -> Outcome:
-        """Store one entry if its stream's mark is just below it."""
-        number = self._number(org)
-        key = ORG.pack(number) + entry.stream
-        mark = self._mark(key)
-        data, crc = encode_entry(entry)
-        if mark is not None and entry.seq <= mark.mark:
-            behind = mark.mark - entry.seq
-            same = behind >= RING or mark.ring[behind] in (0, crc)
-            return Outcome("duplicate" if same else "conflict", mark.mark)
-        if mark is not None and entry.seq > mark.mark + 1:
-            return Outcome("refused", mark.mark)
-        tail = self._tails.get(number)
-        if tail is None:
-            tail = self._log._tail(self._txn, number)
-        position = tail.next
-        self._txn.put(KEY.pack(number, position), data, db=self._log._entries, dupdata=False)
-        self._tails[number] = Tail(
-            tail.first,
-            position + 1,
-            tail.entries + 1,
-            tail.bytes + len(data),
-            tail.records + entry.records,
-            tail.removed_entries,
-            tail.removed_records,
-        )
-        ring = mark.ring if mark is not None else [0] * RING
-        self._marks[key] = _Mark(entry.seq, [crc, *ring[: RING - 1]])
-        return Outcome("stored", entry.seq, position)
-
-    def finish(self) -> None:
-        """Write the marks and tails that changed."""
-        for key, mark in self._marks.items():
-            self._txn.put(key, MARK.pack(mark.mark, *mark.ring), db=self._log._marks)
-        for number, tail in self._tails.items():
-            self._txn.put(ORG.pack(number), _pack_tail(tail), db=self._log._tails)
-
-    def _number(self, org: str) -> int:
-        number = self._numbers.get(org)
-        if number is None:
-            name = org.encode()
-            assert 0 < len(name) <= MAX_ORG_BYTES, org
-            value = self._txn.get(name, db=self._log._names)
-            if value is None:
-                number = self._txn.stat(self._log._names)["entries"] + 1
-                self._txn.put(name, ORG.pack(number), db=self._log._names)
-            else:
-                number = ORG.unpack(value)[0]
-            self._numbers[org] = number
-        return number
-
-    def _mark(self, key: bytes) -> _Mark | None:
-        mark = self._marks.get(key)
-        if mark is None:
-            value = self._txn.get(key, db=self._log._marks)
-            if value is None:
-                return None
-            highest, *ring = MARK.unpack(value)
-            mark = _Mark(highest, ring)
-        return mark
-
-
-def decode_records(value: bytes | None) -> int:
-    """How many records an entry holds; 0 when it cannot be read."""
+def _sync_directory(path: Path) -> None:
+    directory = os.open(path, os.O_RDONLY)
     try:
-        return decode_entry(value).records if value is not None else 0
-    except CorruptEntry:
-        return 0
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
-def _pack_tail(tail: Tail) -> bytes:
-    return TAIL.pack(
-        tail.first,
-        tail.next,
-        tail.entries,
-        tail.bytes,
-        tail.records,
-        tail.removed_entries,
-        tail.removed_records,
-    )
+def _advice(error: Exception) -> str:
+    if isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.InvalidError | lmdb.PanicError):
+        return f"its file is damaged. {ADVICE}"
+    return "free space on its disk, or raise phloem.map_bytes if it is the log that is full"

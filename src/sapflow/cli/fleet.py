@@ -9,6 +9,7 @@ import secrets
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import urllib.request
 from collections.abc import Awaitable, Callable
@@ -20,8 +21,11 @@ from typing import Any
 
 import attrs
 import click
+import structlog
 import trio
 
+from sapflow.cli.fleet_file import FleetFile
+from sapflow.cli.fleet_file import read_fleet as read_fleet
 from sapflow.cli.meaning import registry_of
 from sapflow.config import Config, describe, dumps, load
 from sapflow.errors import SapflowError
@@ -29,8 +33,9 @@ from sapflow.flows.registry import using
 from sapflow.orgs import OrgTable
 from sapflow.runtime.supervisor import Child, Supervisor, role_command
 
+log = structlog.get_logger()
+
 CONFIG = click.option("--config", "config_path", type=click.Path(path_type=Path), help="A TOML configuration file.")
-FLEET_FILE = "fleet.json"
 FREE_PORTS = (10_000, 32_000)
 
 
@@ -56,8 +61,8 @@ def _say(event: dict[str, Any]) -> None:
 Role = Callable[[Config, str, str, Callable[[dict[str, Any]], None]], Awaitable[None]]
 
 
-async def _until_signalled(run: Callable[[], Awaitable[None]]) -> None:
-    """Run until it ends, or SIGTERM or Ctrl-C cancels it."""
+async def _until_signalled(run: Callable[[], Awaitable[None]], *, supervised: bool = False) -> None:
+    """Run until it ends, or SIGTERM or Ctrl-C cancels it; supervised, also until standard input ends."""
     async with trio.open_nursery() as nursery:
 
         async def watch() -> None:
@@ -65,7 +70,15 @@ async def _until_signalled(run: Callable[[], Awaitable[None]]) -> None:
                 async for _ in signals:
                     nursery.cancel_scope.cancel()
 
+        async def until_alone() -> None:
+            async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as pipe:
+                while await pipe.receive_some(64):
+                    continue
+            nursery.cancel_scope.cancel()
+
         nursery.start_soon(watch)
+        if supervised:
+            nursery.start_soon(until_alone)
         await run()
         nursery.cancel_scope.cancel()
 
@@ -74,11 +87,15 @@ def _role_command(role: str) -> click.Command:
     @click.command(role, help=f"Run one {role}, and nothing else.")
     @CONFIG
     @click.option("--name", default=f"{role}-1", show_default=True, help="Its name in the fleet.")
-    def command(config_path: Path | None, name: str) -> None:
+    @click.option(
+        "--supervised", is_flag=True, hidden=True, help="End when standard input does: who started it is gone."
+    )
+    def command(config_path: Path | None, name: str, supervised: bool) -> None:
         config = load(config_path)
         run: Role = import_module(f"{role}.node").run
         with using(registry_of(config)):
-            trio.run(_until_signalled, partial(run, config, name, fleet_token(config), _say))
+            work = partial(run, config, name, fleet_token(config), _say)
+            trio.run(partial(_until_signalled, work, supervised=supervised))
 
     return command
 
@@ -169,8 +186,12 @@ async def _up(config: Config, as_json: bool, quiet: bool) -> None:
     table = OrgTable(config.data_path / "orgs.json")
     if "default" not in table.names():
         table.add("default")
+    _warn_of_sources(config, table)
     resolved = config.data_path / "fleet.toml"
-    resolved.write_text(dumps(config))
+    try:
+        resolved.write_text(dumps(config))
+    except OSError as error:
+        raise SapflowError(f"{resolved} cannot be written: {error.strerror}; choose another with --data") from error
     ready = False
 
     def event(what: dict[str, Any]) -> None:
@@ -178,10 +199,11 @@ async def _up(config: Config, as_json: bool, quiet: bool) -> None:
             _say(what)
         elif not as_json:
             click.echo(" ".join(f"{key}={value}" for key, value in what.items()), err=True)
-        if ready:
-            _write_fleet(config, supervisor)
+        if ready and "pid" in what:
+            file.changed()
 
     supervisor = Supervisor(event)
+    file = FleetFile(config.data_path, lambda: _fleet(supervisor), event)
     children = [Child("balancer", role_command("balancer", "balancer", str(resolved)))]
     children += [
         Child(name, role_command("collector", name, str(resolved)))
@@ -189,17 +211,34 @@ async def _up(config: Config, as_json: bool, quiet: bool) -> None:
     ]
     children.append(Child("phloem-1", role_command("phloem", "phloem-1", str(resolved))))
     if quiet:
-        log = config.data_path / "fleet.log"
+        place = str(config.data_path / "fleet.log")
         for child in children:
-            child.command = ["/bin/sh", "-c", 'exec "$@" 2>>"$0"', str(log), *child.command]
-            child.log_place = str(log)
+            child.command = ["/bin/sh", "-c", 'exec "$@" 2>>"$0"', place, *child.command]
+            child.log_place = place
     async with trio.open_nursery() as nursery:
         async with trio.open_nursery() as starting:
             for child in children:
                 starting.start_soon(nursery.start, supervisor.keep, child)
         ready = True
-        _write_fleet(config, supervisor)
-        _announce(supervisor, as_json, config)
+        try:
+            # Before it is said that all is ready, since whoever is told may read it at once.
+            file.write_first()
+            _announce(supervisor, as_json, config)
+            await file.run()
+        finally:
+            file.remove()
+
+
+def _warn_of_sources(config: Config, table: OrgTable) -> None:
+    for source in config.balancer.sources:
+        if source.org not in table.names():
+            log.warning(
+                "source without org",
+                prefix=source.prefix,
+                org=source.org,
+                meaning="what exporters there send is stored, but nobody may read it until the org exists",
+                advice=f"sapflow orgs add {source.org} --data {config.data}",
+            )
 
 
 def _fleet(supervisor: Supervisor) -> dict[str, Any]:
@@ -215,17 +254,11 @@ def _fleet(supervisor: Supervisor) -> dict[str, Any]:
             "websocket": f"ws://{collector.addresses['live']}/live",
             "consume": phloem["consume"],
         },
+        "console": None,
         "control": {name: f"http://{child.addresses['control']}/status" for name, child in children.items()},
         "metrics": [f"http://{child.addresses['control']}/metrics" for child in children.values()],
         "processes": {name: child.pid for name, child in children.items()},
     }
-
-
-def _write_fleet(config: Config, supervisor: Supervisor) -> None:
-    path = config.data_path / FLEET_FILE
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps({**_fleet(supervisor), "up": os.getpid()}))
-    new.replace(path)
 
 
 def _announce(supervisor: Supervisor, as_json: bool, config: Config) -> None:
@@ -244,17 +277,6 @@ def _announce(supervisor: Supervisor, as_json: bool, config: Config) -> None:
         f"  consumers                   link://{doors['consume']}\n"
         f"Try:  sapflow tail default --data {config.data}\nStop with Ctrl-C."
     )
-
-
-def read_fleet(data: str) -> dict[str, Any]:
-    """What a running fleet wrote of itself. Raises SapflowError."""
-    path = Path(data) / FLEET_FILE
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise SapflowError(f"no fleet found in {data}: {error}; start one with 'sapflow up --data {data}'") from error
-    assert isinstance(found, dict)
-    return found
 
 
 def read_status(fleet: dict[str, Any]) -> dict[str, dict[str, Any]]:

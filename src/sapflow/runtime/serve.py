@@ -22,10 +22,13 @@ Handler = Callable[[trio.SocketStream, str], Awaitable[None]]
 
 
 async def listen(address: str, *, what: str, backlog: int = 1024) -> trio.SocketListener:
-    """A listening socket on `host:port` (port 0: any free one). Raises ConfigurationError that says what to do."""
+    """A listening socket on `host:port` (port 0: any free one). Raises ConfigurationError that says what to do.
+
+    A name that has several addresses is listened on at its first one.
+    """
     host, port = split_address(address)
     try:
-        (listener, *_rest) = await trio.open_tcp_listeners(port, host=host, backlog=backlog)
+        listener, *others = await trio.open_tcp_listeners(port, host=host, backlog=backlog)
     except OSError as error:
         hint = {
             errno.EADDRINUSE: "another process has it; stop that one, or choose another port in the configuration",
@@ -33,6 +36,8 @@ async def listen(address: str, *, what: str, backlog: int = 1024) -> trio.Socket
             errno.EADDRNOTAVAIL: "no interface of this host has that address",
         }.get(error.errno or 0, str(error))
         raise ConfigurationError(f"cannot listen on {address} for {what}: {hint}") from error
+    for other in others:
+        other.socket.close()
     return listener
 
 

@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meter.batching import MAX_BATCH_BYTES, MAX_PRELUDE_BYTES, MOST_BATCH_BYTES, Batcher
-from sapflow import config
 from sapflow.flows.ipfix.encode import make_message, make_set, make_template
 from sapflow.flows.ipfix.framing import in_parts
 from sapflow.flows.ipfix.session import Session
 from sapflow.flows.limits import FlowLimits
 from sapflow.flows.reference import reference_work
+from sapflow.limits import MOST
 
 
 def wide_templates(count: int, fields: int) -> list[bytes]:
@@ -57,7 +57,7 @@ def test_the_largest_batch_fits_a_link() -> None:
 
 
 def test_what_the_configuration_allows_fits() -> None:
-    assert config.MOST_BATCH_BYTES <= MOST_BATCH_BYTES
+    assert MOST["intake.batch_bytes"] <= MOST_BATCH_BYTES
     assert FlowLimits().max_template_bytes < MAX_PRELUDE_BYTES
 
 

@@ -7,7 +7,8 @@ import trio
 from attrs import define, field
 
 from phloem.commits import Commit, Committer
-from phloem.engine.embedded import EmbeddedLog, Outcome
+from phloem.engine.embedded import EmbeddedLog
+from phloem.engine.writing import Outcome
 from sapflow.entry import LogEntry
 from sapflow.errors import StorageError
 from sapflow.link import Batch

@@ -86,7 +86,7 @@ def test_c09_a_second_process_is_refused(tmp_path: Path) -> None:
 
 def test_c09_a_second_opening_says_what_to_do(tmp_path: Path) -> None:
     log = EmbeddedLog.open(tmp_path)
-    with pytest.raises(EngineLocked, match="exactly one Phloem node"):
+    with pytest.raises(EngineLocked, match=rf"\(pid {os.getpid()}\).*exactly one Phloem node"):
         EmbeddedLog.open(tmp_path)
     log.close()
 
@@ -128,12 +128,12 @@ def test_retention_makes_room_in_a_full_log(tmp_path: Path) -> None:
 
 
 def test_retention_that_cannot_write_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> int:
+    def full(*_: object, **__: object) -> int:
         raise lmdb.DiskError("mdb_txn_commit: No space left on device")
 
     log = EmbeddedLog.open(tmp_path)
     kinds(log, an_entry(1))
-    monkeypatch.setattr(log, "_remove_oldest", full)
+    monkeypatch.setattr("phloem.engine.embedded.remove_oldest", full)
     with pytest.raises(StorageError, match="nothing can be removed"):
         log.remove_oldest("acme", before_us=1, keep_bytes=0)
 
@@ -162,6 +162,75 @@ def test_c05_an_entry_cut_anywhere_or_changed_is_found() -> None:
         changed[at] ^= 1
         with pytest.raises(CorruptEntry):
             decode_entry(bytes(changed))
+
+
+OPEN_READ_WRITE = """
+import sys
+from pathlib import Path
+from phloem.engine.embedded import EmbeddedLog
+from sapflow.entry import LogEntry
+from sapflow.errors import StorageError
+stream = b"0123456789abcdef"
+try:
+    log = EmbeddedLog.open(Path(sys.argv[1]))
+    list(log.verify("acme"))
+    log.append([("acme", LogEntry(stream, 41, "x", 1, 1, 1, bytes(50_000)))])
+except StorageError as error:
+    print(error)
+"""
+
+
+def opened(path: Path) -> str:
+    """What a process says that opens, reads and writes a log; it does not die of a signal."""
+    found = subprocess.run(
+        [sys.executable, "-c", OPEN_READ_WRITE, str(path)], capture_output=True, text=True, timeout=60
+    )
+    assert found.returncode == 0, (found.returncode, found.stderr)
+    return found.stdout
+
+
+def a_full_log(path: Path) -> int:
+    """A log of 40 entries in `path`, closed: the size of its file."""
+    log = EmbeddedLog.open(path)
+    for seq in range(1, 41):
+        kinds(log, an_entry(seq, os.urandom(3000)))
+    log.close()
+    return (path / "data.mdb").stat().st_size
+
+
+@pytest.mark.parametrize("cut", [1, 100, 4096, 4097, 50_000, "all but a page", "all"])
+def test_c05_a_log_cut_short_is_refused_with_what_is_missing_and_what_to_do(tmp_path: Path, cut: int | str) -> None:
+    size = a_full_log(tmp_path)
+    missing = cut if isinstance(cut, int) else size - (4096 if cut == "all but a page" else 0)
+    os.truncate(tmp_path / "data.mdb", size - missing)
+    said = opened(tmp_path)
+    assert f"of the {size:,} bytes of data.mdb that were synced the last {missing:,} are missing" in said
+    assert "move the directory away" in said
+    assert (tmp_path / "data.mdb").stat().st_size == size - missing
+
+
+def test_c05_a_cut_log_whose_length_is_not_known_ends_no_process(tmp_path: Path) -> None:
+    """As when only data.mdb was brought back, from a copy that is not whole."""
+    size = a_full_log(tmp_path)
+    whole = (tmp_path / "data.mdb").read_bytes()
+    for cut in (100, 4096, 20_000, 100_000, size - 2 * 4096):
+        (tmp_path / "synced-length").unlink()
+        (tmp_path / "data.mdb").write_bytes(whole[: size - cut])
+        opened(tmp_path)
+
+
+def test_pages_that_were_taken_and_given_back_are_not_missing(tmp_path: Path) -> None:
+    """A file may be shorter than LMDB's last page, and whole: retention gives back pages before they are written."""
+    log = EmbeddedLog.open(tmp_path)
+    for seq in range(1, 400):
+        kinds(log, an_entry(seq, bytes(seq * 37 % 9000)))
+        if seq % 3 == 0:
+            log.remove_oldest("acme", before_us=seq * 1000, keep_bytes=seq * 53 % 40_000, at_most=seq % 17)
+        if seq % 10 == 0:
+            log.close()
+            log = EmbeddedLog.open(tmp_path)
+            assert not list(log.verify("acme"))
+    log.close()
 
 
 WRITER = """

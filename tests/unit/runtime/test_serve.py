@@ -1,11 +1,17 @@
 """Connections as a server accepts them and as we make them."""
 
+import errno
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
+from typing import cast
 
+import pytest
 import trio
+from structlog.testing import capture_logs
 
 from sapflow.runtime.dial import KEEP_ALIVE, dial
-from sapflow.runtime.serve import address_of, listen, serve
+from sapflow.runtime.serve import Handler, address_of, listen, serve
 
 
 async def test_a_host_that_is_gone_is_found_within_a_minute_on_either_side() -> None:
@@ -31,3 +37,126 @@ async def test_a_host_that_is_gone_is_found_within_a_minute_on_either_side() -> 
             nursery.cancel_scope.cancel()
     idle, interval, count = KEEP_ALIVE.values()
     assert idle + interval * count <= 60
+
+
+@asynccontextmanager
+async def server(handler: Handler, *, max_connections: int = 10) -> AsyncIterator[str]:
+    listener = await listen("127.0.0.1:0", what="a test")
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(serve, max_connections=max_connections, what="test"), listener, handler)
+            yield address_of(listener)
+            nursery.cancel_scope.cancel()
+    await listener.aclose()
+
+
+async def test_a_handlers_exception_ends_its_connection_only_and_is_logged_once() -> None:
+    async def handler(stream: trio.SocketStream, peer: str) -> None:
+        data = await stream.receive_some(1)
+        if data == b"!":
+            raise RuntimeError("a bug")
+        await stream.send_all(data)
+
+    with capture_logs() as logs:
+        async with server(handler) as address:
+            bad, good = await dial(address, timeout_s=5), await dial(address, timeout_s=5)
+            await bad.send_all(b"!")
+            assert not await bad.receive_some(1)
+            await good.send_all(b"x")
+            assert await good.receive_some(1) == b"x"
+            async with await dial(address, timeout_s=5) as later:
+                await later.send_all(b"y")
+                assert await later.receive_some(1) == b"y"
+    failed = [line for line in logs if line["event"] == "connection failed"]
+    assert len(failed) == 1
+    assert failed[0]["listener"] == "test"
+    assert failed[0]["peer"].startswith("127.0.0.1:")
+
+
+async def test_a_group_of_exceptions_from_a_handlers_nursery_is_no_end_of_the_server_either() -> None:
+    async def handler(stream: trio.SocketStream, peer: str) -> None:
+        if await stream.receive_some(1) == b"!":
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_raise, trio.BrokenResourceError("reset"))
+                nursery.start_soon(_raise, ValueError("a bug"))
+        await stream.send_all(b"ok")
+
+    with capture_logs() as logs:
+        async with server(handler) as address:
+            for first, answer in ((b"!", b""), (b"x", b"o")):
+                async with await dial(address, timeout_s=5) as stream:
+                    await stream.send_all(first)
+                    assert await stream.receive_some(1) == answer
+    # Which of the two comes first is Trio's choice; the other is there when both are.
+    assert {line["event"] for line in logs} <= {"connection lost", "connection failed"}
+    assert logs
+
+
+async def _raise(error: Exception) -> None:
+    raise error
+
+
+async def test_beyond_the_bound_connections_wait_until_one_ends() -> None:
+    open_now: list[trio.SocketStream] = []
+    most = 0
+
+    async def handler(stream: trio.SocketStream, peer: str) -> None:
+        nonlocal most
+        open_now.append(stream)
+        most = max(most, len(open_now))
+        await stream.send_all(b"in")
+        await stream.receive_some(1)
+        open_now.remove(stream)
+
+    async with server(handler, max_connections=2) as address:
+        first, second, third = [await dial(address, timeout_s=5) for _ in range(3)]
+        assert [await stream.receive_some(2) for stream in (first, second)] == [b"in", b"in"]
+        with trio.move_on_after(0.2) as waited:
+            await third.receive_some(2)
+        assert waited.cancelled_caught
+        await first.aclose()
+        assert await third.receive_some(2) == b"in"
+    assert most == 2
+
+
+async def test_without_free_file_descriptors_the_server_pauses_and_goes_on() -> None:
+    class Exhausted:
+        """A listener whose accept fails twice, as it does when no descriptor is free."""
+
+        def __init__(self, inner: trio.SocketListener) -> None:
+            self.inner = inner
+            self.failures = 2
+
+        async def accept(self) -> trio.SocketStream:
+            if self.failures:
+                self.failures -= 1
+                raise OSError(errno.EMFILE, "Too many open files")
+            return await self.inner.accept()
+
+    async def handler(stream: trio.SocketStream, peer: str) -> None:
+        await stream.send_all(b"in")
+
+    inner = await listen("127.0.0.1:0", what="a test")
+    listener = cast(trio.SocketListener, Exhausted(inner))
+    with capture_logs() as logs, trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            # One slot: a failure that kept it would stop everything.
+            nursery.start_soon(partial(serve, max_connections=1, what="test"), listener, handler)
+            async with await dial(address_of(inner), timeout_s=5) as stream:
+                assert await stream.receive_some(2) == b"in"
+            nursery.cancel_scope.cancel()
+    assert [line["event"] for line in logs].count("accept paused") == 2
+
+
+async def test_of_a_name_with_several_addresses_nothing_is_left_listening_but_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = [(await trio.open_tcp_listeners(0, host="127.0.0.1"))[0] for _ in range(3)]
+
+    async def of_a_name(*_: object, **__: object) -> list[trio.SocketListener]:
+        return made
+
+    monkeypatch.setattr(trio, "open_tcp_listeners", of_a_name)
+    assert await listen("name.example:4739", what="a test") is made[0]
+    assert [listener.socket.fileno() >= 0 for listener in made] == [True, False, False]
+    await made[0].aclose()

@@ -1,0 +1,135 @@
+"""One write transaction of the embedded log: batches appended, or the oldest entries removed.
+
+The rules of what is stored are here, and nowhere else: number <= mark is a duplicate, mark + 1 is stored, anything
+higher is refused; a stream that was never seen may start anywhere. Opening, syncing and reading are `embedded.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import lmdb
+from attrs import evolve, frozen
+
+from phloem.engine.layout import KEY, MARK, ORG, RING, Mark, Tables, Tail
+from sapflow.entry import CorruptEntry, LogEntry, decode_entry, encode_entry, received_us
+
+MAX_ORG_BYTES = 200
+
+
+@frozen(slots=True)
+class Outcome:
+    """What became of one batch; `mark` is the stream's highest stored number after it."""
+
+    kind: Literal["stored", "duplicate", "refused", "conflict"]
+    mark: int
+    position: int = 0
+
+
+class Writer:
+    """Appends in one transaction: tails and marks are read once, and written once at its end."""
+
+    def __init__(self, tables: Tables, txn: lmdb.Transaction) -> None:
+        self._tables = tables
+        self._txn = txn
+        self._numbers: dict[str, int] = {}
+        self._tails: dict[int, Tail] = {}
+        self._marks: dict[bytes, Mark] = {}
+
+    def append(self, org: str, entry: LogEntry) -> Outcome:
+        """Store one entry if its stream's mark is just below it."""
+        number = self._number(org)
+        key = ORG.pack(number) + entry.stream
+        mark = self._mark(key)
+        data, crc = encode_entry(entry)
+        if mark is not None and entry.seq <= mark.mark:
+            behind = mark.mark - entry.seq
+            same = behind >= RING or mark.ring[behind] in (0, crc)
+            return Outcome("duplicate" if same else "conflict", mark.mark)
+        if mark is not None and entry.seq > mark.mark + 1:
+            return Outcome("refused", mark.mark)
+        tail = self._tails.get(number)
+        if tail is None:
+            tail = Tail.read(self._txn, self._tables, number)
+        position = tail.next
+        self._txn.put(KEY.pack(number, position), data, db=self._tables.entries, dupdata=False)
+        self._tails[number] = Tail(
+            tail.first,
+            position + 1,
+            tail.entries + 1,
+            tail.bytes + len(data),
+            tail.records + entry.records,
+            tail.removed_entries,
+            tail.removed_records,
+        )
+        ring = mark.ring if mark is not None else [0] * RING
+        self._marks[key] = Mark(entry.seq, [crc, *ring[: RING - 1]])
+        return Outcome("stored", entry.seq, position)
+
+    def finish(self) -> None:
+        """Write the marks and tails that changed."""
+        for key, mark in self._marks.items():
+            self._txn.put(key, MARK.pack(mark.mark, *mark.ring), db=self._tables.marks)
+        for number, tail in self._tails.items():
+            tail.write(self._txn, self._tables, number)
+
+    def _number(self, org: str) -> int:
+        number = self._numbers.get(org)
+        if number is None:
+            name = org.encode()
+            assert 0 < len(name) <= MAX_ORG_BYTES, org
+            value = self._txn.get(name, db=self._tables.orgs)
+            if value is None:
+                number = self._txn.stat(self._tables.orgs)["entries"] + 1
+                self._txn.put(name, ORG.pack(number), db=self._tables.orgs)
+            else:
+                number = ORG.unpack(value)[0]
+            self._numbers[org] = number
+        return number
+
+    def _mark(self, key: bytes) -> Mark | None:
+        mark = self._marks.get(key)
+        if mark is None:
+            value = self._txn.get(key, db=self._tables.marks)
+            if value is None:
+                return None
+            highest, *ring = MARK.unpack(value)
+            mark = Mark(highest, ring)
+        return mark
+
+
+def remove_oldest(
+    txn: lmdb.Transaction, tables: Tables, number: int, *, before_us: int, keep_bytes: int, at_most: int
+) -> int:
+    """Remove an org's entries older than `before_us`, or beyond `keep_bytes`: how many went."""
+    removed = 0
+    tail = Tail.read(txn, tables, number)
+    cursor = txn.cursor(tables.entries)
+    while removed < at_most and tail.first < tail.next:
+        key = KEY.pack(number, tail.first)
+        value = bytes(cursor.value()) if cursor.set_key(key) else None
+        size = len(value) if value is not None else 0
+        if value is not None and received_us(value) >= before_us and tail.bytes <= keep_bytes:
+            break
+        records = _records(value)
+        if value is not None:
+            cursor.delete()
+        tail = evolve(
+            tail,
+            first=tail.first + 1,
+            bytes=tail.bytes - size,
+            removed_entries=tail.removed_entries + 1,
+            removed_records=tail.removed_records + records,
+        )
+        removed += 1
+    if removed:
+        tail.write(txn, tables, number)
+    return removed
+
+
+def _records(value: bytes | None) -> int:
+    """How many records an entry holds; 0 when it cannot be read."""
+    try:
+        return decode_entry(value).records if value is not None else 0
+    except CorruptEntry:
+        return 0

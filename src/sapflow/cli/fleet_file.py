@@ -1,0 +1,85 @@
+"""What a running fleet says of itself in its data directory: for `status`, `tail` and the tools on the same host."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from sapflow.errors import SapflowError
+
+FLEET_FILE = "fleet.json"
+RETRY_S = 1.0
+
+
+class FleetFile:
+    """Written again after each change, by a task of its own: a full disk is told, and ends nothing."""
+
+    def __init__(self, data: Path, content: Callable[[], dict[str, Any]], event: Callable[[dict[str, Any]], None]):
+        self._path = data / FLEET_FILE
+        self._content = content
+        self._event = event
+        self._changed = trio.Event()
+
+    def changed(self) -> None:
+        """What the file says is not so any more."""
+        self._changed.set()
+
+    def write_first(self) -> None:
+        """Write it before the fleet is ready. Raises SapflowError."""
+        try:
+            self._write()
+        except OSError as error:
+            raise SapflowError(f"{self._path} cannot be written: {error.strerror}; free space there") from error
+
+    def _write(self) -> None:
+        new = self._path.with_suffix(".new")
+        new.write_text(json.dumps({**self._content(), "up": os.getpid()}))
+        new.replace(self._path)
+
+    def remove(self) -> None:
+        """The fleet has stopped."""
+        self._path.unlink(missing_ok=True)
+
+    async def run(self) -> None:
+        """Write it after each change, until cancelled; while it cannot be written, try again each second."""
+        failing = False
+        while True:
+            await self._changed.wait()
+            self._changed = trio.Event()
+            try:
+                self._write()
+                failing = False
+            except OSError as error:
+                self._changed.set()
+                if not failing:
+                    self._event(
+                        {
+                            "event": "fleet file not written",
+                            "file": str(self._path),
+                            "reason": error.strerror,
+                            "meaning": "the fleet works; 'status' may show process ids of before",
+                            "retry_s": RETRY_S,
+                        }
+                    )
+                failing = True
+                await trio.sleep(RETRY_S)
+
+
+def read_fleet(data: str) -> dict[str, Any]:
+    """What a running fleet wrote of itself. Raises SapflowError when none runs."""
+    advice = f"start one with 'sapflow up --data {data}', or name its directory with --data"
+    try:
+        found = json.loads((Path(data) / FLEET_FILE).read_text())
+    except FileNotFoundError:
+        raise SapflowError(f"no fleet runs in {data}; {advice}") from None
+    except (OSError, ValueError) as error:
+        raise SapflowError(f"no fleet found in {data}: {error}; {advice}") from error
+    assert isinstance(found, dict)
+    if not Path(f"/proc/{found['up']}").exists():
+        raise SapflowError(f"no fleet runs in {data}: 'sapflow up' (pid {found['up']}) was killed; {advice}")
+    return found

@@ -1,0 +1,189 @@
+"""Children are kept running, whatever becomes of them, and end when their supervisor does."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from sapflow.errors import SapflowError
+from sapflow.runtime import supervisor as module
+from sapflow.runtime.supervisor import BACKOFF_MOST_S, Child, Supervisor, backoff_s
+
+READY = """echo '{"event": "ready", "addresses": {"door": "127.0.0.1:1"}}'; """
+WAIT = "exec sleep 100"
+
+
+class Kept:
+    """A supervisor with one child, and what it told."""
+
+    def __init__(self, script: str, **settings: float) -> None:
+        self.child = Child("one", ["/bin/sh", "-c", script])
+        self.told: list[dict[str, Any]] = []
+        self._news = trio.Event()
+        self.supervisor = Supervisor(self._tell, **settings)
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        self.told.append(event)
+        self._news.set()
+        self._news = trio.Event()
+
+    async def until(self, count: int) -> list[str]:
+        """The kinds of the first `count` events, once there are so many."""
+        with trio.fail_after(30):
+            while len(self.told) < count:
+                await self._news.wait()
+        return [event["event"] for event in self.told[:count]]
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.supervisor.keep, self.child)
+            yield
+            nursery.cancel_scope.cancel()
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "backoff_s", lambda failures: 0.01)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def test_a_child_is_ready_with_its_addresses_and_ends_with_its_supervisor() -> None:
+    kept = Kept(READY + WAIT)
+    async with kept.running():
+        assert kept.child.addresses == {"door": "127.0.0.1:1"}
+        assert kept.told == [{"event": "started", "name": "one", "pid": kept.child.pid}]
+        assert alive(kept.child.pid)
+    assert not alive(kept.child.pid)
+
+
+async def test_a_child_that_dies_is_told_and_started_again() -> None:
+    kept = Kept(READY + WAIT)
+    async with kept.running():
+        before = kept.child.pid
+        os.kill(before, signal.SIGKILL)
+        assert await kept.until(3) == ["started", "died", "restarted"]
+        assert kept.told[1] == {"event": "died", "name": "one", "pid": before, "code": -signal.SIGKILL}
+        assert kept.child.pid != before
+        assert kept.child.starts == 2
+
+
+async def test_a_restarted_child_that_hangs_before_it_is_ready_is_killed_and_tried_again(tmp_path: Path) -> None:
+    counter = f"echo x >> {tmp_path}/starts; "
+    hang_second = f'test "$(wc -l < {tmp_path}/starts)" = 2 && exec sleep 100; '
+    kept = Kept(counter + hang_second + READY + WAIT, ready_timeout_s=1.5)
+    async with kept.running():
+        os.kill(kept.child.pid, signal.SIGKILL)
+        assert await kept.until(4) == ["started", "died", "died", "restarted"]
+        hung = kept.told[2]
+        assert hung["reason"] == "it was not ready within 1.5 s"
+        assert hung["code"] == -signal.SIGKILL
+        assert not alive(hung["pid"])
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("exit 3", "it ended with code 3 before it was ready"),
+        ("echo hello; " + WAIT, "its first line is not that it is ready"),
+        ("echo '[1]'; " + WAIT, "its first line is not that it is ready"),
+        ("while :; do printf %04096d 0; done", "its first line does not end"),
+        (WAIT, "it was not ready within 1 s"),
+    ],
+)
+async def test_a_first_start_that_fails_says_why_and_leaves_nothing_running(script: str, reason: str) -> None:
+    kept = Kept(script, ready_timeout_s=1)
+    with pytest.raises(SapflowError, match=reason):
+        await kept.supervisor.keep(kept.child)
+    assert not alive(kept.child.pid)
+
+
+async def test_a_command_that_is_not_there_is_said_so() -> None:
+    child = Child("one", ["/nonexistent/program"])
+    with pytest.raises(SapflowError, match="one cannot be started: No such file or directory"):
+        await Supervisor(lambda event: None).keep(child)
+
+
+async def test_a_child_that_does_not_stop_when_asked_is_killed() -> None:
+    kept = Kept("trap '' TERM; " + READY + "while :; do sleep 0.05; done", stop_timeout_s=0.3)
+    with trio.fail_after(20):
+        async with kept.running():
+            pid = kept.child.pid
+    assert not alive(pid)
+
+
+def test_the_pause_before_a_start_doubles_with_each_failure_up_to_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.random, "uniform", lambda low, high: high)
+    pauses = [backoff_s(failures) for failures in range(20)]
+    assert all(after == min(2 * before, BACKOFF_MOST_S) for before, after in itertools.pairwise(pauses))
+    assert pauses[-1] == BACKOFF_MOST_S
+
+
+async def test_children_that_fail_at_once_wait_longer_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def noted(failures: int) -> float:
+        asked.append(failures)
+        return 0.0
+
+    monkeypatch.setattr(module, "backoff_s", noted)
+    kept = Kept(READY)
+    async with kept.running():
+        await kept.until(6)
+    assert asked[:3] == [1, 2, 3]
+
+
+SUPERVISING = """
+import sys, trio
+from sapflow.runtime.supervisor import Child, Supervisor
+child = Child("one", ["/bin/sh", "-c", sys.argv[1]])
+trio.run(Supervisor(lambda event: print(event["pid"], flush=True)).keep, child)
+"""
+
+
+def test_a_childs_standard_input_ends_when_its_supervisor_is_killed(tmp_path: Path) -> None:
+    """Also long after: what ends it is no thread that Trio lets go of."""
+    script = READY + f"cat; echo gone > {tmp_path}/gone"
+    above = subprocess.Popen([sys.executable, "-c", SUPERVISING, script], stdout=subprocess.PIPE)
+    assert above.stdout is not None
+    pid = int(above.stdout.readline())
+    assert alive(pid)
+    above.kill()
+    above.wait(10)
+    above.stdout.close()
+
+    async def until_gone() -> None:
+        with trio.fail_after(20):
+            while not (tmp_path / "gone").exists():
+                await trio.sleep(0.02)
+
+    trio.run(until_gone)
+
+
+async def test_an_events_receiver_sees_each_child_of_several() -> None:
+    told: list[str] = []
+    supervisor = Supervisor(lambda event: told.append(event["name"]))
+    children = [Child(name, ["/bin/sh", "-c", READY + WAIT]) for name in ("a", "b")]
+    async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as starting:
+            for child in children:
+                starting.start_soon(partial(nursery.start, supervisor.keep, child))
+        assert sorted(told) == ["a", "b"]
+        assert set(supervisor.children) == {"a", "b"}
+        nursery.cancel_scope.cancel()
