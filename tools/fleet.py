@@ -63,16 +63,19 @@ class Fleet:
 def running(data: Path, *, collectors: int = 2, config: Path | None = None) -> Iterator[Fleet]:
     """Start a fleet on free ports, and stop it at the end; its log is `up.log` in `data`."""
     data.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "sapflow", "up", "--ephemeral", "--json"]
+    command = [sys.executable, "-m", "sapflow", "up", "--ephemeral", "--json", "--supervised"]
     command += ["--data", str(data), "--collectors", str(collectors)]
     if config is not None:
         command += ["--config", str(config)]
     with (data / "up.log").open("wb") as log, (data / "up.out").open("wb") as out:
-        # A session of its own: Ctrl-C in a terminal is for the tool, which then stops the fleet when it is done.
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=log, start_new_session=True)
+        # A session of its own: Ctrl-C in a terminal is for the tool, which then stops the fleet when it is done. The
+        # pipe is for the fleet to end when the tool is killed.
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=log, start_new_session=True)
         try:
             yield Fleet(data, process, _ready(process, data))
         finally:
+            assert process.stdin is not None
+            process.stdin.close()
             process.send_signal(signal.SIGTERM)
             try:
                 process.wait(30)

@@ -91,6 +91,26 @@ def test_children_end_when_up_is_killed_and_another_can_start_at_once(tmp_path: 
         assert len(fleet.processes()) == 3
 
 
+TOOL = """
+import sys, time
+from pathlib import Path
+from tools.fleet import running
+with running(Path(sys.argv[1]), collectors=1) as fleet:
+    print(*fleet.processes().values(), flush=True)
+    time.sleep(100)
+"""
+
+
+def test_a_fleet_that_a_tool_started_ends_when_the_tool_is_killed(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", TOOL, str(tmp_path)], stdout=subprocess.PIPE) as tool:
+        assert tool.stdout is not None
+        children = [int(pid) for pid in tool.stdout.readline().split()]
+        assert len(children) == 3
+        tool.kill()
+    until(lambda: not any(map(alive, children)))
+    until(lambda: not (tmp_path / "fleet.json").exists())
+
+
 def test_after_a_clean_stop_status_says_that_no_fleet_runs(tmp_path: Path) -> None:
     with running(tmp_path, collectors=1):
         ready = json.loads((tmp_path / "up.out").read_text().splitlines()[0])

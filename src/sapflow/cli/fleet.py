@@ -11,7 +11,6 @@ import signal
 import socket
 import sys
 import tempfile
-import urllib.request
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
@@ -26,6 +25,7 @@ import trio
 
 from sapflow.cli.fleet_file import FleetFile
 from sapflow.cli.fleet_file import read_fleet as read_fleet
+from sapflow.cli.fleet_file import read_status as read_status
 from sapflow.cli.meaning import registry_of
 from sapflow.config import Config, describe, dumps, load
 from sapflow.errors import SapflowError
@@ -36,6 +36,9 @@ from sapflow.runtime.supervisor import Child, Supervisor, role_command
 log = structlog.get_logger()
 
 CONFIG = click.option("--config", "config_path", type=click.Path(path_type=Path), help="A TOML configuration file.")
+SUPERVISED = click.option(
+    "--supervised", is_flag=True, hidden=True, help="End when standard input does: who started it is gone."
+)
 FREE_PORTS = (10_000, 32_000)
 
 
@@ -137,6 +140,7 @@ def _ephemeral(config: Config) -> Config:
 @click.option("--ephemeral", is_flag=True, help="Free ports and a temporary data directory, removed at the end.")
 @click.option("--json", "as_json", is_flag=True, help="Events as JSON, one a line; the first is 'ready'.")
 @click.option("--quiet", is_flag=True, help="Keep the processes' logs in the data directory only.")
+@SUPERVISED
 def up_command(
     config_path: Path | None,
     data: str | None,
@@ -145,6 +149,7 @@ def up_command(
     ephemeral: bool,
     as_json: bool,
     quiet: bool,
+    supervised: bool,
 ) -> None:
     """Run the whole fleet on this machine, every role a process of its own, supervised."""
     config = load(config_path)
@@ -157,7 +162,7 @@ def up_command(
     if bind:
         config = _bound(config, bind)
     try:
-        trio.run(_until_signalled, partial(_up, config, as_json, quiet))
+        trio.run(partial(_until_signalled, partial(_up, config, as_json, quiet), supervised=supervised))
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -277,18 +282,6 @@ def _announce(supervisor: Supervisor, as_json: bool, config: Config) -> None:
         f"  consumers                   link://{doors['consume']}\n"
         f"Try:  sapflow tail default --data {config.data}\nStop with Ctrl-C."
     )
-
-
-def read_status(fleet: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Each process's status; {"error": …} for one that does not answer within 2 s."""
-    statuses: dict[str, dict[str, Any]] = {}
-    for name, url in fleet["control"].items():
-        try:
-            with urllib.request.urlopen(url, timeout=2.0) as answer:
-                statuses[name] = json.load(answer)
-        except (OSError, ValueError) as error:
-            statuses[name] = {"error": str(error)}
-    return statuses
 
 
 @click.command("status")

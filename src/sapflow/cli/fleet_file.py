@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,3 +84,15 @@ def read_fleet(data: str) -> dict[str, Any]:
     if not Path(f"/proc/{found['up']}").exists():
         raise SapflowError(f"no fleet runs in {data}: 'sapflow up' (pid {found['up']}) was killed; {advice}")
     return found
+
+
+def read_status(fleet: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Each process's status; {"error": …} for one that does not answer within 2 s."""
+    statuses: dict[str, dict[str, Any]] = {}
+    for name, url in fleet["control"].items():
+        try:
+            with urllib.request.urlopen(url, timeout=2.0) as answer:
+                statuses[name] = json.load(answer)
+        except (OSError, ValueError) as error:
+            statuses[name] = {"error": str(error)}
+    return statuses
