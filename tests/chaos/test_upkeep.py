@@ -130,3 +130,21 @@ def test_a_source_bound_to_an_org_that_does_not_exist_is_told_at_the_start(tmp_p
     warning = next(line for line in said if line["event"] == "source without org")
     assert (warning["level"], warning["org"]) == ("warning", "acme")
     assert "sapflow orgs add acme" in warning["advice"]
+
+
+def test_a_second_signal_while_it_stops_leaves_nothing_half_done(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sapflow", "up", "--ephemeral", "--json", "--data", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as up:
+        assert up.stdout is not None
+        children = json.loads(up.stdout.readline())["processes"].values()
+        # One that does not react is what a stop waits for.
+        slow = next(iter(children))
+        os.kill(slow, signal.SIGSTOP)
+        up.send_signal(signal.SIGTERM)
+        until(lambda: sum(map(alive, children)) == 1)
+        up.send_signal(signal.SIGINT)
+        up.send_signal(signal.SIGTERM)
+        os.kill(slow, signal.SIGCONT)
+        assert up.wait(30) == 0
+    assert not any(map(alive, children))
+    assert not (tmp_path / "fleet.json").exists()

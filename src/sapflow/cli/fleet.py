@@ -65,25 +65,30 @@ Role = Callable[[Config, str, str, Callable[[dict[str, Any]], None]], Awaitable[
 
 
 async def _until_signalled(run: Callable[[], Awaitable[None]], *, supervised: bool = False) -> None:
-    """Run until it ends, or SIGTERM or Ctrl-C cancels it; supervised, also until standard input ends."""
-    async with trio.open_nursery() as nursery:
+    """Run until it ends, or SIGTERM or Ctrl-C cancels it; supervised, also until standard input ends.
 
-        async def watch() -> None:
-            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-                async for _ in signals:
-                    nursery.cancel_scope.cancel()
+    Signals are watched for until all has stopped: a second one is no reason to leave work half done.
+    """
+    work = trio.CancelScope()
 
-        async def until_alone() -> None:
-            async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as pipe:
-                while await pipe.receive_some(64):
-                    continue
+    async def watch() -> None:
+        async for _ in signals:
+            work.cancel()
+
+    async def until_alone() -> None:
+        async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as pipe:
+            while await pipe.receive_some(64):
+                continue
+        work.cancel()
+
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            if supervised:
+                nursery.start_soon(until_alone)
+            with work:
+                await run()
             nursery.cancel_scope.cancel()
-
-        nursery.start_soon(watch)
-        if supervised:
-            nursery.start_soon(until_alone)
-        await run()
-        nursery.cancel_scope.cancel()
 
 
 def _role_command(role: str) -> click.Command:
