@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import signal
 import subprocess
 import sys
@@ -194,7 +195,8 @@ def _save(picture: Path, view: View, summary: str) -> None:
     paper = Console(record=True, file=io.StringIO(), width=PICTURE_COLUMNS, force_terminal=True)
     paper.print(view.table())
     paper.print(summary)
-    paper.save_svg(str(picture), title="make demo")
+    # Rich has the picture ask a server for its font; any monospaced one will do.
+    picture.write_text(re.sub(r"\s*@font-face \{.*?\}", "", paper.export_svg(title="make demo"), flags=re.DOTALL))
 
 
 if __name__ == "__main__":

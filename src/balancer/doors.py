@@ -16,7 +16,7 @@ from ipaddress import IPv6Address, ip_address, ip_network
 
 import structlog
 import trio
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 
 from balancer.backoff import Backoff, BackoffSettings
 from balancer.carry import relay
@@ -24,11 +24,14 @@ from balancer.hints import MAX_HINT_BYTES, read_hint
 from meter.intake import Intake
 from sapflow.errors import LinkError, MalformedMessage, Unreachable
 from sapflow.link import LinkLimits
-from sapflow.link.frames import Hint
+from sapflow.link.frames import Close, Hint
 from sapflow.runtime.addresses import split_address
+from sapflow.runtime.seldom import Seldom
 from sapflow.runtime.transport import server_tls
 
 log = structlog.get_logger()
+
+OVER_FULL = "too many links wait to be placed"
 
 
 @frozen
@@ -161,30 +164,32 @@ class ExporterDoor:
 class LinkDoor:
     """Meters' links, placed by their hint and carried to a collector."""
 
-    place: Callable[[Hint, set[str]], tuple[str, str] | None]
-    """(name, address) of the collector for a hint, leaving out those tried; None when none can take it now."""
+    place: Callable[[object, Hint, set[str]], tuple[str, str] | None]
+    """(name, address) of the collector for a link with a hint, leaving out those tried; None when none can take it."""
     dial: Callable[[str], Awaitable[trio.abc.Stream]]
-    left: Callable[[str, Hint], None]
+    left: Callable[[object], None]
+    """What was placed for a link is free again."""
     limits: LinkLimits = LinkLimits()
     preamble_timeout_s: float = 5.0
     place_timeout_s: float = 10.0
+    max_unplaced: int = 1000
+    unplaced: int = 0
+    """Links that have not said, or not found, where they go."""
     counts: DoorCounts = field(factory=DoorCounts)
+    _refusals: Seldom = field(factory=Seldom)
 
     async def serve(self, stream: trio.SocketStream, peer: str) -> None:
         """One link, from its preamble until either side ends it."""
+        link = object()
         try:
-            with trio.fail_after(self.preamble_timeout_s):
-                hint = await self._peek(stream, peer)
-            with trio.fail_after(self.place_timeout_s):
-                name, upstream = await self._reach(hint)
-        except LinkError as error:
+            upstream = await self._placed(link, stream)
+        except (LinkError, trio.TooSlowError) as error:
             self.counts.refused += 1
-            log.warning("link refused", peer=peer, reason=str(error))
+            reason = str(error) or "no preamble in time, or no collector can take it now"
+            if times := self._refusals.again(reason):
+                log.warning("link refused", peer=peer, reason=reason, times=times)
             return
-        except trio.TooSlowError:
-            self.counts.refused += 1
-            log.warning("link refused", peer=peer, reason="no preamble in time, or no collector can take it now")
-            return
+        self._refusals.over(OVER_FULL)
         self.counts.accepted += 1
         self.counts.open += 1
         try:
@@ -192,27 +197,42 @@ class LinkDoor:
                 await relay(stream, upstream, counters=self.counts)
         finally:
             self.counts.open -= 1
-            self.left(name, hint)
+            self.left(link)
 
-    async def _peek(self, stream: trio.SocketStream, peer: str) -> Hint:
-        seen = -1
-        while True:
-            data = await stream.socket.recv(MAX_HINT_BYTES, socket.MSG_PEEK)
-            if not data:
-                raise LinkError("closed before its preamble", code=0)
-            hint = read_hint(data, self.limits)
-            if hint is not None:
-                # Reservations are kept by name; a link that gives none has one of its own.
-                return hint if hint.name else evolve(hint, name=peer)
-            if len(data) == seen:
-                # A peek finds the same bytes again at once: look for more at a pace that cannot spin.
-                await trio.sleep(0.01)
-            seen = len(data)
+    async def _placed(self, link: object, stream: trio.SocketStream) -> trio.SocketStream:
+        if self.unplaced >= self.max_unplaced:
+            raise LinkError(OVER_FULL, code=Close.OVERLOADED)
+        self.unplaced += 1
+        try:
+            with trio.fail_after(self.preamble_timeout_s):
+                hint = await self._peek(stream)
+            with trio.fail_after(self.place_timeout_s):
+                return await self._reach(link, hint)
+        finally:
+            self.unplaced -= 1
 
-    async def _reach(self, hint: Hint) -> tuple[str, trio.SocketStream]:
+    async def _peek(self, stream: trio.SocketStream) -> Hint:
+        """What the link's first bytes hint at; they stay where they are. Raises LinkError."""
+        seen = 0
+        try:
+            while True:
+                data = await stream.socket.recv(MAX_HINT_BYTES, socket.MSG_PEEK)
+                if len(data) <= seen:
+                    raise LinkError("closed before its preamble", code=0)
+                hint = read_hint(data, self.limits)
+                if hint is not None:
+                    return hint
+                seen = len(data)
+                # A peek finds the same bytes again at once: the socket is to be readable when there are more.
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, seen + 1)
+                await trio.lowlevel.wait_readable(stream.socket)
+        finally:
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+
+    async def _reach(self, link: object, hint: Hint) -> trio.SocketStream:
         tried: set[str] = set()
         while True:
-            placed = self.place(hint, tried)
+            placed = self.place(link, hint, tried)
             if placed is None:
                 tried.clear()
                 await trio.sleep(0.1)
@@ -221,9 +241,9 @@ class LinkDoor:
             try:
                 upstream = await self.dial(address)
             except Unreachable as error:
-                self.left(name, hint)
+                self.left(link)
                 tried.add(name)
                 log.info("collector not reached", collector=name, reason=str(error))
                 continue
             assert isinstance(upstream, trio.SocketStream)
-            return name, upstream
+            return upstream

@@ -36,6 +36,7 @@ from sapflow.link.frames import Hint
 from sapflow.monitor.control import serve_control
 from sapflow.monitor.process import ProcessFigures
 from sapflow.runtime.dial import dial
+from sapflow.runtime.seldom import Seldom
 from sapflow.runtime.serve import address_of, listen, serve
 
 log = structlog.get_logger()
@@ -49,6 +50,7 @@ class _Places:
     def __init__(self) -> None:
         self.policy = Placement()
         self._addresses: dict[str, str] = {}
+        self._waits = Seldom()
 
     def on_change(self, view: View) -> None:
         """The coordinator told who is there and what they report."""
@@ -65,8 +67,11 @@ class _Places:
         """A collector for an exporter's stream."""
         decision = self.policy.place(stream.id, stream.org, trio.current_time())
         if not isinstance(decision, Decision):
-            log.warning("stream waits", org=stream.org, exporter=stream.exporter, reason=decision.reason)
+            if times := self._waits.again("stream waits"):
+                who = {"org": stream.org, "exporter": stream.exporter}
+                log.warning("stream waits", **who, reason=decision.reason, times=times)
             return None
+        self._waits.over("stream waits")
         log.info(
             "stream placed", stream=stream.id.hex(), org=stream.org, collector=decision.collector, why=decision.reason
         )
@@ -80,16 +85,16 @@ class _Places:
         """A stream is no more."""
         self.policy.released(stream.id)
 
-    def place_link(self, hint: Hint, tried: set[str]) -> tuple[str, str] | None:
+    def place_link(self, link: object, hint: Hint, tried: set[str]) -> tuple[str, str] | None:
         """A collector for a meter's link; the hint places it and is not trusted."""
-        decision = self.policy.place(("link", hint.name), hint.org, trio.current_time(), exclude=tried, want=hint.want)
+        decision = self.policy.place(link, hint.org, trio.current_time(), exclude=tried, want=hint.want)
         if not isinstance(decision, Decision):
             return None
         return decision.collector, self._addresses[decision.collector]
 
-    def link_left(self, name: str, hint: Hint) -> None:
-        """A link that was carried to `name` ended."""
-        self.policy.released(("link", hint.name))
+    def link_left(self, link: object) -> None:
+        """A link that was placed ended."""
+        self.policy.released(link)
 
 
 async def run(config: Config, name: str, fleet_token: str, announce: Announce) -> None:
@@ -153,6 +158,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
         left=places.link_left,
         preamble_timeout_s=mine.preamble_timeout_s,
         place_timeout_s=mine.place_timeout_s,
+        max_unplaced=mine.max_unplaced_links,
     )
     coordinator_server = CoordinatorServer(fleet_token, lease_s=fleet.lease_s, tell_interval_s=fleet.report_interval_s)
     figures = ProcessFigures()
@@ -198,6 +204,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
                 "budget_bytes": mine.budget_bytes,
                 "waiting_exporters": uplink.budget.waiting,
                 "streams": len(uplink.streams),
+                "unplaced_links": link_door.unplaced,
                 "udp_buffer_bytes": udp_door.buffer_bytes,
                 "udp_parked_bytes": datagrams.parked.held_bytes,
                 **figures.read(),

@@ -23,7 +23,9 @@ log = structlog.get_logger()
 
 PATH = "/live"
 RECEIVE_BUFFER_BYTES = 256 << 10
-MAX_INCOMING_BYTES = 4096
+MAX_INCOMING_BYTES = 32 << 10
+INCOMING_BYTES_PER_S = 256
+"""What a subscriber may say: its handshake, pings now and then. All else costs nobody memory or time."""
 
 
 @frozen
@@ -61,6 +63,33 @@ class _Subscription:
             self._counts.records_shed += batch.records
 
 
+class _Laconic(trio.abc.Stream):
+    """A stream whose other end may say little: more is as if it had gone."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+        self._left = float(MAX_INCOMING_BYTES)
+        self._since = trio.current_time()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        data = await self._stream.receive_some(max_bytes)
+        now = trio.current_time()
+        refilled = self._left + (now - self._since) * INCOMING_BYTES_PER_S
+        self._left, self._since = min(refilled, MAX_INCOMING_BYTES) - len(data), now
+        if self._left < 0:
+            raise trio.BrokenResourceError("a live subscriber said more than it may")
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
 class LiveDoor:
     """Serves WebSocket subscribers of one collector."""
 
@@ -78,7 +107,7 @@ class LiveDoor:
         try:
             async with trio.open_nursery() as nursery:
                 with trio.fail_after(self.settings.handshake_timeout_s):
-                    request = await trio_websocket.wrap_server_stream(nursery, stream)
+                    request = await trio_websocket.wrap_server_stream(nursery, _Laconic(stream))
                     org = self._org(request)
                     if org is None:
                         self.counts.unauthorized += 1

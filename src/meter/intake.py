@@ -78,6 +78,10 @@ class Intake:
             self.counts.exporters -= 1
 
 
+class _Silent(Exception):
+    """An exporter that has said nothing for long is let go; it is not at fault."""
+
+
 class _ExporterSession:
     def __init__(self, intake: Intake, transport: trio.abc.Stream, peer: str, org: str) -> None:
         self._intake = intake
@@ -108,6 +112,8 @@ class _ExporterSession:
                 advice="connection closed; all records before this message are kept. The exporter is faulty or this "
                 "is not IPFIX",
             )
+        except _Silent:
+            ended = f"it said nothing for {self._settings.idle_timeout_s:g} s"
         except trio.TooSlowError:
             ended = "a message did not come whole in time"
             self._intake.counts.timed_out += 1
@@ -181,8 +187,10 @@ class _ExporterSession:
             if scope.cancelled_caught:
                 if batcher.waiting_bytes and now >= flush_since + settings.flush_interval_s:
                     draft = batcher.flush()
-                elif batcher.partial_bytes or now >= deadline:
+                elif batcher.partial_bytes:
                     raise trio.TooSlowError
+                elif now >= deadline:
+                    raise _Silent
                 else:
                     continue
             elif not data:

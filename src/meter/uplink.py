@@ -26,6 +26,7 @@ from meter.target_link import TargetLink
 from sapflow.errors import LinkError, Overloaded, Refused, Unreachable
 from sapflow.link import Batch, Outbox, Sender, StreamId, Traffic
 from sapflow.link.frames import Hint
+from sapflow.runtime.seldom import Seldom
 
 log = structlog.get_logger()
 
@@ -232,6 +233,7 @@ class Uplink:
         self._homeless: dict[StreamId, UplinkStream] = {}
         self._wake = trio.Event()
         self._failures: dict[str, int] = {}
+        self._lost = Seldom()
 
     def open_stream(self, org: str, exporter: str, stream_id: StreamId | None = None) -> UplinkStream:
         """A stream, with an id that was never used before if none is given."""
@@ -343,7 +345,7 @@ class Uplink:
         try:
             await trio.sleep(self._pause_s(name))
             await link.run(await self._dial(link.target))
-        except* Unreachable as group:
+        except* (Unreachable, trio.BrokenResourceError) as group:
             reason = str(group.exceptions[0])
         except* (Refused, Overloaded, LinkError) as group:
             error = group.exceptions[0]
@@ -374,4 +376,7 @@ class Uplink:
             return
         reason = reason or link.told or "closed by the other end"
         self.last_error = f"{name}: {reason}"
-        log.warning("link lost", target=name, reason=reason, streams=len(streams))
+        if link.welcomed:
+            self._lost.over(name)
+        if times := self._lost.again(name):
+            log.warning("link lost", target=name, reason=reason, streams=len(streams), times=times)

@@ -73,6 +73,8 @@ class BalancerConfig:
     """No org holds more than this share of the budget."""
     max_connections: int = 5000
     """Connections at each door; the rest wait in the accept queue."""
+    max_unplaced_links: int = 1000
+    """Links that have not said, or not found, where they go; more are closed at once."""
     preamble_timeout_s: float = 5.0
     """A link must have said where it wants to go by then."""
     place_timeout_s: float = 10.0

@@ -11,6 +11,7 @@ import trio
 from sapflow.errors import ConfigurationError
 from sapflow.runtime.addresses import join_address, split_address
 from sapflow.runtime.dial import tune_bulk
+from sapflow.runtime.seldom import Seldom
 
 log = structlog.get_logger()
 
@@ -63,6 +64,7 @@ async def serve(listener: trio.SocketListener, handler: Handler, *, max_connecti
     descriptors, the rest wait in the kernel's accept queue.
     """
     slots = trio.CapacityLimiter(max_connections)
+    pauses = Seldom()
     async with trio.open_nursery() as nursery:
         while True:
             ticket = object()
@@ -72,9 +74,13 @@ async def serve(listener: trio.SocketListener, handler: Handler, *, max_connecti
             except OSError as error:
                 slots.release_on_behalf_of(ticket)
                 if error.errno in _OUT_OF_FILES:
-                    log.warning("accept paused", listener=what, reason=str(error), retry_s=ACCEPT_PAUSE_S)
+                    if times := pauses.again(what):
+                        log.warning(
+                            "accept paused", listener=what, reason=str(error), retry_s=ACCEPT_PAUSE_S, times=times
+                        )
                     await trio.sleep(ACCEPT_PAUSE_S)
                 continue
+            pauses.over(what)
             nursery.start_soon(_one, stream, handler, what, slots, ticket)
 
 

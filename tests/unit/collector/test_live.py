@@ -108,3 +108,24 @@ async def test_a_subscriber_that_leaves_takes_its_subscription_with_it() -> None
                 await trio.sleep(0.01)
             assert endpoints["acme"].live == []
             nursery.cancel_scope.cancel()
+
+
+async def test_w03_a_subscriber_that_says_empty_fragments_without_end_is_let_go() -> None:
+    door, endpoints = a_door()
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            ours, theirs = memory_stream_pair()
+            nursery.start_soon(door.serve, ours, "peer")
+            headers = [(b"authorization", b"Bearer a-token")]
+            await trio_websocket.wrap_client_stream(nursery, theirs, "localhost", "/live", extra_headers=headers)
+            while not door.counts.subscribers:
+                await trio.sleep(0.01)
+            said = 0
+            while door.counts.subscribers and said < 10 << 20:
+                frames = (b"\x00" if said else b"\x02") + b"\x80\0\0\0\0" + b"\x00\x80\0\0\0\0" * 200
+                await theirs.send_all(frames)
+                said += len(frames)
+                await trio.testing.wait_all_tasks_blocked()
+            assert said < 100_000
+            assert endpoints["acme"].live == []
+            nursery.cancel_scope.cancel()

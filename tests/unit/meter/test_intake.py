@@ -1,5 +1,6 @@
 """Exporters' sessions in virtual time: flush, deadline, fault, backpressure."""
 
+import pytest
 import trio
 from trio.testing import MockClock, memory_stream_pair
 
@@ -88,4 +89,40 @@ async def test_an_exporter_is_not_read_while_too_much_is_unacknowledged(autojump
                 await theirs.send_all(work[at : at + 50_000])
                 sent += 50_000
         assert sent < 600_000
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_exporter_that_says_nothing_for_long_is_let_go_and_is_not_called_faulty(
+    autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    intake = an_intake(idle_timeout_s=600.0)
+    theirs, ours = memory_stream_pair()
+    with trio.fail_after(700):
+        await theirs.send_all(reference_work(1))
+        assert await intake.session(ours, "192.0.2.1:9", "acme") is None
+    assert intake.counts.timed_out == 0
+    assert "it said nothing for 600 s" in capsys.readouterr().out
+
+
+async def test_an_exporter_that_was_not_read_from_has_its_time_for_the_rest_of_its_message(
+    autojump_clock: MockClock,
+) -> None:
+    intake = an_intake(message_timeout_s=30.0)
+    theirs, ours = memory_stream_pair()
+    work = reference_work(400)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(intake.session, ours, "192.0.2.1:9", "acme")
+        await theirs.send_all(work[:-10])
+        await trio.sleep(100)  # its stream is full all the while
+        (stream,) = intake.uplink.streams
+        assert len(stream.outbox)
+        stream.acknowledged(stream.outbox.last)
+        await trio.sleep(20)
+        stream.acknowledged(stream.outbox.last)
+        await theirs.send_all(work[-10:])
+        await theirs.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        stream.acknowledged(stream.outbox.last)
+        assert intake.counts.timed_out == 0
+        assert intake.counts.records == 400 * 24
         nursery.cancel_scope.cancel()
