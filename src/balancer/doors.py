@@ -184,6 +184,8 @@ class LinkDoor:
         try:
             upstream = await self._placed(link, stream)
         except (LinkError, trio.TooSlowError) as error:
+            # It may have been placed, and its collector not reached in time.
+            self.left(link)
             self.counts.refused += 1
             reason = str(error) or "no preamble in time, or no collector can take it now"
             if times := self._refusals.again(reason):

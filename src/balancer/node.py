@@ -67,11 +67,11 @@ class _Places:
         """A collector for an exporter's stream."""
         decision = self.policy.place(stream.id, stream.org, trio.current_time())
         if not isinstance(decision, Decision):
-            if times := self._waits.again("stream waits"):
+            if times := self._waits.again(stream.org):
                 who = {"org": stream.org, "exporter": stream.exporter}
                 log.warning("stream waits", **who, reason=decision.reason, times=times)
             return None
-        self._waits.over("stream waits")
+        self._waits.over(stream.org)
         log.info(
             "stream placed", stream=stream.id.hex(), org=stream.org, collector=decision.collector, why=decision.reason
         )

@@ -345,13 +345,11 @@ class Uplink:
         try:
             await trio.sleep(self._pause_s(name))
             await link.run(await self._dial(link.target))
-        except* (Unreachable, trio.BrokenResourceError) as group:
-            reason = str(group.exceptions[0])
-        except* (Refused, Overloaded, LinkError) as group:
+        except* (Unreachable, Refused, Overloaded, LinkError, trio.BrokenResourceError) as group:
             error = group.exceptions[0]
             while isinstance(error, ExceptionGroup):
                 error = error.exceptions[0]
-            reason = str(error)
+            reason = str(error) or type(error).__name__
             if isinstance(error, Refused):
                 self.refused = error
                 self.was_refused.set()
@@ -376,7 +374,7 @@ class Uplink:
             return
         reason = reason or link.told or "closed by the other end"
         self.last_error = f"{name}: {reason}"
-        if link.welcomed:
+        if name not in self._failures:
             self._lost.over(name)
         if times := self._lost.again(name):
             log.warning("link lost", target=name, reason=reason, streams=len(streams), times=times)

@@ -107,3 +107,20 @@ def test_two_links_of_one_name_have_reservations_of_their_own() -> None:
     trio.run(place_both)
     places.link_left(first)
     assert list(places.policy._promises) == [second]
+
+
+async def test_a_link_whose_collector_does_not_answer_in_time_gives_its_reservation_back() -> None:
+    async def silent(_: str) -> trio.abc.Stream:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    places = _Places()
+    places.policy.members(["c1"], now=trio.current_time())
+    places._addresses = {"c1": "127.0.0.1:1"}
+    door = LinkDoor(place=places.place_link, dial=silent, left=places.link_left, place_timeout_s=0.2)
+    async with serving(door) as (host, port):
+        connection = await trio.open_tcp_stream(host, port)
+        await connection.send_all(encode_preamble(Hint("acme", "m1")))
+        await until(lambda: door.counts.refused == 1)
+        await connection.aclose()
+    assert not places.policy._promises

@@ -52,12 +52,15 @@ def test_a_door_that_comes_back_is_read_on_from_where_it_went_away(tmp_path: Pat
             text=True,
         )
         assert process.stdout is not None
-        first = [process.stdout.readline() for _ in range(48)]
-        door.stop()
-        time.sleep(0.5)
-        door.start()
-        door.store(3, 5)
-        rest, errors = process.communicate(timeout=30)
+        try:
+            first = [process.stdout.readline() for _ in range(48)]
+            door.stop()
+            time.sleep(0.5)
+            door.start()
+            door.store(3, 5)
+            rest, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
         assert process.returncode == 0
     assert positions("".join(first) + rest) == [number for number in range(1, 6) for _ in range(24)]
     assert errors.count("trying again") == 1
