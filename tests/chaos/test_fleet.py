@@ -11,6 +11,7 @@ import pytest
 import trio
 from tools.chaos import FAULTS, Plan, run
 from tools.fleet import Fleet, running
+from tools.loadgen import Ledger, load
 
 from sapflow.client import subscribe
 from sapflow.errors import Refused
@@ -147,3 +148,57 @@ def test_status_says_what_each_process_holds_and_its_ratio(fleet: Fleet) -> None
         "collector-2",
         "phloem-1",
     }
+
+
+def test_c02_a_subscriber_killed_again_and_again_reads_every_batch_once_by_its_positions(tmp_path: Path) -> None:
+    with running(tmp_path, collectors=1) as fleet:
+        ledger, token = Ledger(), fleet.token("acme")
+        (tmp_path / "acme.token").write_text(token)
+        words = [
+            "tail",
+            "acme",
+            "--to",
+            f"link://{fleet.doors['consume']}",
+            "--token-file",
+            str(tmp_path / "acme.token"),
+        ]
+
+        def read_on(after: int) -> list[tuple[int, str]]:
+            """What a subscriber that is killed in the midst has written, in whole lines: position and stream."""
+            process = subprocess.Popen(
+                [sys.executable, "-m", "sapflow", *words, "--at", str(after) if after else "earliest"],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+            assert process.stdout is not None
+            lines = [process.stdout.readline() for _ in range(40)]
+            process.kill()
+            lines += process.stdout.read().splitlines(keepends=True)
+            process.wait()
+            rows = [json.loads(line) for line in lines if line.endswith(b"\n")]
+            return [(row["_position"], row["_stream"]) for row in rows]
+
+        async def scenario() -> list[tuple[int, str]]:
+            stop, found = trio.Event(), list[tuple[int, str]]()
+            await trio.sleep(1.5)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(
+                    partial(
+                        load, fleet.doors["link"], {"acme": token}, ledger, stop, meters=5, interval_s=0.1, records=8
+                    )
+                )
+                for _ in range(4):
+                    # The last batch may not be whole: it is read again.
+                    rows = await trio.to_thread.run_sync(read_on, found[-1][0] if found else 0)
+                    last = rows[-1][0]
+                    found += [row for row in rows if row[0] < last] or rows
+                stop.set()
+                nursery.cancel_scope.deadline = trio.current_time() + 30
+            return found
+
+        found = trio.run(scenario)
+        assert ledger.acknowledged_records == ledger.sent_records
+    positions = [position for position, _ in found]
+    assert positions == sorted(positions)
+    assert {positions.count(position) for position in positions} == {8}
+    assert sorted(set(positions)) == list(range(1, positions[-1] + 1))

@@ -47,8 +47,8 @@ class Peer:
             self._events += self.connection.receive(bytes(data))
         return self._events.pop(0)
 
-    async def hello(self, token: str = "a-token") -> Event:
-        await self.say(self.connection.hello(Hint(), role="meter", token=token, name="m1"))
+    async def hello(self, **fields: object) -> Event:
+        await self.say(self.connection.hello(Hint(), role="meter", name="m1", **fields))
         return await self.hear()
 
     async def send(self, batch: Batch) -> Event:
@@ -66,7 +66,7 @@ def a_batch(seq: int = 1, records: int = 2) -> Batch:
 
 async def a_peer(fleet: SmallFleet, transport: str) -> Peer:
     peer = Peer(await fleet.dial(transport))
-    assert isinstance(await peer.hello(), Welcomed)
+    assert isinstance(await peer.hello(token="a-token"), Welcomed)
     return peer
 
 
@@ -145,7 +145,7 @@ async def test_w13_an_acknowledgement_lost_at_any_byte_means_sent_again_and_stor
 
         received = await deliver(None)
         runs = 1
-        for cut_after in range(1, received + 1, max(1, received // 24)):
+        for cut_after in range(1, received + 1, max(1, received // 40)):
             await deliver(cut_after)
             runs += 1
         entries = fleet.stored()
@@ -173,12 +173,33 @@ async def test_w11_a_client_that_never_reads_is_held_to_its_bound_and_others_go_
 
 
 @over_each
-async def test_w09_a_wrong_token_gets_the_same_answer_over_every_transport(tmp_path: Path, transport: str) -> None:
+async def test_w09_without_a_token_that_counts_the_same_answer_comes_over_every_transport(
+    tmp_path: Path, transport: str
+) -> None:
+    hellos = ({}, {"token": ""}, {"token": "wrong"}, {"token": ["a-token"]}, {"token": "A-TOKEN"}, {"token": "f-token"})
+    answers = set()
     async with small_fleet(tmp_path) as fleet:
-        told = await Peer(await fleet.dial(transport)).hello(token="wrong")
+        for fields in hellos:
+            told = await Peer(await fleet.dial(transport)).hello(**fields)
+            assert isinstance(told, Closed)
+            answers.add((told.code, told.reason))
+        assert fleet.collector.counts.unauthorized == len(hellos)
+    ((code, reason),) = answers
+    assert code == Close.UNAUTHORIZED
+    assert "acme" not in reason
+
+
+@over_each
+async def test_w09_a_token_of_another_org_opens_no_stream_over_any_transport(tmp_path: Path, transport: str) -> None:
+    async with small_fleet(tmp_path) as fleet:
+        peer = Peer(await fleet.dial(transport))
+        assert isinstance(await peer.hello(token="g-token"), Welcomed)
+        _, opening = peer.connection.open(StreamId(bytes(16)), "acme", "192.0.2.1:9")
+        await peer.say(opening)
+        told = await peer.hear()
         assert isinstance(told, Closed)
-        assert told.code == Close.UNAUTHORIZED
-        assert "acme" not in told.reason
+        assert told.code == Close.FORBIDDEN
+        assert "acme" not in fleet.collector.endpoints
 
 
 @over_each
