@@ -1,6 +1,6 @@
 """The balancer's tree of tasks.
 
-nursery ── control plane (own listener), coordinator server (own listener)
+nursery ── control plane (own listener), coordinator server (own listener; with the local coordinator only)
         ├─ coordinator: which collectors there are, and what they report ─▶ placement
         ├─ exporter listeners (plain; TLS where configured) ── a task an exporter: intake, batches, its stream
         ├─ exporters' UDP door ── one task reads, another flushes; a stream for each exporter, which drops when full
@@ -28,7 +28,7 @@ from meter.intake import Intake, IntakeSettings
 from meter.templates import TemplateStore
 from meter.udp import UdpDoor, bind_udp
 from meter.uplink import Target, Uplink, UplinkSettings, UplinkStream
-from sapflow.cluster.local import LocalCoordinator
+from sapflow.cluster.coordinator import coordinator
 from sapflow.cluster.server import CoordinatorServer
 from sapflow.cluster.view import View
 from sapflow.config import Config
@@ -160,9 +160,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
         place_timeout_s=mine.place_timeout_s,
         max_unplaced=mine.max_unplaced_links,
     )
-    coordinator_server = CoordinatorServer(fleet_token, lease_s=fleet.lease_s, tell_interval_s=fleet.report_interval_s)
     figures = ProcessFigures()
-    coordinator_listener = await listen(fleet.coordinator, what="the coordinator")
     exporter_listener = await listen(mine.ipfix_tcp, what="exporters (IPFIX over TCP)")
     tls_listener = await listen(mine.ipfix_tls, what="exporters (IPFIX over TLS)") if mine.ipfix_tls else None
     link_listener = await listen(mine.link, what="meters' links")
@@ -197,7 +195,8 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
                 },
                 **({"tls_door": attrs.asdict(tls_door.counts)} if tls_door is not None else {}),
                 "link_door": attrs.asdict(link_door.counts),
-                "coordinator": {"operations": coordinator_server.operations},
+                "coordinator": member.counts(),
+                **({"coordinator_server": {"operations": server.operations}} if server is not None else {}),
             },
             "gauges": {
                 "unacknowledged_bytes": uplink.unacknowledged_bytes,
@@ -207,42 +206,46 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
                 "unplaced_links": link_door.unplaced,
                 "udp_buffer_bytes": udp_door.buffer_bytes,
                 "udp_parked_bytes": datagrams.parked.held_bytes,
+                **member.gauges(),
                 **figures.read(),
             },
             "faulty_exporters": {name: dict(reasons) for name, reasons in intake.faults.by_exporter.items()},
             "ratio": {"measured": round(given / taken, 3) if taken else None, "expected": 1.0},
             "loads": places.policy.loads(trio.current_time()),
-            "claims": coordinator_server.claims.by_owner(),
-            "members": [attrs.asdict(member) for member in coordinator_server.membership.view().members],
+            "claims": {name: load["claims"]["held"] for name, load in member.view.loads.items() if "claims" in load},
+            "members": [attrs.asdict(one) for one in member.view.members],
         }
 
+    addresses = {
+        "ipfix_tcp": address_of(exporter_listener),
+        "udp": udp_door.address,
+        "link": address_of(link_listener),
+    }
+    if tls_listener is not None:
+        addresses["ipfix_tls"] = address_of(tls_listener)
+    server: CoordinatorServer | None = None
+    if fleet.coordinator == "local":
+        server = CoordinatorServer(fleet_token, lease_s=fleet.lease_s, tell_interval_s=fleet.report_interval_s)
+        server_listener = await listen(fleet.coordinator_address, what="the coordinator")
+        addresses["coordinator"] = address_of(server_listener)
+        config = attrs.evolve(config, fleet=attrs.evolve(fleet, coordinator_address=addresses["coordinator"]))
+    member = coordinator(
+        config,
+        name=name,
+        role="balancer",
+        addresses=addresses,
+        fleet_token=fleet_token,
+        load=load,
+        on_change=places.on_change,
+        reads_loads=True,
+    )
     async with trio.open_nursery() as nursery:
-        control = await nursery.start(serve_control, mine.control, "balancer", status)
-        addresses = {
-            "ipfix_tcp": address_of(exporter_listener),
-            "udp": udp_door.address,
-            "link": address_of(link_listener),
-            "coordinator": address_of(coordinator_listener),
-            "control": control,
-        }
-        if tls_listener is not None:
-            addresses["ipfix_tls"] = address_of(tls_listener)
-        coordinator = LocalCoordinator(
-            name=name,
-            role="balancer",
-            addresses=addresses,
-            fleet_token=fleet_token,
-            dial=partial(dial, addresses["coordinator"], timeout_s=fleet.connect_timeout_s),
-            report_interval_s=fleet.report_interval_s,
-            load=load,
-            on_change=places.on_change,
-        )
+        addresses["control"] = await nursery.start(serve_control, mine.control, "balancer", status)
         nursery.start_soon(figures.run)
-        nursery.start_soon(coordinator_server.run)
-        nursery.start_soon(
-            partial(serve, max_connections=1000, what="coordinator"), coordinator_listener, coordinator_server.serve
-        )
-        nursery.start_soon(coordinator.run)
+        if server is not None:
+            nursery.start_soon(server.run)
+            nursery.start_soon(partial(serve, max_connections=1000, what="coordinator"), server_listener, server.serve)
+        nursery.start_soon(member.run)
         nursery.start_soon(uplink.run)
         nursery.start_soon(udp_door.run)
         nursery.start_soon(

@@ -19,13 +19,12 @@ import trio
 
 from collector.live import LiveDoor, LiveSettings
 from collector.sessions import Collector, CollectorSettings
-from sapflow.cluster.local import LocalCoordinator
+from sapflow.cluster.coordinator import coordinator
 from sapflow.config import Config
 from sapflow.link import Traffic
 from sapflow.monitor.control import serve_control
 from sapflow.monitor.process import ProcessFigures
 from sapflow.orgs import OrgTable, keep_fresh
-from sapflow.runtime.dial import dial
 from sapflow.runtime.serve import address_of, listen, serve
 from sapflow.runtime.transport import server_tls
 
@@ -77,8 +76,14 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
                 "link": attrs.asdict(collector.counts),
                 "endpoint": {"repeats": sum(e.repeats for e in endpoints)},
                 "live": attrs.asdict(live.counts),
+                "coordinator": member.counts(),
             },
-            "gauges": {"held_bytes": collector.pool.used_bytes, "budget_bytes": mine.budget_bytes, **figures.read()},
+            "gauges": {
+                "held_bytes": collector.pool.used_bytes,
+                "budget_bytes": mine.budget_bytes,
+                **member.gauges(),
+                **figures.read(),
+            },
             "ratio": {
                 "measured": round((given + live.given).bytes / taken.bytes, 3) if taken.bytes else None,
                 "expected": round(expected / taken.bytes, 3) if taken.bytes else None,
@@ -96,26 +101,17 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
             },
         }
 
+    addresses = {"link": address_of(link_listener), "live": address_of(live_listener)}
+    member = coordinator(config, name=name, role="collector", addresses=addresses, fleet_token=fleet_token, load=load)
     async with trio.open_nursery() as nursery:
-        control = await nursery.start(serve_control, mine.control, "collector", status)
-        addresses = {"link": address_of(link_listener), "live": address_of(live_listener), "control": control}
-        coordinator = LocalCoordinator(
-            name=name,
-            role="collector",
-            addresses=addresses,
-            fleet_token=fleet_token,
-            dial=partial(dial, config.fleet.coordinator, timeout_s=config.fleet.connect_timeout_s),
-            report_interval_s=config.fleet.report_interval_s,
-            load=load,
-            on_change=lambda _view: None,
-        )
+        addresses["control"] = await nursery.start(serve_control, mine.control, "collector", status)
         nursery.start_soon(figures.run)
         nursery.start_soon(keep_fresh, orgs)
         nursery.start_soon(
             partial(serve, max_connections=mine.max_links, what="link"), link_listener, collector.serve_link
         )
         nursery.start_soon(partial(serve, max_connections=mine.max_live, what="live"), live_listener, live.serve)
-        nursery.start_soon(coordinator.run)
+        nursery.start_soon(member.run)
         announce({"event": "ready", "name": name, "role": "collector", "addresses": addresses})
 
 

@@ -25,7 +25,7 @@ from phloem.commits import Committer
 from phloem.connections import Connections, ConnectionSettings
 from phloem.consume import Consumers, ConsumeSettings
 from phloem.engine.embedded import EmbeddedLog
-from sapflow.cluster.local import LocalCoordinator
+from sapflow.cluster.coordinator import coordinator
 from sapflow.cluster.view import View
 from sapflow.config import Config
 from sapflow.errors import StorageError
@@ -79,7 +79,6 @@ async def _run(config: Config, name: str, fleet_token: str, announce: Announce, 
         ),
         committer,
         partial(dial, timeout_s=config.fleet.connect_timeout_s),
-        on_org=lambda org: coordinator.want(org),
     )
     figures = ProcessFigures()
     listener = await listen(mine.consume, what="consumers")
@@ -102,13 +101,14 @@ async def _run(config: Config, name: str, fleet_token: str, announce: Announce, 
                 "link": attrs.asdict(connections.counts),
                 "commit": attrs.asdict(committer.counts),
                 "consume": attrs.asdict(consumers.counts),
+                "coordinator": member.counts(),
             },
             "gauges": {
                 "held_bytes": connections.pool.used_bytes,
                 "channel_bytes": committer.channel.fill_bytes,
                 "budget_bytes": mine.budget_bytes,
                 "orgs": len(connections.orgs),
-                "claims_held": len(coordinator.held),
+                **member.gauges(),
                 **figures.read(),
             },
             "ratio": {
@@ -120,24 +120,24 @@ async def _run(config: Config, name: str, fleet_token: str, announce: Announce, 
     def on_change(view: View) -> None:
         connections.collectors({member.name: member.addresses["link"] for member in view.of_role("collector")})
 
+    addresses = {"consume": address_of(listener)}
+    # It wants no org: the embedded engine has one node, whose work they all are, and claims would only cost.
+    member = coordinator(
+        config,
+        name=name,
+        role="phloem",
+        addresses=addresses,
+        fleet_token=fleet_token,
+        load=load,
+        on_change=on_change,
+    )
     async with trio.open_nursery() as nursery:
-        control = await nursery.start(serve_control, mine.control, "phloem", status)
-        addresses = {"consume": address_of(listener), "control": control}
-        coordinator = LocalCoordinator(
-            name=name,
-            role="phloem",
-            addresses=addresses,
-            fleet_token=fleet_token,
-            dial=partial(dial, config.fleet.coordinator, timeout_s=config.fleet.connect_timeout_s),
-            report_interval_s=config.fleet.report_interval_s,
-            load=load,
-            on_change=on_change,
-        )
+        addresses["control"] = await nursery.start(serve_control, mine.control, "phloem", status)
         nursery.start_soon(figures.run)
         nursery.start_soon(keep_fresh, orgs)
         nursery.start_soon(committer.run)
         nursery.start_soon(connections.run)
-        nursery.start_soon(coordinator.run)
+        nursery.start_soon(member.run)
         nursery.start_soon(_retain, config, engine, committer)
         nursery.start_soon(
             partial(serve, max_connections=mine.max_consumers, what="consume"), listener, consumers.serve

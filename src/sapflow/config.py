@@ -21,11 +21,29 @@ from sapflow.runtime.addresses import split_address
 
 
 @frozen
+class PegConfig:
+    """An org's work is `member`'s, a Phloem node's, as long as that is there."""
+
+    org: str
+    member: str
+
+
+@frozen
 class FleetConfig:
     """What all processes of a fleet share."""
 
-    coordinator: str = "127.0.0.1:4730"
-    """Where the balancer's control plane serves membership."""
+    coordinator: str = "local"
+    """`local`: the balancer of this one host; `zookeeper`: an ensemble, for more than one."""
+    coordinator_address: str = "127.0.0.1:4730"
+    """Where the balancer's control plane serves membership; with `local` only."""
+    zookeeper: str = "127.0.0.1:2181"
+    """Its servers: HOST:PORT,HOST:PORT,…[/PATH]; the path must be there."""
+    name: str = "sapflow"
+    """Of several fleets that share a ZooKeeper."""
+    session_timeout_s: float = 6.0
+    """With `zookeeper`: a member that is silent for so long is no more; its claims are not acted on after 2/3 of it."""
+    pegs: tuple[PegConfig, ...] = ()
+    """Orgs whose work is one node's, as long as it is there: `{ org = "acme", member = "phloem-2" }`."""
     report_interval_s: float = 1.0
     """How often every process reports its load and is told of the others."""
     lease_s: float = 3.0
@@ -247,7 +265,7 @@ class Config:
         return Path(self.data)
 
 
-_ADDRESSES = {"coordinator", "ipfix_tcp", "udp", "link", "live", "control", "consume"}
+_ADDRESSES = {"coordinator_address", "ipfix_tcp", "udp", "link", "live", "control", "consume"}
 
 _converter = cattrs.Converter(forbid_extra_keys=True)
 
@@ -306,6 +324,22 @@ def check(config: Config, where: str) -> None:
             raise ConfigurationError(f"{where}: balancer.sources, number {number}: prefix: {error}") from None
         if not ORG_NAME.fullmatch(source.org):
             raise ConfigurationError(f"{where}: balancer.sources, number {number}: '{source.org}' is no org's name")
+    _coordinated(config.fleet, where)
+
+
+def _coordinated(fleet: FleetConfig, where: str) -> None:
+    if fleet.coordinator not in ("local", "zookeeper"):
+        raise ConfigurationError(
+            f"{where}: fleet.coordinator: 'local' or 'zookeeper', is {fleet.coordinator!r}"
+            " (the local one's address is fleet.coordinator_address)"
+        )
+    if fleet.coordinator == "zookeeper":
+        _check_hosts(fleet.zookeeper, f"{where}: fleet.zookeeper")
+        if fleet.session_timeout_s < 3 * fleet.report_interval_s:
+            raise ConfigurationError(
+                f"{where}: fleet.session_timeout_s: at least three times fleet.report_interval_s, or one late report"
+                f" would end a session; is {fleet.session_timeout_s:g}"
+            )
 
 
 def _addressed(address: str, where: str) -> None:
@@ -313,6 +347,13 @@ def _addressed(address: str, where: str) -> None:
         split_address(address)
     except ConfigurationError as error:
         raise ConfigurationError(f"{where}: {error}") from None
+
+
+def _check_hosts(hosts: str, where: str) -> None:
+    for server in hosts.partition("/")[0].split(","):
+        host, _, port = server.strip().rpartition(":")
+        if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 1 << 16:
+            raise ConfigurationError(f"{where}: HOST:PORT, several with commas between, is {hosts!r}")
 
 
 def _explain(group: ClassValidationError, cls: type, prefix: str = "") -> Iterator[str]:

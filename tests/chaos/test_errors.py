@@ -34,7 +34,7 @@ def test_a_port_in_use_is_named_with_what_to_do(tmp_path: Path) -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         config = tmp_path / "f.toml"
         config.write_text(
-            f'data = "{tmp_path}/data"\n[fleet]\ncoordinator = "127.0.0.1:0"\n'
+            f'data = "{tmp_path}/data"\n[fleet]\ncoordinator_address = "127.0.0.1:0"\n'
             f'[balancer]\nlink = "127.0.0.1:0"\nipfix_tcp = "{address}"\n'
         )
         error = said(sapflow("up", "--config", str(config)), 1)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sapflow import limits
-from sapflow.config import Config, describe, dumps, from_dict, load
+from sapflow.config import Config, PegConfig, describe, dumps, from_dict, load
 from sapflow.errors import ConfigurationError
 
 
@@ -56,6 +56,14 @@ def test_what_is_written_out_reads_back_the_same() -> None:
             "[balancer]\nsources = [{prefix = '192.0.2.0/24', org = 'Acme'}]",
             "f.toml: balancer.sources, number 1: 'Acme' is no org's name",
         ),
+        (
+            "[fleet]\ncoordinator = '127.0.0.1:1'",
+            r"f.toml: fleet.coordinator: 'local' or 'zookeeper'.*coordinator_address",
+        ),
+        ("[fleet]\ncoordinator = 'zookeeper'\nzookeeper = 'zk1'", "f.toml: fleet.zookeeper: HOST:PORT"),
+        ("[fleet]\ncoordinator = 'zookeeper'\nzookeeper = 'zk1:2181,:1'", "f.toml: fleet.zookeeper: HOST:PORT"),
+        ("[fleet]\ncoordinator = 'zookeeper'\nsession_timeout_s = 2", "fleet.session_timeout_s: at least three times"),
+        ("[fleet]\npegs = [{ org = 'a' }]", "f.toml: fleet.pegs"),
     ],
 )
 def test_a_bad_file_is_answered_with_the_file_the_key_and_what_is_wrong(
@@ -85,6 +93,18 @@ def test_integers_are_taken_for_seconds() -> None:
 def test_every_setting_is_described() -> None:
     found = {key: value for key, value, _ in describe(Config())}
     assert found["collector.budget_bytes"] == 256 << 20
+
+
+def test_a_fleet_on_zookeeper_with_pegs_reads_back_the_same() -> None:
+    text = """
+    [fleet]
+    coordinator = "zookeeper"
+    zookeeper = "zk1:2181, zk2:2181/flows"
+    pegs = [{ org = "acme", member = "phloem-2" }]
+    """
+    config = from_dict(tomllib.loads(text), "x")
+    assert config.fleet.pegs == (PegConfig("acme", "phloem-2"),)
+    assert from_dict(tomllib.loads(dumps(config)), "x") == config
 
 
 def test_all_that_cannot_be_is_named_at_once() -> None:

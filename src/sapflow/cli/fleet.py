@@ -27,7 +27,7 @@ from sapflow.cli.fleet_file import FleetFile
 from sapflow.cli.fleet_file import read_fleet as read_fleet
 from sapflow.cli.fleet_file import read_status as read_status
 from sapflow.cli.meaning import registry_of
-from sapflow.config import Config, describe, dumps, load
+from sapflow.config import Config, check, describe, dumps, load
 from sapflow.errors import SapflowError
 from sapflow.flows.registry import using
 from sapflow.orgs import OrgTable
@@ -123,9 +123,11 @@ def _free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
 def _ephemeral(config: Config) -> Config:
     """Free ports: chosen now, so that a process which is started again listens where it did."""
     local = "127.0.0.1:{}".format
+    # A name too: with a token of its own it cannot share nodes of a ZooKeeper with a fleet that was before.
+    name = f"{config.fleet.name}-{secrets.token_hex(4)}"
     return attrs.evolve(
         config,
-        fleet=attrs.evolve(config.fleet, coordinator=local(_free_port())),
+        fleet=attrs.evolve(config.fleet, coordinator_address=local(_free_port()), name=name),
         balancer=attrs.evolve(
             config.balancer,
             ipfix_tcp=local(_free_port()),
@@ -144,6 +146,8 @@ def _ephemeral(config: Config) -> Config:
 @click.option("--bind", help="The address that the doors listen on.")
 @click.option("--ephemeral", is_flag=True, help="Free ports and a temporary data directory, removed at the end.")
 @click.option("--json", "as_json", is_flag=True, help="Events as JSON, one a line; the first is 'ready'.")
+@click.option("--coordinator", type=click.Choice(["local", "zookeeper"]), help="Who tells the processes of each other.")
+@click.option("--zookeeper", help="ZooKeeper's servers, HOST:PORT with commas between; for --coordinator zookeeper.")
 @click.option("--quiet", is_flag=True, help="Keep the processes' logs in the data directory only.")
 @SUPERVISED
 def up_command(
@@ -153,11 +157,13 @@ def up_command(
     bind: str | None,
     ephemeral: bool,
     as_json: bool,
+    coordinator: str | None,
+    zookeeper: str | None,
     quiet: bool,
     supervised: bool,
 ) -> None:
     """Run the whole fleet on this machine, every role a process of its own, supervised."""
-    config = load(config_path)
+    config = _coordinated(load(config_path), coordinator, zookeeper)
     temporary = tempfile.mkdtemp(prefix="sapflow-") if ephemeral and data is None else None
     config = attrs.evolve(
         config, data=str(Path(data or temporary or config.data).absolute()), collectors=collectors or config.collectors
@@ -171,6 +177,16 @@ def up_command(
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _coordinated(config: Config, coordinator: str | None, zookeeper: str | None) -> Config:
+    fleet = config.fleet
+    if zookeeper is not None and (coordinator or fleet.coordinator) != "zookeeper":
+        raise click.UsageError("--zookeeper is of no use without --coordinator zookeeper")
+    fleet = attrs.evolve(fleet, coordinator=coordinator or fleet.coordinator, zookeeper=zookeeper or fleet.zookeeper)
+    changed = attrs.evolve(config, fleet=fleet)
+    check(changed, "the command line")
+    return changed
 
 
 def _bound(config: Config, bind: str) -> Config:

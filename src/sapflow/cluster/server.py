@@ -8,6 +8,7 @@ lease and its claims end with it; leases cover what hangs.
 from __future__ import annotations
 
 import hmac
+from collections.abc import Iterable
 from typing import Any
 
 import structlog
@@ -22,6 +23,8 @@ log = structlog.get_logger()
 
 SEND_TIMEOUT_S = 2.0
 HELLO_TIMEOUT_S = 2.0
+MAX_FREED = 5000
+"""Orgs told to be free in one line; where it is more, all are said to be perhaps."""
 
 
 class CoordinatorServer:
@@ -74,7 +77,7 @@ class CoordinatorServer:
         self.membership.leave(*key)
         freed = self.claims.left(*key)
         log.info("member left", member=member.name, pid=member.pid, claims=len(freed))
-        self._changed.unpark_all()
+        self.freed(freed)
 
     async def news(self) -> None:
         """Until something changed, or loads are due to be told."""
@@ -85,6 +88,52 @@ class CoordinatorServer:
         """An answer waits to be told."""
         self._changed.unpark_all()
 
+    def freed(self, orgs: list[str]) -> None:
+        """Orgs are nobody's: all who have met claims are told."""
+        for session in self._sessions.values():
+            session.answer.freed_of(orgs)
+        self._changed.unpark_all()
+
+
+class _Answer:
+    """What a member is still to be told of claims: of each org the latest only."""
+
+    def __init__(self) -> None:
+        self._held: set[str] = set()
+        self._others: set[str] = set()
+        self._freed: set[str] = set()
+        self._forget = False
+        self._has_claimed = False
+
+    def claimed(self, held: Iterable[str], others: Iterable[str]) -> None:
+        self._has_claimed = True
+        self._held.update(held)
+        self._others.update(others)
+        self._freed.difference_update(self._held, self._others)
+
+    def released(self, orgs: Iterable[str]) -> None:
+        self._held.difference_update(orgs)
+
+    def freed_of(self, orgs: Iterable[str]) -> None:
+        if self._has_claimed:
+            self._others.difference_update(orgs)
+            self._freed.update(orgs)
+            if len(self._freed) > MAX_FREED:
+                self._freed.clear()
+                self._forget = True
+
+    def take(self) -> dict[str, object]:
+        """The fields of the next line."""
+        fields = {"held": list(self._held), "others": list(self._others), "freed": list(self._freed)}
+        found: dict[str, object] = {key: orgs for key, orgs in fields.items() if orgs}
+        if self._forget:
+            found["forget"] = True
+        self._held, self._others, self._freed, self._forget = set(), set(), set(), False
+        return found
+
+    def __bool__(self) -> bool:
+        return bool(self._held or self._others or self._freed or self._forget)
+
 
 class _MemberSession:
     """One member's connection: a task that reads it, and one that tells it."""
@@ -94,7 +143,7 @@ class _MemberSession:
         self._server = server
         self._stream = stream
         self._scope = trio.CancelScope()
-        self._answer: dict[str, object] = {}
+        self.answer = _Answer()
 
     def cut(self) -> None:
         """End it."""
@@ -120,19 +169,20 @@ class _MemberSession:
             raise LinkError(f"another process has joined as {member.name}", code=4409)
         claim, release = _names(fields, "claim"), _names(fields, "release")
         if release:
-            server.claims.release(release, member.name, member.generation)
+            self.answer.released(release)
+            server.freed(server.claims.release(release, member.name, member.generation))
         if claim:
             held, others = server.claims.claim(claim, member.name, member.generation)
-            self._answer = {"held": held, "others": others}
+            self.answer.claimed(held, others)
             server.answered()
 
     async def _tell(self) -> None:
         while True:
-            line = {"view": converter.unstructure(self._server.membership.view()), **self._answer}
-            self._answer = {}
+            line = {"view": converter.unstructure(self._server.membership.view()), **self.answer.take()}
+            self._server.operations += 1
             with trio.fail_after(SEND_TIMEOUT_S):
                 await send_line(self._stream, line)
-            if not self._answer:
+            if not self.answer:
                 await self._server.news()
 
 

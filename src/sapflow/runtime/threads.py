@@ -18,8 +18,10 @@ class ThreadKind:
         self._threads = threads
         self._limiter: trio.CapacityLimiter | None = None
 
-    async def run(self, work: Callable[[], T]) -> T:
-        """Run `work` in a thread of this kind. Not abandoned on cancellation: what storage began, it ends."""
+    async def run(self, work: Callable[[], T], *, abandon: bool = False) -> T:
+        """Run `work` in a thread of this kind. What storage began, it ends: only `abandon` makes it cancellable."""
         if self._limiter is None:
             self._limiter = trio.CapacityLimiter(self._threads)
-        return await trio.to_thread.run_sync(work, limiter=self._limiter, thread_name=f"sapflow-{self.name}")
+        return await trio.to_thread.run_sync(
+            work, limiter=self._limiter, thread_name=f"sapflow-{self.name}", abandon_on_cancel=abandon
+        )

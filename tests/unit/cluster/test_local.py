@@ -48,19 +48,22 @@ class Host:
         return theirs
 
 
-def a_member(host: Host, name: str, views: list[View], token: str = "f-token") -> LocalCoordinator:
+def a_member(
+    host: Host, name: str, views: list[View], role: str = "collector", pegs: dict[str, str] | None = None
+) -> LocalCoordinator:
     def load() -> dict[str, Any]:
         return {"bytes_per_s": 7}
 
     return LocalCoordinator(
         name=name,
-        role="collector",
+        role=role,
         addresses={"link": f"{name}:1"},
-        fleet_token=token,
+        fleet_token="f-token",
         dial=host.dial,
         report_interval_s=1.0,
         load=load,
         on_change=views.append,
+        pegs=pegs,
     )
 
 
@@ -156,51 +159,144 @@ def test_a_claim_is_its_owners_until_released_or_its_lease_ends() -> None:
     assert claims.claim(["a", "b"], "p2", "g2") == (["a", "b"], {})
 
 
-async def test_orgs_are_claimed_once_and_pass_on_when_their_owner_dies(autojump_clock: MockClock) -> None:
+def a_claimer(nursery: trio.Nursery, host: Host, name: str, *orgs: str) -> tuple[LocalCoordinator, trio.CancelScope]:
+    member, life = a_member(host, name, [], role="phloem"), trio.CancelScope()
+    for org in orgs:
+        member.want(org)
+
+    async def run() -> None:
+        with life:
+            await member.run()
+
+    nursery.start_soon(run)
+    return member, life
+
+
+ORGS = [f"org-{number}" for number in range(20)]
+
+
+async def test_those_that_start_together_share_and_the_dead_ones_orgs_pass_on(autojump_clock: MockClock) -> None:
     async with trio.open_nursery() as nursery:
         host = Host(nursery)
         await host.start()
-        first, second = a_member(host, "p1", []), a_member(host, "p2", [])
-        life = trio.CancelScope()
-
-        async def run_first() -> None:
-            with life:
-                await first.run()
-
-        first.want("acme")
-        first.want("globex")
-        nursery.start_soon(run_first)
-        await trio.sleep(2)
-        second.want("acme")
-        nursery.start_soon(second.run)
-        await trio.sleep(3)
-        assert (first.held, second.held) == ({"acme", "globex"}, set())
-        first.release("globex")
-        second.want("globex")
-        await trio.sleep(3)
-        assert second.held == {"globex"}
+        (one, life), (two, _) = (a_claimer(nursery, host, name, *ORGS) for name in ("p1", "p2"))
+        await trio.sleep(1)
+        assert not one.held | two.held, "none claims before it knows of the others"
+        await trio.sleep(7)
+        assert sorted([*one.held, *two.held]) == sorted(ORGS)
+        assert min(len(one.held), len(two.held)) >= 9
         life.cancel()
-        await trio.sleep(3)
-        assert second.held == {"acme", "globex"}
+        await trio.sleep(5)
+        assert two.held == set(ORGS)
         nursery.cancel_scope.cancel()
 
 
-async def test_claims_are_made_again_when_the_coordinator_comes_back(autojump_clock: MockClock) -> None:
+async def test_one_that_comes_later_is_handed_its_share_and_no_org_is_without_a_worker(
+    autojump_clock: MockClock,
+) -> None:
     async with trio.open_nursery() as nursery:
         host = Host(nursery)
         await host.start()
-        member = a_member(host, "p1", [])
-        member.want("acme")
-        nursery.start_soon(member.run)
-        await trio.sleep(2)
-        assert member.held == {"acme"}
-        host.stop()
+        one, _ = a_claimer(nursery, host, "p1", *ORGS)
         await trio.sleep(5)
+        assert one.held == set(ORGS)
+        two, _ = a_claimer(nursery, host, "p2", *ORGS)
+        overlaps = False
+        for _ in range(200):
+            await trio.sleep(0.1)
+            assert one.held | two.held == set(ORGS)
+            overlaps = overlaps or bool(one.held & two.held)
+        assert overlaps
+        assert not one.held & two.held
+        assert min(len(one.held), len(two.held)) >= 9
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_released_org_is_claimed_by_whoever_else_wants_it(autojump_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        host = Host(nursery)
         await host.start()
+        one, _ = a_claimer(nursery, host, "p1", "acme")
+        await trio.sleep(5)
+        two, _ = a_claimer(nursery, host, "p2", "acme")
+        await trio.sleep(30)
+        assert (one.held, two.held) == ({"acme"}, set())
+        one.release("acme")
+        assert one.held == set()
         await trio.sleep(3)
-        assert member.held == {"acme"}
+        assert two.held == {"acme"}
+        nursery.cancel_scope.cancel()
+
+
+async def test_without_the_coordinator_the_work_goes_on_and_stays_where_it_was(autojump_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        host = Host(nursery)
+        await host.start()
+        members = [a_claimer(nursery, host, name, *ORGS)[0] for name in ("p1", "p2", "p3")]
+        await trio.sleep(10)
+        had = [set(member.held) for member in members]
+        assert sorted(org for held in had for org in held) == sorted(ORGS)
+        host.stop()
+        for _ in range(50):
+            await trio.sleep(0.1)
+            assert [set(member.held) for member in members] == had
+        await host.start()
+        for _ in range(250):
+            await trio.sleep(0.1)
+            assert [set(member.held) for member in members] == had
         assert host.server is not None
-        assert host.server.claims.by_owner() == {"p1": 1}
+        assert host.server.claims.by_owner() == {f"p{index + 1}": len(held) for index, held in enumerate(had)}
+        assert [member.gauges()["coordinator_alarm"] for member in members] == [0, 0, 0]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_peg_is_followed_and_ends_with_its_member(autojump_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        host = Host(nursery)
+        await host.start()
+        pegs = {"a": "p2", "b": "p2", "c": "p2", "d": "gone"}
+        one, two = (a_member(host, name, [], role="phloem", pegs=pegs) for name in ("p1", "p2"))
+        life = trio.CancelScope()
+
+        async def run_two() -> None:
+            with life:
+                await two.run()
+
+        for member in (one, two):
+            for org in ("a", "b", "c", "d"):
+                member.want(org)
+        nursery.start_soon(one.run)
+        await trio.sleep(5)
+        assert one.held == {"a", "b", "c", "d"}
+        nursery.start_soon(run_two)
+        await trio.sleep(10)
+        assert two.held >= {"a", "b", "c"}
+        life.cancel()
+        await trio.sleep(5)
+        assert one.held == {"a", "b", "c", "d"}
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_is_told_of_an_org_is_the_latest(autojump_clock: MockClock) -> None:
+    """A claim refused and an org freed within one line: the claimer must not believe what is over."""
+    async with trio.open_nursery() as nursery:
+        host = Host(nursery)
+        await host.start()
+        one, two = await host.dial(), await host.dial()
+        for stream, name in ((one, "p1"), (two, "p2")):
+            join = {"name": name, "role": "phloem", "generation": "g", "pid": 1, "addresses": {}}
+            await send_line(stream, {"token": "f-token", "join": join})
+        await send_line(one, {"load": {}, "claim": ["acme", "globex"]})
+        await trio.sleep(0.1)
+        await send_line(two, {"load": {}, "claim": ["acme", "globex"]})
+        await send_line(one, {"load": {}, "release": ["acme"]})
+        await trio.sleep(0.1)
+        others, freed = set(), set()
+        with trio.move_on_after(0.1):
+            async for line in receive_lines(two):
+                freed = freed - set(line.get("others", ())) | set(line.get("freed", ()))
+                others = others - set(line.get("freed", ())) | set(line.get("others", ()))
+        assert (others, freed) == ({"globex"}, {"acme"})
         nursery.cancel_scope.cancel()
 
 
