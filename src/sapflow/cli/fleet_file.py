@@ -6,6 +6,7 @@ import json
 import os
 import urllib.request
 from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,6 @@ def read_status(fleet: dict[str, Any]) -> dict[str, dict[str, Any]]:
         try:
             with urllib.request.urlopen(url, timeout=2.0) as answer:
                 statuses[name] = json.load(answer)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             statuses[name] = {"error": str(error)}
     return statuses

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.request
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def status_command(config: Config, spool: str | None, as_json: bool) -> None:
     try:
         with urllib.request.urlopen(f"http://{address}/status", timeout=STATUS_TIMEOUT_S) as answer:
             status = json.load(answer)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         raise SapflowError(f"the meter at {address} does not answer: {error}") from error
     click.echo(json.dumps(status) if as_json else "\n".join(_lines(status)))
 

@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -136,10 +135,3 @@ def test_orgs_are_added_listed_given_tokens_and_removed(tmp_path: Path) -> None:
     sapflow("orgs", "remove", "acme", *data)
     assert "no org 'acme'" in sapflow("orgs", "remove", "acme", *data, code=1).stderr
     assert sapflow("orgs", "nosuch", code=2).stderr
-
-
-def test_threads_of_a_door_end_with_it(tmp_path: Path) -> None:
-    before = threading.active_count()
-    with a_door(tmp_path, batches=1):
-        assert threading.active_count() > before
-    assert threading.active_count() <= before + 8  # idle workers of Trio's thread cache end by themselves
