@@ -43,7 +43,8 @@ class FleetConfig:
     session_timeout_s: float = 6.0
     """With `zookeeper`: a member that is silent for so long is no more; its claims are not acted on after 2/3 of it."""
     pegs: tuple[PegConfig, ...] = ()
-    """Orgs whose work is one node's, as long as it is there: `{ org = "acme", member = "phloem-2" }`."""
+    """Orgs whose work is one Phloem node's, as long as it is there: `{ org = "acme", member = "phloem-2" }`; of no
+    effect with the embedded engine, which has one node."""
     report_interval_s: float = 1.0
     """How often every process reports its load and is told of the others."""
     lease_s: float = 3.0

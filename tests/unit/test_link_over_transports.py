@@ -16,6 +16,7 @@ from sapflow.link import (
     Connection,
     CreditGranted,
     Event,
+    Opened,
     Side,
     StreamId,
     Welcomed,
@@ -170,6 +171,34 @@ async def test_w11_a_client_that_never_reads_is_held_to_its_bound_and_others_go_
         assert max(session._unsent_bytes for session in sessions) <= BUDGET_BYTES
         good = await a_peer(fleet, transport)
         assert await good.send(a_batch()) == Acknowledged(1, 1)
+
+
+@over_each
+async def test_w11_a_subscriber_that_never_reads_is_cut_at_its_bound_and_the_other_goes_on(
+    tmp_path: Path, transport: str
+) -> None:
+    async with small_fleet(tmp_path) as fleet:
+        deaf = Peer(await fleet.dial(transport))
+        await deaf.say(deaf.connection.hello(Hint(), role="phloem", token="f-token", name="deaf"))
+        assert isinstance(await deaf.hear(), Welcomed)
+        await deaf.say(deaf.connection.subscribe(orgs=["*"]))
+        most = 0
+        async with trio.open_nursery() as nursery:
+            uplink = fleet.uplink(transport)
+            await nursery.start(uplink.run)
+            stream = uplink.open_stream("acme", "192.0.2.1:9")
+            await stream.put(Draft(2, 48, reference_work(2)))
+            while not isinstance(event := await deaf.hear(), Opened):
+                assert not isinstance(event, Closed)
+            await deaf.say(deaf.connection.grant(event.handle, 1 << 40))
+            for _ in range(900):
+                await stream.put(Draft(41, 960, reference_work(40)))
+                most = max([most, *(session._unsent_bytes for session in fleet.collector._sessions.values())])
+            await stream.drained()
+            assert most <= 2 * BUDGET_BYTES + (1 << 20)
+            assert fleet.collector.pool.used_bytes <= BUDGET_BYTES
+            nursery.cancel_scope.cancel()
+        assert sum(entry.records for entry in fleet.stored()) == 48 + 900 * 960
 
 
 @over_each

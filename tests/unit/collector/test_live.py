@@ -26,10 +26,10 @@ def a_door(buffer_bytes: int = 1 << 20) -> tuple[LiveDoor, dict[str, Endpoint]]:
     return door, endpoints
 
 
-async def subscribed(nursery: trio.Nursery, door: LiveDoor, token: str | None) -> trio_websocket.WebSocketConnection:
+async def subscribed(nursery: trio.Nursery, door: LiveDoor, *tokens: str) -> trio_websocket.WebSocketConnection:
     ours, theirs = memory_stream_pair()
     nursery.start_soon(door.serve, ours, "peer")
-    headers = [] if token is None else [(b"authorization", f"Bearer {token}".encode())]
+    headers = [(b"authorization", f"Bearer {token}".encode()) for token in tokens]
     return await trio_websocket.wrap_client_stream(nursery, theirs, "localhost", "/live", extra_headers=headers)
 
 
@@ -60,14 +60,14 @@ async def test_a_subscriber_gets_its_own_orgs_batches() -> None:
             nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("token", [None, "wrong", "a-token x"])
-async def test_w09_without_its_credential_a_subscriber_is_answered_401(token: str | None) -> None:
+@pytest.mark.parametrize("tokens", [(), ("wrong",), ("a-token x",), ("a-token", "a-token"), ("a-token", "g-token")])
+async def test_w09_without_its_one_credential_a_subscriber_is_answered_401(tokens: tuple[str, ...]) -> None:
     door, endpoints = a_door()
 
     async def attempt() -> None:
         with trio.fail_after(30):
             async with trio.open_nursery() as nursery:
-                await subscribed(nursery, door, token)
+                await subscribed(nursery, door, *tokens)
 
     rejected = pytest.RaisesExc(trio_websocket.ConnectionRejected, check=lambda error: error.status_code == 401)
     with pytest.RaisesGroup(rejected, flatten_subgroups=True):
