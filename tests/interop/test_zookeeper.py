@@ -179,7 +179,7 @@ async def test_a_server_killed_and_started_again_finds_everyone_as_before(tmp_pa
             await until(lambda: one.coordinator.watches == two.coordinator.watches == 5)
             assert_one_watch_a_path(server, one, two)
             assert threading.active_count() <= threads + 1, "but for Trio's own, which idle"
-            assert {len(view.members) for view in one.views[-5:]} == {2}
+            await until(lambda: one.sees() == two.sees() == {"p1", "p2"})
             nursery.cancel_scope.cancel()
 
 
