@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from importlib import import_module
 from typing import NoReturn
@@ -72,8 +71,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped", err=True)
-        sys.exit(130)
+        _stopped()
     except (SapflowError, OSError) as error:
         _fail(error)
     except BaseExceptionGroup as group:
@@ -88,15 +86,17 @@ def _exit_for(group: BaseExceptionGroup[BaseException]) -> None:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     if isinstance(error, KeyboardInterrupt):
-        sys.exit(130)
+        _stopped()
     _fail(error)
 
 
+def _stopped() -> NoReturn:
+    """Ctrl-C in work that has an end of its own: it was not done. What runs until Ctrl-C does not come here."""
+    click.echo("sapflow: stopped before it was done", err=True)
+    sys.exit(1)
+
+
 def _fail(error: BaseException) -> NoReturn:
-    if isinstance(error, BrokenPipeError):
-        # Whoever read the output has had enough; what is buffered is not to be tried again at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     what = error.strerror if isinstance(error, OSError) and error.strerror else error
     name = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
     click.echo(f"sapflow: {name}{what}", err=True)

@@ -81,7 +81,8 @@ def read_fleet(data: str) -> dict[str, Any]:
         raise SapflowError(f"no fleet runs in {data}; {advice}") from None
     except (OSError, ValueError) as error:
         raise SapflowError(f"no fleet found in {data}: {error}; {advice}") from error
-    assert isinstance(found, dict)
+    if not isinstance(found, dict) or not found.keys() >= {"up", "doors", "control"}:
+        raise SapflowError(f"no fleet found in {data}: its {FLEET_FILE} is of another version, or broken; {advice}")
     if not Path(f"/proc/{found['up']}").exists():
         raise SapflowError(f"no fleet runs in {data}: 'sapflow up' (pid {found['up']}) was killed; {advice}")
     return found

@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -55,22 +55,31 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         yield sys.stdin.buffer
         return
     console = Console(stderr=True)
-    try:
-        if console.is_terminal and not sys.stdout.isatty():
-            with Progress(console=console, transient=True) as progress, progress.open(path, "rb") as file:
-                yield file
-        else:
-            with path.open("rb") as plain:
-                yield plain
-    except OSError as error:
-        raise SapflowError(f"{path} cannot be read: {error.strerror}") from error
+    with ExitStack() as stack:
+        # Only what goes wrong in opening is caught here: what is done with the file has errors of its own.
+        try:
+            if console.is_terminal and not sys.stdout.isatty():
+                progress = stack.enter_context(Progress(console=console, transient=True))
+                file: BinaryIO = stack.enter_context(progress.open(path, "rb"))
+            else:
+                file = stack.enter_context(path.open("rb"))
+        except OSError as error:
+            raise SapflowError(f"{path} cannot be read: {error.strerror}") from error
+        yield file
 
 
 def arrivals(file: BinaryIO, name: str, skipped: Counter[str]) -> Iterator[Arrival]:
     """What a file holds, in its order; what of a capture is no flow export is counted in `skipped`.
 
-    Raises MalformedMessage when the file's own structure is broken.
+    Raises MalformedMessage when the file's own structure is broken, SapflowError when it cannot be read.
     """
+    try:
+        yield from _arrivals(file, name, skipped)
+    except OSError as error:
+        raise SapflowError(f"{name} cannot be read: {error.strerror}") from error
+
+
+def _arrivals(file: BinaryIO, name: str, skipped: Counter[str]) -> Iterator[Arrival]:
     buffered = io.BufferedReader(cast(io.RawIOBase, file), READ_BYTES) if not hasattr(file, "peek") else file
     head = cast(io.BufferedReader, buffered).peek(HEAD_BYTES)
     if is_capture(head):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,13 +20,22 @@ OUT = click.option("-o", "--output", type=click.Path(path_type=Path), help="A fi
 
 
 def open_output(output: Path | None, stack: ExitStack) -> BinaryIO:
-    """A file, or standard output. Raises SapflowError."""
-    if output is None:
-        return sys.stdout.buffer
+    """A file, or standard output. Raises SapflowError, also from the stack: for what the disk says while it is used."""
+    stack.enter_context(_naming(output))
+    return sys.stdout.buffer if output is None else stack.enter_context(output.open("wb"))
+
+
+@contextmanager
+def _naming(output: Path | None) -> Iterator[None]:
     try:
-        return stack.enter_context(output.open("wb"))
+        yield
+    except BrokenPipeError:
+        # Whoever read the output has had enough; what is buffered is not to be tried again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise click.exceptions.Exit(0) from None
     except OSError as error:
-        raise SapflowError(f"{output} cannot be written: {error.strerror}") from error
+        what = f"{output or 'standard output'} cannot be written: {error.strerror}; the last records are not in it"
+        raise SapflowError(what) from error
 
 
 def read_token(path: Path) -> str:

@@ -31,6 +31,7 @@ from sapflow.runtime.transport import LinkUrl, client_tls, dial_link, link_url
 DOORS = "ipfix+tcp://HOST:PORT, ipfix+tls://HOST:PORT, udp://HOST:PORT"
 BATCH_BYTES = 64 << 10
 SEND_TIMEOUT_S = 60.0
+CONNECT_S = 5.0
 LAST_WORD_S = 10.0
 WELCOME_S = 10.0
 
@@ -167,16 +168,29 @@ async def _send_tcp(play: Play, address: str, tls: ssl.SSLContext | None) -> Sen
         async for exporter, draft in drafts:
             connection = connections.get(exporter)
             if connection is None:
-                connection = connections[exporter] = await dial(address, timeout_s=5.0, tls=tls)
+                connection = connections[exporter] = await dial(address, timeout_s=CONNECT_S, tls=tls)
                 stack.push_async_callback(trio.aclose_forcefully, connection)
-            with trio.fail_after(SEND_TIMEOUT_S):
-                await connection.send_all(draft.payload)
+            try:
+                with trio.fail_after(SEND_TIMEOUT_S):
+                    await connection.send_all(draft.payload)
+            except trio.TooSlowError:
+                raise _not_taken(address, f"nothing taken for {SEND_TIMEOUT_S:g} s", sent) from None
+            except trio.BrokenResourceError as error:
+                raise _not_taken(address, "it closed the connection", sent) from error
             sent.records += draft.records
             sent.messages += draft.messages
             sent.bytes += len(draft.payload)
         for connection in connections.values():
-            await _until_read(connection)
+            try:
+                await _until_read(connection)
+            except trio.BrokenResourceError as error:
+                raise _not_taken(address, "it cut the connection", sent) from error
     return sent
+
+
+def _not_taken(address: str, what: str, sent: Sent) -> Unreachable:
+    advice = "the door's log says why; a plain door does not acknowledge, so how much of it was read is in its counts"
+    return Unreachable(f"{address}: {what}, after {sent.records:,} records were sent; {advice}")
 
 
 async def _until_read(connection: trio.abc.Stream) -> None:
@@ -195,8 +209,13 @@ async def _send_datagrams(play: Play, address: str) -> Sent:
     sent = Sent()
     family = trio.socket.AF_INET6 if ":" in host else trio.socket.AF_INET
     with trio.socket.socket(family, trio.socket.SOCK_DGRAM) as socket:
-        with trio.fail_after(5.0):
-            await socket.connect((host, port))
+        try:
+            with trio.fail_after(CONNECT_S):
+                await socket.connect((host, port))
+        except trio.TooSlowError:
+            raise Unreachable(f"udp://{address}: its name was not found within {CONNECT_S:g} s") from None
+        except OSError as error:
+            raise Unreachable(f"udp://{address} cannot be reached: {error.strerror}") from error
         framers: dict[str, MessageFramer] = {}
         sessions: dict[str, Session] = {}
         async with aclosing(play.arrivals()) as found:
@@ -236,9 +255,18 @@ def _datagrams(arrival: Arrival, framers: dict[str, MessageFramer]) -> Iterator[
 async def _send_link(play: Play, url: LinkUrl, org: str, token: str, tls: ssl.SSLContext | None) -> Sent:
     """A stream for each exporter, until all of it is durable."""
     path = f"{websocket.PATH}?{urlencode({'org': org, 'name': 'send'})}"
+
+    async def dial_door(_: Target) -> trio.abc.Stream:
+        try:
+            return await dial_link(url, timeout_s=CONNECT_S, tls=tls, target=path)
+        except Unreachable as error:
+            if _is_of_tls(error):
+                raise Refused(f"{url.scheme}://{error}; is it a door with TLS? --ca FILE says whom to trust") from error
+            raise
+
     uplink = Uplink(
         FixedTarget(Target("the door", url.address)),
-        lambda _: dial_link(url, timeout_s=5.0, tls=tls, target=path),
+        dial_door,
         UplinkSettings(hello={"role": "meter", "token": token, "name": "send"}, hint=Hint(org=org, name="send")),
     )
     sent = Sent()
@@ -261,6 +289,15 @@ async def _send_link(play: Play, url: LinkUrl, org: str, token: str, tls: ssl.SS
             sent.batches += stream.batches_acknowledged
         nursery.cancel_scope.cancel()
     return sent
+
+
+def _is_of_tls(error: BaseException | None) -> bool:
+    """Whether the two ends do not agree about TLS, or a certificate is not believed: another try would say the same."""
+    while error is not None:
+        if isinstance(error, ssl.SSLError):
+            return not isinstance(error, ssl.SSLEOFError)
+        error = error.__cause__
+    return False
 
 
 async def _until_refused(uplink: Uplink) -> None:

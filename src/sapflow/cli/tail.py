@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, ExitStack, suppress
+from contextlib import AbstractAsyncContextManager, ExitStack
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from sapflow.cli.fleet import read_fleet
 from sapflow.cli.meaning import Meaning, meaning_options
 from sapflow.cli.options import FIELDS, FORMAT, OUT, field_names, finish, open_output, read_token
 from sapflow.client import Subscription, subscribe
-from sapflow.errors import ConfigurationError, Unreachable
+from sapflow.errors import Unreachable
 from sapflow.flows.columns.records import Context
 from sapflow.flows.formats import Writer, open_writer
 
@@ -52,6 +52,7 @@ def tail_command(
     data: str,
 ) -> None:
     """Read an org's records, from the log and then live."""
+    position = _position(at)
     if url is None:
         url = f"link://{read_fleet(data)['doors']['consume']}"
     token = read_token(token_file or Path(data) / "fleet.token")
@@ -59,12 +60,12 @@ def tail_command(
         out = open_output(output, stack)
         writer = open_writer(format_, out, field_names(fields), meaning.stages)
         reader = _Reader(
-            partial(subscribe, url, org, token, follow=not no_follow), _position(at), writer, meaning, out, limit
+            partial(subscribe, url, org, token, follow=not no_follow), position, writer, meaning, out, limit
         )
         try:
-            # Ctrl-C is how following ends.
-            with suppress(KeyboardInterrupt):
-                trio.run(reader.run)
+            trio.run(reader.run)
+        except* KeyboardInterrupt:
+            pass  # is how following ends
         finally:
             finish(writer)
             meaning.tell()
@@ -73,15 +74,15 @@ def tail_command(
 def _position(at: str) -> Position:
     if at in ("earliest", "latest"):
         return at
-    if at.isascii() and at.isdigit():
-        return int(at)
     try:
+        if at.isascii() and at.isdigit():
+            return int(at)
         when = datetime.fromisoformat(at)
     except ValueError:
-        raise ConfigurationError(f"--at {at}: write earliest, latest, a position, or a time") from None
+        raise click.UsageError(f"--at {at:.80}: write earliest, latest, a position, or a time") from None
     if when.tzinfo is None:
         when = when.replace(tzinfo=UTC)
-    return {"time_us": int(when.timestamp() * 1e6)}
+    return {"time_us": max(0, int(when.timestamp() * 1e6))}
 
 
 @define
@@ -113,20 +114,19 @@ class _Reader:
             await trio.sleep(random.uniform(0, min(BACKOFF_MOST_S, 0.1 * 2**self._failures)))
 
     async def _read(self, batches: Subscription) -> None:
-        gaps = corrupt = 0
         try:
             async for batch in batches:
                 context = Context(batches.org, batch.exporter, batch.stream.hex(), batch.position)
                 with self.meaning.reading(context, batch.payload):
                     count = self.writer.write(batch.payload, context, self.left)
                 self.out.flush()
-                gaps, corrupt = _tell_missing(batches, gaps, corrupt)
+                _tell_missing(batches)
                 if self.left is not None:
                     self.left -= count
                     if self.left <= 0:
                         break
         finally:
-            _tell_missing(batches, gaps, corrupt)
+            _tell_missing(batches)
             self.at = batches.position
 
     def _back(self) -> None:
@@ -140,16 +140,17 @@ class _Reader:
         self._failures = min(self._failures + 1, 10)
 
 
-def _tell_missing(batches: Subscription, gaps: int, corrupt: int) -> tuple[int, int]:
-    """Say what of the log was not there since the last time: how much has been said now."""
+def _tell_missing(batches: Subscription) -> None:
+    """Say what of the log was not there, once."""
     if batches.ahead:
         click.echo(
             f"sapflow: that is {batches.ahead:,} beyond the log's end, {batches.position:,}; reading from there",
             err=True,
         )
         batches.ahead = 0
-    for gap in batches.gaps[gaps:]:
+    for gap in batches.gaps:
         click.echo(f"sapflow: {gap.entries} stored batches after position {gap.after} are past retention", err=True)
-    for entry in batches.corrupt[corrupt:]:
+    for entry in batches.corrupt:
         click.echo(f"sapflow: the batch at position {entry.position} is damaged and left out: {entry.reason}", err=True)
-    return len(batches.gaps), len(batches.corrupt)
+    batches.gaps.clear()
+    batches.corrupt.clear()

@@ -27,5 +27,6 @@ async def connect(url: str, *, timeout_s: float) -> anyio.abc.ByteStream:
             return await anyio.connect_tcp(host, port, tls=True, ssl_context=ssl.create_default_context())
     except TimeoutError:
         raise Unreachable(f"{host}:{port} did not answer within {timeout_s:g} s") from None
-    except OSError as error:
-        raise Unreachable(f"{host}:{port} cannot be reached: {error}") from error
+    except (OSError, anyio.BrokenResourceError, anyio.EndOfStream) as error:
+        what = str(error) or "closed in the midst of the TLS handshake"
+        raise Unreachable(f"{host}:{port} cannot be reached: {what}") from error

@@ -1,11 +1,13 @@
 """Reading an org's records: from a position in the log, and then live.
 
-Drops what it has seen already by (stream, number), gives gaps as what they are, and holds at most `window_bytes`.
+Drops what it has seen already by (stream, number), gives gaps as what they are, and holds one feed of the door's at a
+time, at most `MAX_FEED_BYTES`.
 """
 
 from __future__ import annotations
 
 import struct
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,13 +20,16 @@ from sapflow.client.connect import connect
 from sapflow.entry import CorruptEntry, decode_entry
 from sapflow.errors import LinkError, Refused, Unreachable
 from sapflow.flows.columns.batches import FlowBatch, decode
-from sapflow.link import BatchReceived, Closed, Connection, CreditWanted, Noticed, Side, Welcomed
+from sapflow.link import BatchReceived, Closed, Connection, CreditWanted, Event, Noticed, Opened, Side, Welcomed
 from sapflow.link.frames import Close, Hint, LinkLimits
 
 ENTRY = struct.Struct("!QI")
 MAX_FEED_BYTES = 4 << 20
 PING_INTERVAL_S = 10.0
 SILENCE_S = 35.0
+SAY_S = 5.0
+MAX_STREAMS = 65_536
+"""Whose last number is kept, to know repeats by: those heard of last."""
 
 
 @frozen
@@ -68,10 +73,11 @@ class Corrupt:
 
 
 class Subscription:
-    """Iterate over it; `gaps` holds what was found missing, `corrupt` what was found damaged.
+    """Iterate over it, also by several loops one after the other: each goes on with the batch after the last one given.
 
     `position` is that of the last batch given: to go on after a break, subscribe again `at=` it. Before the first batch
-    it is where reading began; `ahead` is how far that which was asked for lay beyond the log's end.
+    it is where reading began; `ahead` is how far that which was asked for lay beyond the log's end. `gaps` holds what
+    was found missing, `corrupt` what was found damaged; whoever follows for long empties them.
     """
 
     def __init__(self, stream: anyio.abc.ByteStream, connection: Connection, org: str) -> None:
@@ -85,42 +91,56 @@ class Subscription:
         self._connection = connection
         self._marks: dict[bytes, int] = {}
         self._ended = False
-        self._events: list[Any] = []
+        self._events: deque[Event] = deque()
+        self._feed: Iterator[ConsumedBatch] = iter(())
 
     async def begin(self) -> None:
-        """Wait until it is known where reading begins. Raises Refused, Unreachable."""
+        """Wait until it is known where reading begins. Raises Refused, Unreachable, LinkError."""
         while True:
-            self._events += await self._receive()
-            for index, event in enumerate(self._events):
-                match event:
-                    case Noticed(fields) if fields.get("kind") == "start":
-                        self._noticed(fields)
-                        del self._events[index]
-                        return
-                    case Closed(code, reason):
-                        raise Refused(f"the consume door closed: {reason}", code=code)
+            if not self._events:
+                await self._receive()
+                continue
+            match self._events.popleft():
+                case Opened():
+                    continue
+                case Noticed(fields) if fields.get("kind") == "start":
+                    self._noticed(fields)
+                    return
+                case Closed(code, reason):
+                    raise Refused(f"the consume door closed: {reason}", code=code)
+                case event:
+                    raise LinkError(f"{type(event).__name__} before the place where it begins", code=Close.PROTOCOL)
 
-    def __aiter__(self) -> AsyncIterator[ConsumedBatch]:
-        return self._batches()
+    def __aiter__(self) -> Subscription:
+        return self
 
-    async def _batches(self) -> AsyncIterator[ConsumedBatch]:
-        while not self._ended:
-            events, self._events = self._events or await self._receive(), []
-            for event in events:
-                match event:
-                    case CreditWanted(handle, limit):
-                        await self._say(self._connection.grant(handle, limit))
-                    case BatchReceived(_, batch):
-                        for consumed in self._entries(batch.payload):
-                            yield consumed
-                    case Noticed(fields):
-                        self._noticed(fields)
-                    case Closed(code, reason):
-                        self._ended = True
-                        if code != Close.NORMAL:
-                            raise Refused(f"the consume door closed: {reason}", code=code)
+    async def __anext__(self) -> ConsumedBatch:
+        """The next batch. When it is cancelled nothing is lost: the next call goes on."""
+        while True:
+            batch = next(self._feed, None)
+            if batch is not None:
+                return batch
+            if self._events:
+                await self._take(self._events.popleft())
+            elif self._ended:
+                raise StopAsyncIteration
+            else:
+                await self._receive()
 
-    async def _receive(self) -> list[Any]:
+    async def _take(self, event: Event) -> None:
+        match event:
+            case CreditWanted(handle, limit):
+                await self._say(self._connection.grant(handle, limit))
+            case BatchReceived(_, batch):
+                self._feed = self._entries(batch.payload)
+            case Noticed(fields):
+                self._noticed(fields)
+            case Closed(code, reason):
+                self._ended = True
+                if code != Close.NORMAL:
+                    raise Refused(f"the consume door closed: {reason}", code=code)
+
+    async def _receive(self) -> None:
         quiet_s = 0.0
         while True:
             with anyio.move_on_after(PING_INTERVAL_S):
@@ -130,18 +150,19 @@ class Subscription:
                     raise Unreachable(
                         f"the consume door went away after position {self.position}; read on from there"
                     ) from None
-                events = self._connection.receive(data)
+                self._events += self._connection.receive(data)
                 for reply in self._connection.take_replies():
                     await self._say(reply)
-                return events
+                return
             quiet_s += PING_INTERVAL_S
             if quiet_s > SILENCE_S:
                 raise Unreachable(f"the consume door is silent; read on from position {self.position}")
             await self._say(self._connection.ping(0))
 
     async def _say(self, data: bytes) -> None:
+        """Send a few bytes. Not cancelled in the midst: half a frame would end the link."""
         try:
-            with anyio.fail_after(SILENCE_S):
+            with anyio.fail_after(SAY_S, shield=True):
                 await self._stream.send(data)
         except (TimeoutError, anyio.BrokenResourceError):
             raise Unreachable(f"the consume door takes nothing; read on from position {self.position}") from None
@@ -160,10 +181,9 @@ class Subscription:
             except CorruptEntry as error:
                 self.corrupt.append(Corrupt(position, str(error)))
                 continue
-            if entry.seq <= self._marks.get(entry.stream, 0):
+            if self._is_repeat(entry.stream, entry.seq):
                 self.repeats += 1
                 continue
-            self._marks[entry.stream] = entry.seq
             yield ConsumedBatch(
                 position,
                 self.org,
@@ -175,6 +195,13 @@ class Subscription:
                 entry.records,
                 bytes(entry.payload),
             )
+
+    def _is_repeat(self, stream: bytes, seq: int) -> bool:
+        mark = self._marks.pop(stream, 0)
+        self._marks[stream] = max(mark, seq)
+        if len(self._marks) > MAX_STREAMS:
+            del self._marks[next(iter(self._marks))]
+        return seq <= mark
 
     def _noticed(self, fields: dict[str, Any]) -> None:
         match fields.get("kind"):

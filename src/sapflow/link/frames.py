@@ -71,7 +71,6 @@ class Close(enum.IntEnum):
     CONFLICT = 4409
     OVERLOADED = 4429
     TIMEOUT = 4408
-    INTERNAL = 1011
 
 
 @frozen

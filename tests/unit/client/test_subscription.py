@@ -1,6 +1,7 @@
 """The client library, under asyncio and Trio alike."""
 
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ from typing import Any
 import anyio
 import pytest
 
-from sapflow.client import Corrupt, Gap, subscribe
+from sapflow.client import Corrupt, Gap, subscribe, subscription
+from sapflow.entry import LogEntry
 from sapflow.errors import Refused, Unreachable
+from sapflow.flows.reference import reference_work
 from tests.unit.client.doors import a_door
 
 under_each_loop = pytest.mark.parametrize("backend", ["asyncio", "trio"])
@@ -100,6 +103,97 @@ def test_whoever_stops_in_the_midst_goes_on_with_the_next(backend: str, tmp_path
 
 
 @under_each_loop
+def test_loops_over_one_subscription_go_on_where_the_last_one_stopped(backend: str, tmp_path: Path) -> None:
+    async def work() -> list[int]:
+        found: list[int] = []
+        async with subscribe(door.url, "acme", "a-token", at="earliest", follow=False) as batches:
+            for _ in range(2):
+                async for batch in batches:
+                    found.append(batch.position)
+                    break
+            found += [batch.position async for batch in batches]
+        return found
+
+    with a_door(tmp_path, batches=8) as door:
+        assert run(backend, work) == list(range(1, 9))
+
+
+@under_each_loop
+def test_a_loop_that_is_cancelled_while_it_waits_has_lost_nothing(backend: str, tmp_path: Path) -> None:
+    async def work() -> list[int]:
+        found: list[int] = []
+        async with subscribe(door.url, "acme", "a-token", at="earliest") as batches:
+            while len(found) < 7:
+                with anyio.move_on_after(0.2):
+                    async for batch in batches:
+                        found.append(batch.position)
+                if len(found) < 7:
+                    door.store(len(found) + 1, len(found) + 2)
+        return found
+
+    with a_door(tmp_path, batches=3) as door:
+        assert run(backend, work) == [1, 2, 3, 4, 5, 6, 7]
+
+
+@under_each_loop
+def test_reading_on_after_breaks_misses_nothing_and_gives_nothing_twice(backend: str, tmp_path: Path) -> None:
+    """The loop that the library's documentation shows."""
+
+    async def work() -> list[int]:
+        found: list[int] = []
+        at: str | int = "earliest"
+        with anyio.fail_after(30):
+            while len(found) < 9:
+                try:
+                    async with subscribe(door.url, "acme", "a-token", at=at) as batches:
+                        at = batches.position
+                        async for batch in batches:
+                            found.append(batch.position)
+                            at = batches.position
+                            if len(found) == 9:
+                                break
+                            if len(found) in (3, 4):
+                                await anyio.to_thread.run_sync(again)
+                except Unreachable:
+                    await anyio.sleep(0.05)
+        return found
+
+    def again() -> None:
+        door.stop()
+        door.start()
+
+    with a_door(tmp_path, batches=9) as door:
+        assert run(backend, work) == list(range(1, 10))
+
+
+@under_each_loop
+def test_as_many_streams_come_as_may_and_few_are_remembered(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscription, "MAX_STREAMS", 4)
+    with a_door(tmp_path) as door:
+        work = reference_work(1)
+        for number in range(40):
+            door.engine.append([("acme", LogEntry(number.to_bytes(16), 1, "192.0.2.1:9", 1, 2, 24, work))])
+        found, batches = read(backend, door.url, at="earliest")
+    assert found == list(range(1, 41))
+    assert len(batches._marks) == 4
+
+
+def test_what_was_given_before_is_counted_and_not_given_again(tmp_path: Path) -> None:
+    """As a log gives it whose engine may store a batch twice."""
+    with a_door(tmp_path, batches=3) as door:
+        read_twice = door.engine.read("acme", 0, max_bytes=1 << 20, max_entries=3)
+
+        def read_more(org: str, after: int, **_: int) -> list[tuple[int, bytes]]:
+            return [(after + 1, read_twice[after % 3][1])] if after < 6 else []
+
+        door.engine.read = read_more  # type: ignore[method-assign,assignment]
+        found, batches = read("asyncio", door.url, at="earliest")
+    assert (found, batches.repeats, batches.position) == ([1, 2, 3], 3, 6)
+
+
+@under_each_loop
 def test_a_gap_is_told_with_its_size_and_reading_goes_on(backend: str, tmp_path: Path) -> None:
     with a_door(tmp_path, batches=10) as door:
         door.engine.remove_oldest("acme", before_us=6000, keep_bytes=1 << 30)
@@ -154,6 +248,23 @@ def test_a_port_that_says_nothing_is_unreachable_and_so_is_one_where_nobody_is(b
             read(backend, url, connect_timeout_s=0.3)
     with pytest.raises(Unreachable, match="cannot be reached"):
         read(backend, url)
+
+
+@under_each_loop
+@pytest.mark.parametrize("scheme", ["link", "links"])
+def test_a_port_that_cuts_connections_is_unreachable(backend: str, scheme: str) -> None:
+    def cut() -> None:
+        connection, _ = listener.accept()
+        connection.recv(1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        cutting = threading.Thread(target=cut)
+        cutting.start()
+        with pytest.raises(Unreachable):
+            read(backend, f"{scheme}://127.0.0.1:{listener.getsockname()[1]}")
+        cutting.join(10)
 
 
 @under_each_loop

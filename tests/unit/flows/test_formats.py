@@ -5,11 +5,13 @@ import json
 import struct
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sapflow.errors import ConfigurationError
 from sapflow.flows.columns.records import Context
 from sapflow.flows.formats import open_writer
-from sapflow.flows.ipfix.encode import Encoder, make_template, make_variable
+from sapflow.flows.ipfix.encode import Encoder, make_message, make_set, make_template, make_variable
 from sapflow.flows.ipfix.session import Session
 from sapflow.flows.wire import VARIABLE_LENGTH
 
@@ -125,6 +127,30 @@ def test_a_limit_is_kept() -> None:
     out = io.BytesIO()
     assert open_writer("jsonl", out).write(messages(a_record(), a_record()), Context(), limit=1) == 1
     assert len(out.getvalue().splitlines()) == 1
+
+
+@given(
+    st.lists(st.lists(st.tuples(st.sampled_from(["fixed", "variable"]), st.integers(1, 5)), max_size=4), max_size=5),
+    st.integers(1, 60),
+)
+def test_an_ipfix_file_has_the_first_records_to_the_record(sent: list[list[tuple[str, int]]], limit: int) -> None:
+    fixed, variable = make_template(300, [(0, 4, 1)]), make_template(301, [(0, 82, VARIABLE_LENGTH), (0, 4, 1)])
+    data = Encoder(domain=5).templates([fixed, variable], export_time=1)
+    count = 0
+    for sets in sent:
+        body = b""
+        for kind, records in sets:
+            rows = [bytes([each % 250]) for each in range(count, count + records)]
+            count += records
+            if kind == "variable":
+                body += make_set(301, b"".join(make_variable(b"e" * (row[0] % 9)) + row for row in rows))
+            else:
+                body += make_set(300, b"".join(rows))
+        data += make_message(body, domain=5, sequence=0, export_time=1)
+    out = io.BytesIO()
+    assert open_writer("ipfix", out).write(data, Context(), limit=limit) == min(limit, count)
+    found = [row["protocolIdentifier"] for row in as_json(out.getvalue())]
+    assert found == [each % 250 for each in range(min(limit, count))]
 
 
 def test_an_unknown_format_is_named() -> None:
