@@ -21,12 +21,13 @@ from rich.console import Console
 from rich.live import Live
 
 from sapflow.cli import start_log
+from sapflow.cli.exits import run
 from sapflow.client import subscribe
 from tools.chaos import Account, count
-from tools.command import Number, run
 from tools.demo_view import View
 from tools.fleet import Fleet, running
 from tools.loadgen import Ledger, load
+from tools.number import Number
 from tools.peers import find
 
 ORGS = ("acme", "globex", "initech")
@@ -200,4 +201,4 @@ def _save(picture: Path, view: View, summary: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, "demo")

@@ -23,6 +23,7 @@ from attrs import define, field
 from meter.batching import Draft
 from meter.uplink import FixedTarget, Target, Uplink, UplinkSettings, UplinkStream
 from sapflow.cli import start_log
+from sapflow.cli.exits import run
 from sapflow.cli.fleet import read_fleet
 from sapflow.errors import Unreachable
 from sapflow.flows.ipfix.encode import Encoder
@@ -32,7 +33,7 @@ from sapflow.link import Batch
 from sapflow.link.frames import Hint
 from sapflow.orgs import OrgTable
 from sapflow.runtime.dial import dial
-from tools.command import Number, run
+from tools.number import Number
 
 QUANTILES = (50, 90, 99, 99.9)
 MAX_LATENCIES = 1_000_000
@@ -334,4 +335,4 @@ def _summary(report: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, "loadgen")

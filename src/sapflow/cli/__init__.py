@@ -9,7 +9,7 @@ from typing import NoReturn
 import click
 import structlog
 
-from sapflow.errors import SapflowError
+from sapflow.cli.exits import run
 
 COMMANDS = {
     "up": "fleet:up_command",
@@ -61,43 +61,6 @@ def start_log(level: str = "info") -> None:
     )
 
 
-def main() -> None:
-    """The entry point: errors of the world become one clear line and exit code 1."""
-    try:
-        cli.main(standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        _stopped()
-    except (SapflowError, OSError) as error:
-        _fail(error)
-    except BaseExceptionGroup as group:
-        _exit_for(group)
-
-
-def _exit_for(group: BaseExceptionGroup[BaseException]) -> None:
-    matched, rest = group.split((SapflowError, OSError, KeyboardInterrupt))
-    if matched is None or rest is not None:
-        raise group
-    error: BaseException = matched
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    if isinstance(error, KeyboardInterrupt):
-        _stopped()
-    _fail(error)
-
-
-def _stopped() -> NoReturn:
-    """Ctrl-C in work that has an end of its own: it was not done. What runs until Ctrl-C does not come here."""
-    click.echo("sapflow: stopped before it was done", err=True)
-    sys.exit(1)
-
-
-def _fail(error: BaseException) -> NoReturn:
-    what = error.strerror if isinstance(error, OSError) and error.strerror else error
-    name = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
-    click.echo(f"sapflow: {name}{what}", err=True)
-    sys.exit(1)
+def main() -> NoReturn:
+    """The entry point."""
+    run(cli, "sapflow")
