@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,11 +72,20 @@ def settings() -> str:
 
 def _table(owner: str, items: Any, defaults: Any, meanings: dict[tuple[str, str], str]) -> list[str]:
     rows = [
-        f"| `{item.name}` | `{_cell(config.toml_value(getattr(defaults, item.name)))}` "
+        f"| `{item.name}` | `{_cell(_toml(getattr(defaults, item.name)))}` "
         f"| {_cell(meanings.get((owner, item.name), ''))} |"
         for item in items
     ]
     return ["| key | default | what |", "| --- | --- | --- |", *rows]
+
+
+def _toml(value: Any) -> str:
+    """A default as one line of TOML."""
+    if attrs.has(type(value)):
+        return f"{{ {', '.join(f'{key} = {_toml(inner)}' for key, inner in attrs.asdict(value).items())} }}"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _type(item: attrs.Attribute[Any]) -> type:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from sapflow import limits
-from sapflow.config import Config, PegConfig, describe, dumps, from_dict, load
+from sapflow.config import Config, PegConfig
+from sapflow.config_file import describe, dumps, from_dict, load
 from sapflow.errors import ConfigurationError
 
 
@@ -93,6 +94,12 @@ def test_integers_are_taken_for_seconds() -> None:
 def test_every_setting_is_described() -> None:
     found = {key: value for key, value, _ in describe(Config())}
     assert found["collector.budget_bytes"] == 256 << 20
+
+
+@pytest.mark.parametrize("name", ['a "b" \\c', "two\nlines", "\x00\x7f", "é — 流"])
+def test_any_text_reads_back_the_same(name: str) -> None:
+    config = Config(data=name, elements=(name, name))
+    assert from_dict(tomllib.loads(dumps(config)), "x") == config
 
 
 def test_a_fleet_on_zookeeper_with_pegs_reads_back_the_same() -> None:

@@ -27,7 +27,8 @@ from sapflow.cli.fleet_file import FleetFile
 from sapflow.cli.fleet_file import read_fleet as read_fleet
 from sapflow.cli.fleet_file import read_status as read_status
 from sapflow.cli.meaning import registry_of
-from sapflow.config import Config, check, describe, dumps, load
+from sapflow.config import Config
+from sapflow.config_file import check, describe, dumps, load
 from sapflow.errors import SapflowError
 from sapflow.flows.registry import using
 from sapflow.orgs import OrgTable

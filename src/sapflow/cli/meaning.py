@@ -11,7 +11,8 @@ from typing import Any
 import click
 from attrs import define, field
 
-from sapflow.config import Config, load
+from sapflow.config import Config
+from sapflow.config_file import load
 from sapflow.errors import ConfigurationError
 from sapflow.flows.columns.records import Context
 from sapflow.flows.meaning.names import Names

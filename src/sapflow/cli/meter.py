@@ -16,7 +16,8 @@ import trio
 from meter.node import read_file
 from meter.node import run as run_meter
 from sapflow.cli.fleet import CONFIG, _say, _until_signalled
-from sapflow.config import Config, load
+from sapflow.config import Config
+from sapflow.config_file import load
 from sapflow.errors import SapflowError
 
 STATUS_TIMEOUT_S = 5.0

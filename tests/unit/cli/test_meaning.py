@@ -10,7 +10,8 @@ from click.testing import CliRunner, Result
 
 from sapflow.cli import cli
 from sapflow.cli.meaning import registry_of
-from sapflow.config import Config, load
+from sapflow.config import Config
+from sapflow.config_file import load
 from sapflow.errors import ConfigurationError
 from sapflow.flows.ipfix.encode import Encoder, make_template, make_variable
 from sapflow.flows.registry import DATA_TYPES, built_in, registry
