@@ -1,7 +1,7 @@
-"""No message of 64 KiB costs a decoder more than 50 ms and 8 MiB, and none gets another error than MalformedMessage.
+"""No message of 64 KiB costs a decoder more than 0.5 s and 8 MiB, and none gets another error than MalformedMessage.
 
-The time is CPU time, asserted with a margin of ten for machines that are slow or do something else beside; `pytest -s`
-shows the figures.
+The worst take about 50 ms on a quiet machine; the rest is a margin for slow or busy ones. `pytest -s` shows the
+figures.
 """
 
 import struct
@@ -34,7 +34,10 @@ Work = Callable[[], object]
 
 
 def measured(prepare: Callable[[], Work], what: str) -> None:
-    """Run what `prepare` gives twice: for its time and for its memory. MalformedMessage is an answer as well."""
+    """Assert the bounds of what `prepare` gives, run for its CPU time and again for its memory.
+
+    MalformedMessage is an answer as well.
+    """
     took, _ = _run(prepare())
     work = prepare()
     tracemalloc.start()
