@@ -222,12 +222,7 @@ async def _send_datagrams(play: Play, address: str) -> Sent:
             async for path, arrival in found:
                 session = sessions.setdefault(arrival.exporter, Session())
                 for datagram in _datagrams(arrival, framers):
-                    try:
-                        with trio.fail_after(SEND_TIMEOUT_S):
-                            await socket.send(datagram)
-                    except OSError as error:
-                        what = f"udp://{address}: {error.strerror}, after {sent.messages:,} datagrams"
-                        raise SapflowError(f"{what}; is the door there, and does it speak UDP?") from error
+                    await _send_datagram(socket, datagram, address, sent)
                     sent.messages += 1
                     sent.bytes += len(datagram)
                     if arrival.protocol == "ipfix":
@@ -236,6 +231,18 @@ async def _send_datagrams(play: Play, address: str) -> Sent:
                 if fault is not None:
                     raise SapflowError(f"{path}: {fault}; nothing from there on was sent")
     return sent
+
+
+async def _send_datagram(socket: trio.socket.SocketType, datagram: bytes, address: str, sent: Sent) -> None:
+    try:
+        with trio.fail_after(SEND_TIMEOUT_S):
+            await socket.send(datagram)
+    except trio.TooSlowError:
+        what = f"this host has sent nothing for {SEND_TIMEOUT_S:g} s, after {sent.messages:,} datagrams"
+        raise Unreachable(f"udp://{address}: {what}; is its network up?") from None
+    except OSError as error:
+        what = f"udp://{address}: {error.strerror}, after {sent.messages:,} datagrams"
+        raise SapflowError(f"{what}; is the door there, and does it speak UDP?") from error
 
 
 def _datagrams(arrival: Arrival, framers: dict[str, MessageFramer]) -> Iterator[bytes]:
