@@ -20,6 +20,7 @@ from typing import Literal
 from attrs import define, field, frozen
 
 from meter.batching import Draft
+from meter.lanes import KeptStream, Lane
 from meter.spool import Spool
 from meter.spooled import Applied, Changes, Cut, Put, Read, StreamRecord, entry_charge
 from sapflow.link import Batch, StreamId
@@ -42,50 +43,6 @@ class KeepingSettings:
     commit_bytes: int = 4 << 20
     max_streams: int = 20_000
     when_full: WhenFull = "oldest"
-
-
-@define(eq=False)
-class Lane:
-    """One exporter's session, or, over UDP, its sessions one after the other."""
-
-    org: str
-    exporter: str
-    droppable: bool = False
-    source: str = ""
-    closed: bool = False
-    users: int = 1
-    """Two protocols of one address and port are one exporter's."""
-    streams: deque[KeptStream] = field(factory=deque)
-
-    @property
-    def offset(self) -> int:
-        """How many bytes of `source` were taken before a restart."""
-        return max((stream.offset for stream in self.streams), default=0)
-
-
-@define(eq=False)
-class KeptStream:
-    """One stream on its way through the spool; of the numbers each is at most the one before it."""
-
-    id: StreamId
-    lane: Lane
-    order: int
-    last: int = 0
-    durable: int = 0
-    loaded: int = 0
-    """Up to here it was given to the link, or will be as soon as it is durable."""
-    acknowledged: int = 0
-    offered: bool = False
-    stored: bool = False
-    window_bytes: int = 0
-    queued: bool = False
-    """Whether it waits to be read, or is being read."""
-    offset: int = 0
-
-    @property
-    def sealed(self) -> bool:
-        """Whether nothing more is put."""
-        return self.lane.closed or self.lane.streams[-1] is not self
 
 
 @frozen

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from meter.batching import Draft
-from meter.keeping import Keeping, KeepingSettings, Lane, Offer
+from meter.keeping import Keeping, KeepingSettings, Offer
+from meter.lanes import Lane
 from meter.spool import MIN_BYTES, Spool
 from meter.spooled import Applied, Changes
 from sapflow.link import Batch, StreamId
