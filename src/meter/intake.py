@@ -32,7 +32,6 @@ class IntakeSettings:
     message_timeout_s: float = 30.0
     idle_timeout_s: float = 3600.0
     receive_bytes: int = FEED_BYTES
-    drain_timeout_s: float = 3600.0
     limits: FlowLimits = FlowLimits(max_malformed_in_a_row=3)
 
 

@@ -132,7 +132,6 @@ class UplinkStream:
     batches_acknowledged: int = 0
     ended: bool = False
     on_acknowledged: Callable[[Batch], None] | None = None
-    bytes_put: int = 0
     target: str | None = None
     link: TargetLink | None = None
     sender: Sender | None = None
@@ -174,7 +173,6 @@ class UplinkStream:
     def _hand_on(self, batch: Batch) -> None:
         assert batch.size <= MAX_BATCH_BYTES, (self.exporter, batch.size)
         self.outbox.put(batch)
-        self.bytes_put += batch.size
         self.taken.add(batch)
         if self.link is not None and self.sender is not None:
             self.link.send(self.sender.pump())

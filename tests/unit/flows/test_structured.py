@@ -15,7 +15,7 @@ from sapflow.flows.columns.sets import MAX_SNAPSHOTS
 from sapflow.flows.formats import open_writer
 from sapflow.flows.ipfix.encode import Encoder, make_message, make_set, make_template, make_variable
 from sapflow.flows.ipfix.session import Session
-from sapflow.flows.ipfix.structured import MAX_DEPTH, Value, decode_list, render
+from sapflow.flows.ipfix.structured import MAX_DEPTH, ListDecoder, Value, render
 from sapflow.flows.ipfix.templates import Template
 from sapflow.flows.registry import LIST_TYPES, registry
 from sapflow.flows.wire import VARIABLE_LENGTH
@@ -67,7 +67,7 @@ def nested(levels: int) -> bytes:
 
 
 def decoded(kind: str, data: bytes, templates: dict[int, Template] = KNOWN) -> list[Value]:
-    return decode_list(kind, data, templates.get, registry())
+    return ListDecoder(templates.get, registry()).decode(kind, data)
 
 
 def refused(kind: str, data: bytes, templates: dict[int, Template] = KNOWN) -> MalformedMessage:

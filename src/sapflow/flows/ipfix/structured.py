@@ -57,17 +57,6 @@ def holds_lists(template: Template) -> bool:
     return not lists.isdisjoint((spec.pen, spec.id) for spec in template.fields)
 
 
-def decode_list(
-    kind: str, data: bytes, templates: Templates, elements: Registry, *, depth: int = MAX_DEPTH
-) -> list[Value]:
-    """The members of a list (RFC 6313, 4.5), `data` being all octets of its field.
-
-    `kind` is basicList, subTemplateList or subTemplateMultiList; at most `depth` lists are nested.
-    Raises MalformedMessage, with the offset in `data`.
-    """
-    return ListDecoder(templates, elements, depth).decode(kind, data)
-
-
 @define
 class ListDecoder:
     """Decodes many lists of one observation domain; what it knows of a template it works out once."""
@@ -78,7 +67,11 @@ class ListDecoder:
     _layouts: dict[Template, tuple[tuple[str, InformationElement], ...]] = field(factory=dict, init=False)
 
     def decode(self, kind: str, data: bytes) -> list[Value]:
-        """The members of one list. Raises MalformedMessage, with the offset in `data`."""
+        """The members of one list (RFC 6313, 4.5), `data` being all octets of its field.
+
+        `kind` is basicList, subTemplateList or subTemplateMultiList; at most `depth` lists are nested.
+        Raises MalformedMessage, with the offset in `data`.
+        """
         return _List(self, data).members(kind, 0, len(data), self.depth)
 
     def render(self, kind: str, data: bytes) -> list[Value]:

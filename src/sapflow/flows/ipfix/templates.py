@@ -45,11 +45,6 @@ class Template:
         return len(self.fields) > self.min_record_bytes
 
     @property
-    def is_options(self) -> bool:
-        """Whether records describe the exporter rather than flows."""
-        return self.scope_count > 0
-
-    @property
     def set_id(self) -> int:
         """The id of the set that such a template record stands in."""
         return OPTIONS_TEMPLATE_SET if self.scope_count else TEMPLATE_SET
