@@ -6,6 +6,7 @@ start to the last, so that clients find it again.
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import socket
@@ -100,8 +101,11 @@ class Server:
             self._wait(None)
 
     def pause(self) -> None:
-        """SIGSTOP: connections stay open, and nothing answers."""
+        """SIGSTOP: connections stay open, and nothing answers, from when this returns."""
         self._send(signal.SIGSTOP)
+        assert self._process is not None
+        # A signal is under way for a moment: on another core a thread may answer meanwhile.
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         """SIGCONT."""
