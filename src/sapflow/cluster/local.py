@@ -55,6 +55,8 @@ class LocalCoordinator:
         self._reconciler.pegs = pegs or {}
         self._work = work or Work()
         self._operations = self._changes = 0
+        self._failures = 0
+        """To reach the coordinator, in a row."""
         self._growth = Growth()
         self._claim_from = 0.0
         self._fleet_token = fleet_token
@@ -87,18 +89,31 @@ class LocalCoordinator:
 
     async def run(self) -> None:
         """Stay a member until cancelled."""
-        failures = 0
         while True:
             try:
                 self._operations += 1
                 await self._session(await self._dial())
-                failures = 1
+                self._failed("it ended the session; its log says why")
             except* (Unreachable, LinkError, trio.BrokenResourceError, trio.TooSlowError) as group:
-                failures += 1
-                if failures == 1:
-                    log.warning("coordinator lost", reason=str(group.exceptions[0]), meaning="going on as last told")
+                error = group.exceptions[0]
+                self._failed(str(error) or type(error).__name__)
             note(self._growth, self._operations, self._changes, self.member.name)
-            await trio.sleep(random.uniform(0, min(1.0, 0.05 * 2 ** min(failures, 10))))
+            await trio.sleep(random.uniform(0, min(1.0, 0.05 * 2 ** min(self._failures, 10))))
+
+    def _failed(self, reason: str) -> None:
+        self._failures += 1
+        if self._failures > 1:
+            return
+        if self.view.members:
+            log.warning("coordinator lost", reason=reason, meaning="going on as last told")
+        else:
+            # In a fleet that starts it may be the last to be there.
+            log.info("coordinator not there yet", reason=reason)
+
+    def _went_well(self) -> None:
+        if self._failures:
+            self._failures = 0
+            log.info("coordinator back", member=self.member.name)
 
     async def _session(self, stream: trio.abc.Stream) -> None:
         async with stream, trio.open_nursery() as nursery:
@@ -114,6 +129,7 @@ class LocalCoordinator:
             nursery.cancel_scope.cancel()
 
     def _told(self, fields: Mapping[str, Any]) -> None:
+        self._went_well()
         now, reconciler = trio.current_time(), self._reconciler
         if fields.get("forget"):
             reconciler.claimed &= reconciler.mine

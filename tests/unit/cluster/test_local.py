@@ -3,6 +3,7 @@
 from typing import Any
 
 import trio
+from structlog.testing import capture_logs
 from trio.testing import MockClock, memory_stream_pair
 
 from sapflow.cluster.claims import Claims
@@ -119,6 +120,23 @@ async def test_without_the_coordinator_everyone_keeps_the_last_view_and_comes_ba
         assert len(views) > told
         assert [m.name for m in member.view.members] == ["c1"]
         nursery.cancel_scope.cancel()
+
+
+async def test_each_loss_of_the_coordinator_is_told_once_and_so_is_its_return(autojump_clock: MockClock) -> None:
+    with capture_logs() as logs:
+        async with trio.open_nursery() as nursery:
+            host = Host(nursery)
+            nursery.start_soon(a_member(host, "c1", []).run)
+            await trio.sleep(5)
+            for _ in range(2):
+                await host.start()
+                await trio.sleep(5)
+                host.stop()
+                await trio.sleep(5)
+            nursery.cancel_scope.cancel()
+    told = [line["event"] for line in logs if line["event"].startswith("coordinator")]
+    lost, back = "coordinator lost", "coordinator back"
+    assert told == ["coordinator not there yet", back, lost, back, lost]
 
 
 async def test_without_the_fleets_token_nobody_is_told_anything(autojump_clock: MockClock) -> None:
