@@ -76,6 +76,7 @@ _ALL = (
         for_tests=True,
     ),
     Peer("openssl", Debian("openssl"), for_tests=True),
+    Peer("strace", Debian("strace"), for_tests=True),
     Peer("kafka", Jars(), for_tests=True),
     Peer("zookeeper", Jars(), for_tests=True),
     Peer("haproxy", Debian("haproxy")),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import struct
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from typing import IO
 
 import lmdb
 
+from phloem.engine.creating import create, sync
 from phloem.engine.layout import KEY, MARK, ORG, Tables, Tail
 from phloem.engine.length import ADVICE, SyncedLength
 from phloem.engine.writing import Outcome, Writer, remove_oldest
@@ -103,8 +105,8 @@ class EmbeddedLog:
         try:
             with self._env.begin() as txn:
                 yield txn
-        except lmdb.Error as error:
-            raise StorageError(f"the log in {self.path} cannot be read: {error}") from error
+        except (lmdb.Error, struct.error) as error:
+            raise StorageError(f"the log in {self.path} cannot be read: {error}; {_advice(error)}") from error
         finally:
             with self._gate:
                 self._readers -= 1
@@ -113,15 +115,16 @@ class EmbeddedLog:
     def _open_env(self) -> lmdb.Environment:
         self._length.check()
         try:
+            create(self.path)
             env = lmdb.open(
                 str(self.path), map_size=self._map_bytes, max_dbs=4, max_readers=126, readahead=False, lock=True
             )
-        except lmdb.Error as error:
-            raise StorageError(f"the log in {self.path} cannot be opened: {error}") from error
+        except (lmdb.Error, OSError) as error:
+            raise StorageError(f"the log in {self.path} cannot be opened: {error}; {_advice(error)}") from error
         try:
             self._length.settle(env)
             self._tables = Tables.of(env)
-            _sync_directory(self.path)
+            sync(self.path)
         except (lmdb.Error, OSError) as error:
             env.close()
             raise StorageError(f"the log in {self.path} cannot be opened: {error}; {_advice(error)}") from error
@@ -258,15 +261,10 @@ class EmbeddedLog:
         return ORG.unpack(value)[0] if value is not None else None
 
 
-def _sync_directory(path: Path) -> None:
-    directory = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+_DAMAGED = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.PanicError, struct.error)
 
 
 def _advice(error: Exception) -> str:
-    if isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.InvalidError | lmdb.PanicError):
+    if isinstance(error, _DAMAGED):
         return f"its file is damaged. {ADVICE}"
     return "free space on its disk, or raise phloem.map_bytes if it is the log that is full"
