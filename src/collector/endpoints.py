@@ -60,12 +60,12 @@ class DurableSubscription:
         )
         self._senders[stream.id] = sender
         self._handles[sender.handle] = (self, stream)
-        self._session.send(sender.opening)
+        self._session.send(sender.opening, lane=stream.org)
         self.pump(stream)
 
     def pump(self, stream: StreamState) -> None:
         """Send what credit allows."""
-        self._session.send(*self._senders[stream.id].pump())
+        self._session.send(*self._senders[stream.id].pump(), lane=stream.org)
 
     def rewind(self, stream: StreamState) -> None:
         """The subscriber lacks a batch: send again from the lowest."""
@@ -76,7 +76,7 @@ class DurableSubscription:
         """The stream is no more."""
         sender = self._senders.pop(stream.id)
         del self._handles[sender.handle]
-        self._session.send(self._session.connection.end(sender.handle))
+        self._session.send(self._session.connection.end(sender.handle), lane=stream.org)
 
 
 Handles = dict[int, tuple[DurableSubscription, StreamState]]

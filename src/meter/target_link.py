@@ -79,7 +79,7 @@ class TargetLink:
         )
         self._streams[sender.handle] = stream
         stream.link, stream.sender = self, sender
-        self.send([sender.opening, *sender.pump()])
+        self.send(stream, [sender.opening, *sender.pump()])
         if stream.ended:
             stream.acknowledged(0)
 
@@ -96,10 +96,10 @@ class TargetLink:
             stream.link = stream.sender = None
         return streams
 
-    def send(self, pieces: list[bytes]) -> None:
-        """Queue bytes for the link."""
+    def send(self, stream: UplinkStream, pieces: list[bytes]) -> None:
+        """Queue what is said of a stream."""
         assert self._session is not None
-        self._session.send(*pieces)
+        self._session.send(*pieces, lane=stream.org)
 
     async def run(self, stream: trio.abc.Stream) -> None:
         """Speak until either end closes."""
@@ -130,11 +130,11 @@ class TargetLink:
                     stream.acknowledged(through)
             case CreditGranted(handle, _):
                 if (stream := self._streams.get(handle)) is not None and stream.sender is not None:
-                    self.send(stream.sender.pump())
+                    self.send(stream, stream.sender.pump())
             case Rewound(handle, _):
                 if (stream := self._streams.get(handle)) is not None and stream.sender is not None:
                     stream.sender.reset()
-                    self.send(stream.sender.pump())
+                    self.send(stream, stream.sender.pump())
             case Welcomed(fields):
                 self._welcomed(fields)
             case Moved(handle, to, address):
@@ -168,7 +168,7 @@ class TargetLink:
         """Carry this stream no longer; a link that is to be left ends with its last one."""
         assert self._session is not None
         assert stream.sender is not None
-        self._session.send(self._session.connection.end(stream.sender.handle))
+        self.send(stream, [self._session.connection.end(stream.sender.handle)])
         del self._streams[stream.sender.handle]
         stream.link = stream.sender = None
         if self.leaving and not self._streams:

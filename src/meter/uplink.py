@@ -175,7 +175,7 @@ class UplinkStream:
         self.outbox.put(batch)
         self.taken.add(batch)
         if self.link is not None and self.sender is not None:
-            self.link.send(self.sender.pump())
+            self.link.send(self, self.sender.pump())
 
     async def drained(self) -> None:
         """Wait until all that was put is durable."""

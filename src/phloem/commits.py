@@ -89,7 +89,7 @@ class Committer:
 
     def put(self, commit: Commit) -> None:
         """Have a batch committed. Its bytes were granted as credit, which never exceeds the channel."""
-        sent = self.channel.try_send(commit, commit.size)
+        sent = self.channel.try_send(commit, commit.size, commit.org)
         assert sent, commit
         self.channelled.add(commit.batch)
 

@@ -38,7 +38,7 @@ from sapflow.runtime.serve import address_of, listen, serve
 
 log = structlog.get_logger()
 
-RETAIN_STEP = 200
+RETAIN_STEP = 50
 """Entries removed in one transaction, between commits."""
 
 Announce = Callable[[dict[str, Any]], None]

@@ -161,8 +161,8 @@ class PhloemConfig:
     """Of batches on their way into the log: credit is granted out of it."""
     org_share: float = 0.5
     """No org holds more than this share of the budget."""
-    commit_bytes: int = 4 << 20
-    """At most so much goes into one synced commit."""
+    commit_bytes: int = 1 << 20
+    """At most so much goes into one synced commit: more is a little faster, and others wait longer for the next."""
     max_consumers: int = 1000
     """Consumers at a time."""
     hello_timeout_s: float = 5.0

@@ -17,6 +17,8 @@ from sapflow.errors import StorageError
 
 HEAD = struct.Struct("!B3xI")
 FIXED = struct.Struct("!16sQQIIB")
+HEAD_BYTES = HEAD.size + FIXED.size
+"""Where an entry says when it was taken in, and how much it holds."""
 VERSION = 1
 
 
@@ -49,7 +51,7 @@ def encode_entry(entry: LogEntry) -> tuple[bytes, int]:
 
 def decode_entry(data: bytes) -> LogEntry:
     """The entry. Raises CorruptEntry."""
-    if len(data) < HEAD.size + FIXED.size:
+    if len(data) < HEAD_BYTES:
         raise CorruptEntry(f"an entry of {len(data)} bytes is too short")
     version, crc = HEAD.unpack_from(data)
     if version != VERSION:
@@ -57,14 +59,14 @@ def decode_entry(data: bytes) -> LogEntry:
     if crc32c(data[HEAD.size :]) != crc:
         raise CorruptEntry("an entry's checksum does not match its bytes")
     stream, seq, received, messages, records, length = FIXED.unpack_from(data, HEAD.size)
-    at = HEAD.size + FIXED.size
+    at = HEAD_BYTES
     exporter = data[at : at + length].decode("utf-8", "replace")
     return LogEntry(stream, seq, exporter, received, messages, records, data[at + length :])
 
 
 def received_us(data: bytes) -> int:
     """When an encoded entry was taken in, without checking the rest; 0 of one that is cut off."""
-    if len(data) < HEAD.size + FIXED.size:
+    if len(data) < HEAD_BYTES:
         return 0
     found: int = FIXED.unpack_from(data, HEAD.size)[2]
     return found
@@ -72,7 +74,7 @@ def received_us(data: bytes) -> int:
 
 def entry_counts(data: bytes) -> tuple[int, int]:
     """Messages and records of an encoded entry, without checking the rest; 0 of one that is cut off."""
-    if len(data) < HEAD.size + FIXED.size:
+    if len(data) < HEAD_BYTES:
         return 0, 0
     fixed = FIXED.unpack_from(data, HEAD.size)
     return fixed[3], fixed[4]

@@ -116,8 +116,9 @@ class EmbeddedLog:
         self._length.check()
         try:
             create(self.path)
+            # Read ahead: consumers that are behind, and retention, find entries in the order in which they were stored.
             env = lmdb.open(
-                str(self.path), map_size=self._map_bytes, max_dbs=4, max_readers=126, readahead=False, lock=True
+                str(self.path), map_size=self._map_bytes, max_dbs=4, max_readers=126, readahead=True, lock=True
             )
         except (lmdb.Error, OSError) as error:
             raise StorageError(f"the log in {self.path} cannot be opened: {error}; {_advice(error)}") from error
@@ -161,7 +162,7 @@ class EmbeddedLog:
         if number is None:
             return 0
         try:
-            with self._env.begin(write=True) as txn:
+            with self._env.begin(write=True, buffers=True) as txn:
                 removed = remove_oldest(
                     txn, self._tables, number, before_us=before_us, keep_bytes=keep_bytes, at_most=at_most
                 )

@@ -12,7 +12,7 @@ import lmdb
 from attrs import evolve, frozen
 
 from phloem.engine.layout import KEY, MARK, ORG, RING, Mark, Tables, Tail
-from sapflow.entry import CorruptEntry, LogEntry, decode_entry, encode_entry, received_us
+from sapflow.entry import HEAD_BYTES, LogEntry, encode_entry, entry_counts, received_us
 
 MAX_ORG_BYTES = 200
 
@@ -101,18 +101,21 @@ class Writer:
 def remove_oldest(
     txn: lmdb.Transaction, tables: Tables, number: int, *, before_us: int, keep_bytes: int, at_most: int
 ) -> int:
-    """Remove an org's entries older than `before_us`, or beyond `keep_bytes`: how many went."""
+    """Remove an org's entries older than `before_us`, or beyond `keep_bytes`: how many went.
+
+    `txn` gives buffers: of an entry only the head is read, since what is old is on disk and not in memory.
+    """
     removed = 0
     tail = Tail.read(txn, tables, number)
     cursor = txn.cursor(tables.entries)
     while removed < at_most and tail.first < tail.next:
         key = KEY.pack(number, tail.first)
-        value = bytes(cursor.value()) if cursor.set_key(key) else None
-        size = len(value) if value is not None else 0
-        if value is not None and received_us(value) >= before_us and tail.bytes <= keep_bytes:
+        value = cursor.value() if cursor.set_key(key) else b""
+        size, head = len(value), bytes(value[:HEAD_BYTES])
+        if size and received_us(head) >= before_us and tail.bytes <= keep_bytes:
             break
-        records = _records(value)
-        if value is not None:
+        _, records = entry_counts(head)
+        if size:
             cursor.delete()
         tail = evolve(
             tail,
@@ -125,11 +128,3 @@ def remove_oldest(
     if removed:
         tail.write(txn, tables, number)
     return removed
-
-
-def _records(value: bytes | None) -> int:
-    """How many records an entry holds; 0 when it cannot be read."""
-    try:
-        return decode_entry(value).records if value is not None else 0
-    except CorruptEntry:
-        return 0

@@ -1,20 +1,23 @@
 """One end of a link on a real transport: moves bytes, and gives the events of `sapflow.link.Connection`.
 
 A session is one task tree: whoever runs it owns its nursery; the first of reader, writer and watch to end ends the
-rest. What is sent collects in a buffer whose growth is bounded by credit; the writer joins it into few system calls.
+rest. What is sent collects in a buffer whose growth is bounded by credit; the writer joins it into few system calls,
+and takes orgs in turns.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
+from itertools import chain
 
 import structlog
 import trio
 
 from sapflow.errors import LinkError, Overloaded, Refused
 from sapflow.link import Close, Closed, Connection, Event
+from sapflow.runtime.turns import Turns
 
 log = structlog.get_logger()
 
@@ -43,8 +46,7 @@ class LinkSession:
         self._stream = stream
         self._idle_timeout_s = idle_timeout_s
         self._max_unsent_bytes = max_unsent_bytes
-        self._unsent: list[bytes] = []
-        self._unsent_bytes = 0
+        self._unsent: Turns[tuple[bytes, ...]] = Turns()
         self._wake = trio.Event()
         self._flushed = trio.Event()
         self._last_heard = trio.current_time()
@@ -52,16 +54,24 @@ class LinkSession:
         self._on_in = on_in
         self._on_out = on_out
 
-    def send(self, *pieces: bytes) -> None:
-        """Queue bytes for the writer. Ends the session when the other end has not read for too much."""
-        for piece in pieces:
-            if piece:
-                self._unsent.append(piece)
-                self._unsent_bytes += len(piece)
+    @property
+    def unsent_bytes(self) -> int:
+        """Queued for the writer."""
+        return self._unsent.bytes
+
+    def send(self, *pieces: bytes, lane: Hashable = None) -> None:
+        """Queue whole frames for the writer. Ends the session when the other end has not read for too much.
+
+        Those of one lane leave in order; lanes take turns. All that is said of a stream of ours goes in its org's.
+        """
+        size = sum(map(len, pieces))
+        if not size:
+            return
+        self._unsent.put(pieces, size, lane)
         self._flushed = trio.Event()
         self._wake.set()
-        if self._unsent_bytes > self._max_unsent_bytes:
-            log.warning("link cut", peer=self.peer, reason="it does not read", unsent_bytes=self._unsent_bytes)
+        if self.unsent_bytes > self._max_unsent_bytes:
+            log.warning("link cut", peer=self.peer, reason="it does not read", unsent_bytes=self.unsent_bytes)
             self._scope.cancel()
 
     def cut(self) -> None:
@@ -112,7 +122,7 @@ class LinkSession:
                 await self.finish(error.code, str(error))
                 raise
             replies = connection.take_replies()
-            if replies and self._unsent_bytes < MAX_REPLY_BYTES:
+            if replies and self.unsent_bytes < MAX_REPLY_BYTES:
                 self.send(*replies)
             if events:
                 yield events
@@ -131,8 +141,8 @@ class LinkSession:
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
-            while self._unsent:
-                data = self._take()
+            while len(self._unsent):
+                data = b"".join(chain.from_iterable(self._unsent.take(SEND_JOIN_BYTES)))
                 if self._on_out is not None:
                     self._on_out(len(data))
                 try:
@@ -141,18 +151,6 @@ class LinkSession:
                     self._scope.cancel()
                     return
             self._flushed.set()
-
-    def _take(self) -> bytes:
-        size, count = 0, 0
-        for piece in self._unsent:
-            size += len(piece)
-            count += 1
-            if size >= SEND_JOIN_BYTES:
-                break
-        data = self._unsent[0] if count == 1 else b"".join(self._unsent[:count])
-        del self._unsent[:count]
-        self._unsent_bytes -= size
-        return data
 
     async def _watch(self) -> None:
         interval = self._idle_timeout_s / 3
