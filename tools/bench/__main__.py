@@ -1,4 +1,4 @@
-"""python -m tools.bench [pipeline|decode|relay|log|stalled|udp …] [--json] [--write docs/benchmarks.md]"""
+"""python -m tools.bench [NAME …] [--json] [--write docs/benchmarks.md]"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-NAMES = ("decode", "log", "relay", "pipeline", "stalled", "udp")
+NAMES = ("decode", "log", "relay", "pipeline", "stalled", "udp", "overload")
 
 
 @click.command()

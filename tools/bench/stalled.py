@@ -8,7 +8,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
@@ -49,27 +49,34 @@ def run() -> list[dict[str, Any]]:
     ]
 
 
+class Stop(Protocol):
+    """An event of threads, or of processes."""
+
+    def is_set(self) -> bool: ...
+
+
 async def _stall(fleet: Fleet) -> dict[str, int]:
     """A consumer that never reads, exporters that never pause."""
     stop = threading.Event()
     most: dict[str, int] = {}
     url = f"link://{fleet.doors['consume']}"
     async with subscribe(url, "default", fleet.fleet_token(), at="earliest"):
-        exporters = [threading.Thread(target=_export, args=(fleet.doors["ipfix_tcp"], stop)) for _ in range(EXPORTERS)]
+        exporters = [threading.Thread(target=export, args=(fleet.doors["ipfix_tcp"], stop)) for _ in range(EXPORTERS)]
         for exporter in exporters:
             exporter.start()
         until = time.monotonic() + SECONDS
         while time.monotonic() < until:
             await trio.sleep(0.5)
             for name, pid in fleet.processes().items():
-                most[name] = max(most.get(name, 0), _rss(pid))
+                most[name] = max(most.get(name, 0), rss(pid))
         stop.set()
         for exporter in exporters:
             await trio.to_thread.run_sync(exporter.join)
     return most
 
 
-def _export(address: str, stop: threading.Event) -> None:
+def export(address: str, stop: Stop) -> None:
+    """Push the reference work into the exporter door until `stop`."""
     host, port = address.split(":")
     work = reference_work(2000)
     with socket.create_connection((host, int(port))) as connection:
@@ -77,7 +84,8 @@ def _export(address: str, stop: threading.Event) -> None:
             connection.sendall(work)
 
 
-def _rss(pid: int) -> int:
+def rss(pid: int) -> int:
+    """What a process holds of its own, in bytes."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         # Pages of the log's file that the kernel may drop at any moment are not this process's memory.
         if line.startswith("RssAnon"):
