@@ -1,6 +1,8 @@
 """Decoding on one core, in CPU time: walked, to columns, to each output format.
 
-Fixed length and variable, one template and ten thousand in turn, small messages and large ones.
+Fixed length and variable, one template and ten thousand in turn, small messages and large ones. Ten thousand templates
+are exporters' that send the same fields under many ids, or fields of FEW_LAYOUTS kinds, or (no exporter does) all of
+them different ones.
 """
 
 from __future__ import annotations
@@ -13,19 +15,24 @@ from typing import Any
 import numpy as np
 from attrs import define
 
+from meter.batching import Batcher
 from sapflow.flows.columns.batches import decode
 from sapflow.flows.columns.records import Context
 from sapflow.flows.formats import open_writer
 from sapflow.flows.ipfix.encode import Encoder, make_template, make_variable
+from sapflow.flows.ipfix.framing import in_parts
 from sapflow.flows.ipfix.session import Session
 from sapflow.flows.ipfix.templates import Template
 from sapflow.flows.limits import FlowLimits
-from sapflow.flows.reference import EXPORT_TIME, REFERENCE_FIELDS, reference_records, reference_template, reference_work
+from sapflow.flows.reference import EXPORT_TIME, REFERENCE_FIELDS, reference_records, reference_work
 from sapflow.flows.wire import VARIABLE_LENGTH
 
 CHUNK_BYTES = 270_000
 """Decoded as they come from the log: a few hundred KiB at a time."""
 MESSAGES = 10_000
+FEW_LAYOUTS = 50
+BATCH_BYTES = 64 << 10
+"""Of messages, with the templates that they need before them: as they come from the log."""
 VARIABLE_FIELDS = (
     *REFERENCE_FIELDS[:4],
     (0, 82, VARIABLE_LENGTH),
@@ -47,7 +54,8 @@ class Work:
 
     def session(self) -> Session:
         """One that knows the templates and no data yet."""
-        session = Session(FlowLimits(max_templates=MESSAGES))
+        # All templates of the work are more bytes than a session is to hold.
+        session = Session(FlowLimits(max_templates=MESSAGES, max_template_bytes=16 << 20))
         for template in self.templates:
             session.walk(Encoder(1).templates([template], export_time=EXPORT_TIME))
         return session
@@ -56,6 +64,7 @@ class Work:
 def run() -> list[dict[str, Any]]:
     """The median of five runs each, in millions of records per second of CPU time."""
     one, many, runs = fixed(1), fixed(MESSAGES), fixed(MESSAGES, run=200)
+    few, different, batched = fixed(MESSAGES, layouts=FEW_LAYOUTS), fixed(MESSAGES, layouts=MESSAGES), batches(many)
     small, large = variable(18), variable(800)
     turns = f"{MESSAGES:,} templates in turn"
     return [
@@ -63,11 +72,15 @@ def run() -> list[dict[str, Any]]:
         for what, rate, goal in (
             ("walk: one template, 24 records a message", _median(one, walked), "-"),
             (f"walk: {turns}", _median(many, walked), "flat"),
+            (f"walk: {turns}, all different", _median(different, walked), "flat"),
             ("walk: four elements of variable length, 18 records a message", _median(small, walked), "-"),
             ("walk: four elements of variable length, 800 records a message", _median(large, walked), "-"),
             ("columns: one template, 24 records a message", _median(one, decoded), "10"),
             (f"columns: {MESSAGES:,} templates, 200 messages of each at a time", _median(runs, decoded), "flat"),
             (f"columns: {turns}", _median(many, decoded), "flat"),
+            (f"columns: {turns}, in batches of 64 KiB with their templates", _median(batched, decoded_alone), "-"),
+            (f"columns: {turns}, of {FEW_LAYOUTS} kinds", _median(few, decoded), "-"),
+            (f"columns: {turns}, all different", _median(different, decoded), "-"),
             ("columns: four elements of variable length, 18 records a message", _median(small, decoded), "2"),
             ("columns: four elements of variable length, 800 records a message", _median(large, decoded), "2"),
             *((f"{name} of the reference work", _median(one, writing(name)), goal) for name, goal in FORMATS),
@@ -88,6 +101,11 @@ def decoded(session: Session, work: Work) -> int:
     return sum(batch.records for chunk in work.chunks for batch in decode(chunk, session))
 
 
+def decoded_alone(_session: Session, work: Work) -> int:
+    """To numpy columns, each chunk by what it says itself."""
+    return sum(batch.records for chunk in work.chunks for batch in decode(chunk))
+
+
 def writing(name: str) -> Callable[[Session, Work], int]:
     """To an output format, a tenth of the work."""
     data = reference_work(MESSAGES // 10)
@@ -101,9 +119,14 @@ def writing(name: str) -> Callable[[Session, Work], int]:
     return written
 
 
-def fixed(templates: int, run: int = 1) -> Work:
-    """Messages of 24 records of the reference template, under so many ids in turn, `run` messages of each."""
-    known = [reference_template(256 + number) for number in range(templates)]
+def fixed(templates: int, run: int = 1, layouts: int = 1) -> Work:
+    """Messages of 24 records, of so many templates in turn, `run` messages of each.
+
+    They have the elements of the reference template, in so many orders.
+    """
+    random = np.random.default_rng(1)
+    orders = [list(REFERENCE_FIELDS), *(random.permutation(REFERENCE_FIELDS).tolist() for _ in range(layouts - 1))]
+    known = [make_template(256 + number, orders[number % layouts]) for number in range(templates)]
     encoder = Encoder(1)
     size = known[0].record_bytes
     octets = reference_records(24)
@@ -112,6 +135,22 @@ def fixed(templates: int, run: int = 1) -> Work:
         encoder.records(known[turn // run % templates], records, export_time=EXPORT_TIME) for turn in range(MESSAGES)
     )
     return Work(known, list(_chunks(messages)))
+
+
+def batches(work: Work) -> Work:
+    """The same messages, a few at a time, as an intake makes batches of them."""
+    batcher = Batcher(FlowLimits(max_templates=MESSAGES, max_template_bytes=16 << 20), batch_bytes=1 << 30)
+    for template in work.templates:
+        batcher.feed(Encoder(1).templates([template], export_time=EXPORT_TIME))
+    batcher.flush()
+    made = []
+    for chunk in work.chunks:
+        for part in in_parts(chunk, BATCH_BYTES):
+            batcher.feed(part)
+            draft = batcher.flush()
+            assert draft is not None
+            made.append(draft.payload)
+    return Work(work.templates, made)
 
 
 def variable(each: int) -> Work:

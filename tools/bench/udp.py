@@ -69,7 +69,7 @@ def _ours(protocol: str, rate: int, *, templates: int = 1) -> dict[str, Any]:
 
 async def _take(protocol: str, rate: int, templates: int) -> dict[str, Any]:
     uplink = Uplink(FixedTarget(Target("nowhere", "")), _nowhere, UplinkSettings(hello={}))
-    limits = FlowLimits(max_templates=2 * MANY_TEMPLATES)
+    limits = FlowLimits(max_templates=2 * MANY_TEMPLATES, max_template_bytes=16 << 20)
     intake = DatagramIntake(uplink, DatagramSettings(limits=limits), lambda _: "default")
     door = UdpDoor(intake, None, bind_udp("127.0.0.1:0"))
     async with trio.open_nursery() as nursery:

@@ -47,7 +47,7 @@ class ConsumedBatch:
     payload: bytes = field(repr=False)
 
     def columns(self) -> list[FlowBatch]:
-        """The records as numpy columns, one FlowBatch for each template."""
+        """The records as numpy columns, one FlowBatch for all templates of the same fields."""
         return decode(self.payload)
 
 

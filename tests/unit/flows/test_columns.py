@@ -186,21 +186,62 @@ def test_a_time_that_64_bits_do_not_hold_is_none() -> None:
     assert values_of(batch)["flowStartMilliseconds"] == [None, "1970-01-01T00:00:00.000Z"]
 
 
-def test_templates_of_one_layout_keep_their_records_apart() -> None:
+def test_templates_of_the_same_fields_make_one_batch() -> None:
     fields = [(0, 4, 1), (0, 82, V)]
     templates = [make_template(300 + number, fields) for number in range(3)]
     data = make_message(make_set(2, b"".join(template.raw for template in templates)), domain=1)
     for number in (0, 1, 2, 1, 0):
         body = bytes([number]) + make_variable(b"%d" % number)
         data += make_message(make_set(300 + number, body) + make_set(300, body), domain=1)
-    found = {batch.template.id: batch for batch in decode(data)}
-    assert {key: batch.order.tolist() for key, batch in found.items()} == {
-        300: [0, 1, 3, 5, 7, 8, 9],
-        301: [2, 6],
-        302: [4],
-    }
-    assert found[301].columns["interfaceName"].tolist() == [b"1", b"1"]
-    assert found[300].columns["protocolIdentifier"].tolist() == [0, 0, 1, 2, 1, 0, 0]
+    (batch,) = decode(data)
+    assert batch.template.id == 300
+    assert batch.order.tolist() == list(range(10))
+    assert batch.template_ids.tolist() == [300, 300, 301, 300, 302, 300, 301, 300, 300, 300]
+    assert batch.columns["interfaceName"].tolist() == [b"0", b"0", b"1", b"1", b"2", b"2", b"1", b"1", b"0", b"0"]
+    assert batch.part(2, 4).template_ids.tolist() == [301, 300]
+
+
+@st.composite
+def exported(draw: st.DrawFn) -> list[tuple[int, Template, int, list[bytes]]]:
+    """Sets of templates in turn, many of the same fields: domain, template, export time, records."""
+    shapes = draw(st.lists(FIELDS, min_size=1, max_size=3))
+    templates = [
+        make_template(256 + n, draw(st.sampled_from(shapes)), scopes=draw(st.integers(0, 1))) for n in range(5)
+    ]
+    turns = st.tuples(st.integers(0, 2), st.sampled_from(templates), st.integers(0, 9))
+    return [
+        (domain, template, time, draw(st.lists(a_record(template), max_size=3)))
+        for domain, template, time in draw(st.lists(turns, max_size=12))
+    ]
+
+
+@given(exported())
+def test_each_record_has_its_domain_template_and_time_in_the_order_that_they_came(
+    sets: list[tuple[int, Template, int, list[bytes]]],
+) -> None:
+    data = b"".join(
+        make_message(make_set(template.set_id, template.raw), domain=domain)
+        for domain in range(3)
+        for template in {template.id: template for _, template, _, _ in sets}.values()
+    )
+    expected = []
+    for domain, template, time, records in sets:
+        data += make_message(make_set(template.id, b"".join(records)), domain=domain, export_time=time)
+        for record in records:
+            (spans,) = variable_records(record, 0, len(record), template)
+            values = tuple(
+                render(registry().lookup(spec.pen, spec.id).type, record[start:stop])
+                for spec, (start, stop) in zip(template.fields, spans, strict=True)
+            )
+            expected.append((domain, template.id, template.scope_count, time, values))
+    found = {}
+    for batch in decode(data):
+        ids = batch.template_ids.tolist() or [batch.template.id] * batch.records
+        rows = zip(*values_of(batch).values(), strict=True)
+        for place, number, time, row in zip(batch.order.tolist(), ids, batch.export_times.tolist(), rows, strict=True):
+            found[place] = (batch.domain, number, batch.template.scope_count, time, row)
+    assert [found[place] for place in sorted(found)] == expected
+    assert sorted(found) == list(range(len(expected)))
 
 
 def test_a_template_sent_again_with_every_message_makes_one_batch() -> None:
@@ -229,7 +270,7 @@ def test_sets_are_read_by_the_template_before_them_in_their_message() -> None:
     ]
 
 
-def test_thousands_of_templates_are_decoded_and_kept_apart() -> None:
+def test_records_of_thousands_of_templates_are_told_apart() -> None:
     session, data = Session(), b""
     templates = [make_template(256 + number, [(0, 4, 1), (0, 7, 2)]) for number in range(4000)]
     for template in templates:
@@ -237,7 +278,8 @@ def test_thousands_of_templates_are_decoded_and_kept_apart() -> None:
     for template in templates:
         data += make_message(make_set(template.id, b"\x06" + struct.pack("!H", template.id)), domain=1)
     batches: list[FlowBatch] = decode(data, session)
-    assert [batch.columns["sourceTransportPort"].tolist() for batch in batches] == [[256 + n] for n in range(4000)]
+    (batch,) = batches
+    assert batch.columns["sourceTransportPort"].tolist() == batch.template_ids.tolist() == list(range(256, 4256))
 
 
 def test_a_part_of_a_batch_is_over_the_same_memory() -> None:

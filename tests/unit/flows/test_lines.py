@@ -62,7 +62,9 @@ def messages(draw: st.DrawFn) -> bytes:
     """Records of one or two templates, in turns, few or many of each."""
     data, sets = b"", []
     for number in range(draw(st.integers(1, 2))):
-        template = make_template(300 + number, draw(st.lists(st.sampled_from(list(KINDS)), min_size=1, max_size=7)))
+        if not number or draw(st.booleans()):
+            fields = draw(st.lists(st.sampled_from(list(KINDS)), min_size=1, max_size=7))
+        template = make_template(300 + number, fields)
         data += make_message(make_set(2, template.raw), domain=1)
         for _ in range(draw(st.integers(1, 3))):
             records = [
@@ -82,6 +84,8 @@ def rows_of(data: bytes) -> list[dict[str, Any]]:
         values = values_of(batch)
         for order, row in zip(batch.order.tolist(), zip(*values.values(), strict=True), strict=True):
             rows.append((order, {**context_fields(batch, CONTEXT), **dict(zip(values, row, strict=True))}))
+        for (_, row), number in zip(rows[-batch.records :], batch.template_ids.tolist(), strict=False):
+            row["_template"] = number
     return [row for _, row in sorted(rows, key=lambda pair: pair[0])]
 
 

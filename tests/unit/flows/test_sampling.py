@@ -15,7 +15,7 @@ from sapflow.flows.ipfix.encode import Encoder, make_template
 from sapflow.flows.meaning.sampling import Sampling, SamplingRates, scaled
 from sapflow.flows.meaning.told import Told
 from sapflow.flows.registry import InformationElement, registry, using
-from tests.unit.flows.flows_made import Record, a_batch, seen
+from tests.unit.flows.flows_made import Record, a_batch, messages, seen
 from tests.unit.flows.test_netflow import flowset, options, template, v5, v5_record, v9
 
 HERE = Context("acme", "192.0.2.1:4739")
@@ -132,6 +132,13 @@ def test_a_rate_of_an_interface_holds_for_what_came_in_by_it() -> None:
     stage = told({"ingressInterface": 7, "samplingInterval": 10}, {"ingressInterface": 8, "samplingInterval": 20})
     assert rate_of(stage, {"octetDeltaCount": 1, "ingressInterface": 8}) == 20.0
     assert rate_of(stage, {"octetDeltaCount": 1, "ingressInterface": 9}) is None
+
+
+def test_templates_of_the_same_fields_have_rates_of_their_own() -> None:
+    stage = told({"templateId": 300, "samplingInterval": 10}, {"templateId": 301, "samplingInterval": 20})
+    flows = [messages({"octetDeltaCount": n}, template=n) for n in (301, 300, 302, 301)]
+    (batch,) = decode(b"".join(flows))
+    assert [row.get("samplingRate") for row in seen([stage.apply(batch, HERE)])] == [20.0, 10.0, None, 20.0]
 
 
 def test_a_rate_of_a_template_holds_for_its_records() -> None:

@@ -79,11 +79,14 @@ def record_batch(batch: FlowBatch, context: Context | None = None) -> Any:
 
 
 def context_arrays(batch: FlowBatch, context: Context) -> dict[str, Any]:
-    """The context's fields, each the same for all records."""
-    return {
+    """The context's fields, each the same for all records but for the template."""
+    arrays = {
         name: pa.repeat(pa.scalar(value, CONTEXT_TYPES[name]), batch.records)
         for name, value in context_fields(batch, context).items()
     }
+    if len(batch.template_ids):
+        arrays["_template"] = _shared(batch.template_ids, CONTEXT_TYPES["_template"])
+    return arrays
 
 
 def column_array(batch: FlowBatch, name: str, element: InformationElement) -> Any:

@@ -7,18 +7,17 @@ from typing import Any
 import numpy as np
 from attrs import frozen
 
+from sapflow.flows.ipfix.shapes import Field, Kept
 from sapflow.flows.ipfix.structured import holds_lists
-from sapflow.flows.ipfix.templates import Field, Template
+from sapflow.flows.ipfix.templates import Template
 from sapflow.flows.registry import InformationElement, Registry, registry
 from sapflow.flows.wire import VARIABLE_LENGTH
 
-MAX_LAYOUTS = 4096
-"""Kept for templates to come; when there are more, all are worked out again."""
+MAX_FIELDS_KEPT = 1 << 16
+"""Of all layouts kept: about 19 MiB. When there are more, all are worked out again."""
 
 UNSIGNED = frozenset({"unsigned8", "unsigned16", "unsigned32", "unsigned64"})
 SIGNED = frozenset({"signed8", "signed16", "signed32", "signed64"})
-
-_layouts: dict[tuple[Registry, int, bytes], Layout] = {}
 
 
 @frozen(eq=False)
@@ -39,14 +38,16 @@ class Layout:
 
 def layout_of(template: Template) -> Layout:
     """The layout of a template's records."""
-    # All of the template record but its id; a name is one of the registry in force.
-    key = (registry(), template.scope_count, template.raw[2:])
+    # A name is one of the registry in force.
+    key = (registry(), template.shape.key)
     known = _layouts.get(key)
     if known is None:
-        if len(_layouts) >= MAX_LAYOUTS:
-            _layouts.clear()
-        known = _layouts[key] = _layout(template)
+        known = _layout(template)
+        _layouts.keep(key, known, len(known.fields))
     return known
+
+
+_layouts: Kept[tuple[Registry, bytes], Layout] = Kept(MAX_FIELDS_KEPT)
 
 
 def _layout(template: Template) -> Layout:

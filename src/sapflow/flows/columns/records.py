@@ -32,7 +32,7 @@ class Context:
 
 
 def context_fields(batch: FlowBatch, context: Context) -> dict[str, str | int | None]:
-    """What stands beside the fields of each record."""
+    """What stands beside the fields of each record; `_template` is another for some when they have `template_ids`."""
     return {
         "_org": context.org,
         "_exporter": context.exporter,

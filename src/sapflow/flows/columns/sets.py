@@ -1,4 +1,4 @@
-"""Data sets found in whole messages and gathered by their template: where they are, nothing of what they hold.
+"""Data sets found in whole messages and gathered by their fields: where they are, nothing of what they hold.
 
 Sets see the templates that stand before them. What is gathered of a template whose records have lists (RFC 6313) ends
 where templates change, for its lists mean others from then on.
@@ -35,11 +35,12 @@ _CHECKED = FlowLimits(max_fields_per_template=65_535)
 
 
 @define(eq=False)
-class TemplateSets:
-    """The data sets of one template of one domain, in their order."""
+class LikeSets:
+    """The data sets of one domain whose templates have the same fields, in their order."""
 
     domain: int
     template: Template
+    """The first of theirs: but for its id, what all of them say."""
     layout: Layout
     templates: Mapping[int, Template]
     """What its lists refer to, by id."""
@@ -55,14 +56,15 @@ class Gathering:
     count: int = 0
     """Sets gathered."""
     fault: MalformedMessage | None = None
-    _all: dict[tuple[int, int, bytes, int], TemplateSets] = field(factory=dict)
-    """By domain, kind and content of the template, and what its lists refer to."""
-    _open: dict[int, TemplateSets] = field(factory=dict)
+    _all: list[LikeSets] = field(factory=list)
+    _last: dict[tuple[int, bytes], LikeSets] = field(factory=dict)
+    """The last of each domain and shape; there are others before where the templates of lists changed."""
+    _open: dict[int, LikeSets] = field(factory=dict)
     """By domain << 16 | id, as long as no templates come."""
     _snapshots: dict[int, Mapping[int, Template]] = field(factory=dict)
     _snapshots_left: int = MAX_SNAPSHOTS
 
-    def gather(self, data: bytes) -> list[TemplateSets]:
+    def gather(self, data: bytes) -> list[LikeSets]:
         """The sets whose template is known."""
         templates, found = self.session.templates, self._open
         unpack = MESSAGE_AND_SET.unpack_from
@@ -90,7 +92,7 @@ class Gathering:
         except MalformedMessage as fault:
             self.fault = fault
         self.count = turn
-        return list(self._all.values())
+        return self._all
 
     def _message(self, data: bytes, start: int) -> int:
         """A message of any sets: where the next begins. Raises MalformedMessage."""
@@ -138,20 +140,23 @@ class Gathering:
         sets.places += (self.count, body, stop, exported)
         self.count += 1
 
-    def _sets(self, domain: int, template: Template, known: Mapping[int, Template]) -> TemplateSets:
-        """Those of this template: what was sent again stays the same."""
-        layout = layout_of(template)
+    def _sets(self, domain: int, template: Template, known: Mapping[int, Template]) -> LikeSets:
+        """Those of templates like this one: what was sent again stays the same."""
+        key = (domain, template.shape.key)
+        sets = self._last.get(key)
+        if sets is not None and not sets.layout.holds_lists:
+            return sets
+        layout = layout_of(template) if sets is None else sets.layout
         lists = self._snapshot(domain, known) if layout.holds_lists else _NONE
-        key = (domain, template.scope_count, template.raw, id(lists))
-        sets = self._all.get(key)
-        if sets is None:
-            sets = self._all[key] = TemplateSets(domain, template, layout, lists)
+        if sets is None or sets.templates is not lists:
+            sets = self._last[key] = LikeSets(domain, template, layout, lists)
+            self._all.append(sets)
         return sets
 
     def _snapshot(self, domain: int, known: Mapping[int, Template]) -> Mapping[int, Template]:
         now = {key & 0xFFFF: template for key, template in known.items() if key >> 16 == domain}
         last = self._snapshots.get(domain, {})
-        if len(now) == len(last) and all(key in last and last[key].raw == now[key].raw for key in now):
+        if len(now) == len(last) and all(key in last and last[key].same_as(now[key]) for key in now):
             return last
         if not self._snapshots_left:
             return _NONE

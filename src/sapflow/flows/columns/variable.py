@@ -91,8 +91,8 @@ def record_starts(data: bytes, bodies: Offsets, stops: Offsets, template: Templa
         if len(at) < MIN_LANES:
             break
         found.append(at)
-        *_, (_, last) = _elements(octets, at, template.gaps)
-        at = last + template.gaps[-1]
+        *_, (_, last) = _elements(octets, at, template.shape.gaps)
+        at = last + template.shape.gaps[-1]
         if (at > ends).any():
             at, ends, found = bodies, stops, []
             break
@@ -112,11 +112,11 @@ def fields_of(
     octets = np.concatenate([_octets(data), np.zeros(MAX_WINDOW, np.uint8)])
     begins, spans = starts, []
     runs = []
-    for gap, (begin, end) in zip(template.gaps, _elements(octets, starts, template.gaps), strict=False):
+    for gap, (begin, end) in zip(template.shape.gaps, _elements(octets, starts, template.shape.gaps), strict=False):
         runs.append(_windows(octets, begins, gap))
         spans.append((begin, end))
         begins = end
-    runs.append(_windows(octets, begins, template.gaps[-1]))
+    runs.append(_windows(octets, begins, template.shape.gaps[-1]))
     return runs, [_column(octets, begin, end - begin) for begin, end in spans]
 
 

@@ -15,6 +15,7 @@ from attrs import frozen
 
 from sapflow.errors import MalformedMessage
 from sapflow.flows.ipfix.encode import make_template
+from sapflow.flows.ipfix.shapes import make_shape
 from sapflow.flows.ipfix.templates import Template
 from sapflow.flows.limits import FlowLimits
 from sapflow.flows.wire import FIRST_DATA_SET, MAX_MESSAGE_BYTES
@@ -77,7 +78,7 @@ def _layout(kind: int, number: int, pairs: list[tuple[int, int]], scopes: int, r
     fields = [_element(element, length, index < scopes) for index, (element, length) in enumerate(pairs)]
     # An options template without a scope (some send one) is in IPFIX a template like any other.
     plain = make_template(number, fields, scopes=scopes)
-    source = Template(number, scopes, plain.fields, raw, plain.record_bytes, plain.min_record_bytes)
+    source = Template(number, make_shape(raw[2:], scopes, plain.fields))
     times = _times(source)
     has_absolute = any(element in (152, 153) and not pen for pen, element, _ in fields)
     if len(times) < 2 or has_absolute or len(fields) + 2 > max_fields:

@@ -90,7 +90,7 @@ class IpfixWriter:
             if key >> 16 != domain:
                 continue
             known = self._known.get(key)
-            if known is not None and known.raw == template.raw and known.scope_count == template.scope_count:
+            if known is not None and known.same_as(template):
                 continue
             sequence = self._sequence.get(domain, 0)
             if known is not None:

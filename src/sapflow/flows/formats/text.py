@@ -34,9 +34,12 @@ def batches_of(data: bytes, context: Context, stages: Sequence[Stage], limit: in
 
 
 def text_columns(batch: FlowBatch, names: Sequence[str], notation: Notation) -> dict[str, Cells]:
-    """The text of those of a batch's columns that are named."""
+    """The text of those of a batch's columns that are named, and of `_template` where records differ in it."""
     wanted = set(names)
-    cells = {}
+    cells: dict[str, Cells] = {}
+    if len(batch.template_ids) and "_template" in wanted:
+        found = cells_of(batch.template_ids, "unsigned16", notation)
+        cells["_template"] = found or encoded(batch.template_ids.tolist(), notation)
     for (name, column), element in zip(batch.columns.items(), batch.elements, strict=True):
         if name in wanted:
             found = None if batch.records < FEW or element.is_list else cells_of(column, element.type, notation)
@@ -75,7 +78,7 @@ class JsonLinesWriter:
         before = b"{"
         for name in names:
             literal = before + _json(name) + b":"
-            parts += [literal + _json(head[name])] if name in head else [literal, cells[name]]
+            parts += [literal, cells[name]] if name in cells else [literal + _json(head[name])]
             before = b","
         return [*parts, b"}\n" if names else b"{}\n"]
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 
 from attrs import define
 
-from sapflow.flows.ipfix.templates import Field, Template
+from sapflow.flows.ipfix.shapes import Field, make_shape
+from sapflow.flows.ipfix.templates import Template
 from sapflow.flows.wire import (
     FIRST_DATA_SET,
     MAX_MESSAGE_BYTES,
@@ -15,7 +16,6 @@ from sapflow.flows.wire import (
     OPTIONS_TEMPLATE_SET,
     SET_HEADER,
     TEMPLATE_SET,
-    VARIABLE_LENGTH,
     VERSION,
 )
 
@@ -24,16 +24,14 @@ def make_template(number: int, fields: Iterable[tuple[int, int, int]], *, scopes
     """A template of (pen, id, length) fields; the first `scopes` of them are scope fields."""
     assert FIRST_DATA_SET <= number <= 65_535
     chosen = tuple(Field(*field) for field in fields)
-    raw = struct.pack("!HH", number, len(chosen))
+    raw = struct.pack("!H", len(chosen))
     if scopes:
         raw += struct.pack("!H", scopes)
     for field in chosen:
         raw += struct.pack("!HH", field.id | (0x8000 if field.pen else 0), field.length)
         if field.pen:
             raw += struct.pack("!I", field.pen)
-    least = sum(1 if field.length == VARIABLE_LENGTH else field.length for field in chosen)
-    fixed = all(field.length != VARIABLE_LENGTH for field in chosen)
-    return Template(number, scopes, chosen, raw, least if fixed else 0, least)
+    return Template(number, make_shape(raw, scopes, chosen))
 
 
 def make_set(set_id: int, body: bytes) -> bytes:

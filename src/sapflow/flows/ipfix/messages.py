@@ -103,7 +103,7 @@ class MessageSets:
             count = (end - body) // template.record_bytes
         else:
             count = count_variable(data, body, end, template)
-        if template.sparse:
+        if template.shape.sparse:
             values = self._values + count * len(template.fields)
             if values > self._limits.max_values_per_message:
                 what = f"{values:,} values in one message (limit {self._limits.max_values_per_message:,}): records of "

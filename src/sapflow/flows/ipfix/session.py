@@ -215,7 +215,7 @@ class Session:
         size, count = self._template_bytes, len(self.templates)
         for key, template in sets.changes.items():
             old = self.templates.get(key)
-            size += (len(template.raw) if template else 0) - (len(old.raw) if old else 0)
+            size += (template.raw_bytes if template else 0) - (old.raw_bytes if old else 0)
             count += (template is not None) - (old is not None)
         if count > limits.max_templates or size > limits.max_template_bytes:
             what = f"{count:,} templates of {size:,} bytes in one session (limits {limits.max_templates:,} and "
@@ -226,12 +226,12 @@ class Session:
             domain.keys.discard(key)
             self._fixed.pop(key, None)
             self._note_lists(key, domain_id, old, template)
-            self.changes += template is None or old is None or old.raw != template.raw
+            self.changes += template is None or old is None or not old.same_as(template)
             if template is not None:
-                redefined += old is not None and old.raw != template.raw
+                redefined += old is not None and not old.same_as(template)
                 self.templates[key] = template
                 domain.keys.add(key)
-                if template.record_bytes and not template.sparse:
+                if template.record_bytes and not template.shape.sparse:
                     self._fixed[key] = template.record_bytes
         self._template_bytes = size
         self._used.update(sets.used)
@@ -240,7 +240,7 @@ class Session:
     def _note_lists(self, key: int, domain_id: int, old: Template | None, new: Template | None) -> None:
         self._before.setdefault(key, old)
         listed = key in self._listing
-        same = old is not None and new is not None and old.raw == new.raw
+        same = old is not None and new is not None and old.same_as(new)
         lists = listed if same else new is not None and holds_lists(new)
         if lists or listed:
             self._whole.add(domain_id)

@@ -4,61 +4,65 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from functools import cached_property
 
 from attrs import frozen
 
 from sapflow.errors import MalformedMessage
+from sapflow.flows.ipfix.shapes import Field, Shape, shape_end, shape_of
 from sapflow.flows.limits import FlowLimits
-from sapflow.flows.wire import FIRST_DATA_SET, OPTIONS_TEMPLATE_SET, TEMPLATE_SET, VARIABLE_LENGTH
+from sapflow.flows.wire import FIRST_DATA_SET, OPTIONS_TEMPLATE_SET, VARIABLE_LENGTH
 
 _PAIR = struct.Struct("!HH")
-_PEN = struct.Struct("!I")
-_SCOPES = struct.Struct("!H")
+_OPTIONS_HEAD = struct.Struct("!HHH")
+"""id, count of fields, how many of them are scopes."""
 MAX_RECORD_BYTES = 65_515
-
-
-@frozen
-class Field:
-    """A field specifier: which element, and its length in the record (65,535: variable)."""
-
-    pen: int
-    id: int
-    length: int
 
 
 @frozen(eq=False)
 class Template:
-    """The layout of a data record. `raw` is the template record as it came; two are the same when that is."""
+    """A template: an id for a shape. `raw` is the template record as it came; two are the same when that is."""
 
     id: int
-    scope_count: int
-    fields: tuple[Field, ...]
-    raw: bytes
-    record_bytes: int
-    """Length of every record, or 0 when records vary."""
-    min_record_bytes: int
+    shape: Shape
 
-    @cached_property
-    def sparse(self) -> bool:
-        """Whether a record may have more values than bytes: its elements of length 0 are many."""
-        return len(self.fields) > self.min_record_bytes
+    @property
+    def raw(self) -> bytes:
+        """The template record."""
+        return self.id.to_bytes(2, "big") + self.shape.raw
+
+    @property
+    def raw_bytes(self) -> int:
+        """How long the template record is."""
+        return 2 + len(self.shape.raw)
+
+    @property
+    def scope_count(self) -> int:
+        """How many of the fields, from the first, are scopes."""
+        return self.shape.scope_count
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """The fields, in the order that they have in the record."""
+        return self.shape.fields
+
+    @property
+    def record_bytes(self) -> int:
+        """Length of every record, or 0 when records vary."""
+        return self.shape.record_bytes
+
+    @property
+    def min_record_bytes(self) -> int:
+        """Length of the shortest possible record."""
+        return self.shape.min_record_bytes
 
     @property
     def set_id(self) -> int:
-        """The id of the set that such a template record stands in."""
-        return OPTIONS_TEMPLATE_SET if self.scope_count else TEMPLATE_SET
+        """The id of the set that the template record stands in."""
+        return self.shape.set_id
 
-    @cached_property
-    def gaps(self) -> tuple[int, ...]:
-        """Bytes of fixed length before each element of variable length, and after the last."""
-        gaps = [0]
-        for spec in self.fields:
-            if spec.length == VARIABLE_LENGTH:
-                gaps.append(0)
-            else:
-                gaps[-1] += spec.length
-        return tuple(gaps)
+    def same_as(self, other: Template) -> bool:
+        """Whether the two were defined by the same template record."""
+        return self.id == other.id and (self.shape is other.shape or self.shape.key == other.shape.key)
 
 
 @frozen
@@ -116,66 +120,36 @@ def read_template_set(
                 at += len(refused.raw)
             else:
                 yield template
-                at += len(template.raw)
+                at += template.raw_bytes
 
 
 def _refused(data: bytes, at: int, end: int, set_id: int, fault: MalformedMessage) -> RefusedTemplate:
     (number, _) = _PAIR.unpack_from(data, at)
-    return RefusedTemplate(number, data[at : _record_end(data, at, end, set_id)], fault)
-
-
-def _record_end(data: bytes, at: int, end: int, set_id: int) -> int:
-    """Where the template record at `at` ends; at `end` when it is cut off."""
-    _, count = _PAIR.unpack_from(data, at)
-    at += _PAIR.size
-    if count and set_id == OPTIONS_TEMPLATE_SET:
-        at += _SCOPES.size
-    for _ in range(count):
-        if at >= end:
-            break
-        at += _PAIR.size + (_PEN.size if data[at] & 0x80 else 0)
-    return min(at, end)
+    stop = shape_end(data, at + 2, end, set_id)
+    return RefusedTemplate(number, data[at : end if stop < 0 else stop], fault)
 
 
 def _parse_record(data: bytes, at: int, end: int, set_id: int, limits: FlowLimits) -> Template:
-    start = at
     number, count = _PAIR.unpack_from(data, at)
-    at += _PAIR.size
     if count > limits.max_fields_per_template:
         what = f"template {number} has {count:,} fields (limit {limits.max_fields_per_template:,})"
-        raise MalformedMessage(what, offset=start, reason="template_fields")
-    scopes = 0
+        raise MalformedMessage(what, offset=at, reason="template_fields")
     if set_id == OPTIONS_TEMPLATE_SET:
-        if end - at < _SCOPES.size:
-            raise MalformedMessage(f"options template {number} is cut off", offset=start, reason="truncated")
-        (scopes,) = _SCOPES.unpack_from(data, at)
-        at += _SCOPES.size
+        if end - at < _OPTIONS_HEAD.size:
+            raise MalformedMessage(f"options template {number} is cut off", offset=at, reason="truncated")
+        _, _, scopes = _OPTIONS_HEAD.unpack_from(data, at)
         if not 1 <= scopes <= count:
             what = f"options template {number} has {scopes} scope fields of {count}"
-            raise MalformedMessage(what, offset=start, reason="template")
-    fields = []
-    least, fixed = 0, True
-    for _ in range(count):
-        if end - at < _PAIR.size:
-            raise MalformedMessage(f"template {number} is cut off", offset=start, reason="truncated")
-        element, length = _PAIR.unpack_from(data, at)
-        at += _PAIR.size
-        pen = 0
-        if element & 0x8000:
-            if end - at < _PEN.size:
-                raise MalformedMessage(f"template {number} is cut off", offset=start, reason="truncated")
-            (pen,) = _PEN.unpack_from(data, at)
-            at += _PEN.size
-        if length == VARIABLE_LENGTH:
-            fixed = False
-            least += 1
-        else:
-            least += length
-        fields.append(Field(pen, element & 0x7FFF, length))
+            raise MalformedMessage(what, offset=at, reason="template")
+    stop = shape_end(data, at + 2, end, set_id)
+    if stop < 0:
+        raise MalformedMessage(f"template {number} is cut off", offset=at, reason="truncated")
+    shape = shape_of(data[at + 2 : stop], set_id)
+    least = shape.min_record_bytes
     if not 1 <= least <= MAX_RECORD_BYTES:
         what = f"records of template {number} would be at least {least:,} bytes (1 to {MAX_RECORD_BYTES:,} fit)"
-        raise MalformedMessage(what, offset=start, reason="template")
-    return Template(number, scopes, tuple(fields), data[start:at], least if fixed else 0, least)
+        raise MalformedMessage(what, offset=at, reason="template")
+    return Template(number, shape)
 
 
 def count_variable(data: bytes, start: int, end: int, template: Template) -> int:
@@ -189,7 +163,7 @@ def variable_starts(data: bytes, start: int, end: int, template: Template) -> li
     Trailing bytes fewer than the shortest record are padding (RFC 7011, 3.3.1). Raises MalformedMessage, with the
     offset, when a variable-length element runs past the set.
     """
-    *gaps, tail = template.gaps
+    *gaps, tail = template.shape.gaps
     last = end - template.min_record_bytes
     starts = []
     at = start

@@ -105,8 +105,8 @@ class SamplingRates:
         unknown = np.isnan(rates)
         known = [told for place in places(context, batch.domain) if (told := self.told.at(place))]
         if known and unknown.any():
-            pairs, which = np.unique(_pairs(fields, known)[unknown], axis=0, return_inverse=True)
-            found = [_rate(known, sampler, interface, batch.template.id) for sampler, interface in pairs.tolist()]
+            kinds, which = np.unique(_kinds(fields, batch, known)[unknown], axis=0, return_inverse=True)
+            found = [_rate(known, *kind) for kind in kinds.tolist()]
             rates[unknown] = np.array(found)[which.reshape(-1)]
         return rates
 
@@ -126,18 +126,20 @@ def _samplers(fields: Fields) -> Made | None:
     return next((found for name in SAMPLERS if (found := fields.integers(name)) is not None), None)
 
 
-def _pairs(fields: Fields, known: list[dict[Key, float]]) -> NDArray[np.int64]:
-    """Each record's sampler (-1: it names none) and, where rates were told by interface, its interface."""
-    pairs = np.zeros((fields.records, 2), np.int64)
+def _kinds(fields: Fields, batch: FlowBatch, known: list[dict[Key, float]]) -> NDArray[np.int64]:
+    """Each record's sampler (-1: it names none), and its interface and template where rates were told by them."""
+    kinds = np.zeros((fields.records, 3), np.int64)
     samplers, interfaces = _samplers(fields), fields.integers("ingressInterface")
-    pairs[:, 0] = -1 if samplers is None else samplers
-    if interfaces is not None and any(_of_interfaces(told) for told in known):
-        pairs[:, 1] = interfaces
-    return pairs
+    kinds[:, 0] = -1 if samplers is None else samplers
+    if interfaces is not None and any(_are_of("interface", told) for told in known):
+        kinds[:, 1] = interfaces
+    if any(_are_of("template", told) for told in known):
+        kinds[:, 2] = batch.template_ids if len(batch.template_ids) else batch.template.id
+    return kinds
 
 
-def _of_interfaces(told: Mapping[Key, float]) -> bool:
-    return any(key is not None and key[0] == "interface" for key in told)
+def _are_of(what: str, told: Mapping[Key, float]) -> bool:
+    return any(key is not None and key[0] == what for key in told)
 
 
 def _rate(known: list[dict[Key, float]], sampler: int, interface: int, template: int) -> float:

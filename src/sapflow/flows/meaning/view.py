@@ -8,7 +8,7 @@ two rows, one for each direction, so that every row is traffic from `src_addr` t
 from __future__ import annotations
 
 import numpy as np
-from attrs import define, evolve, field
+from attrs import define, field
 from numpy.typing import NDArray
 
 from sapflow.flows.columns.batches import Column, FlowBatch
@@ -54,24 +54,21 @@ def view(
         batch = _emptied(batch)
     fields = Fields(batch)
     columns = _forward(batch, fields, context or Context(), booted_ms, names)
-    order, export_times = batch.order, batch.export_times
+    rows = np.arange(batch.records)
     backward, which = _backward(fields, columns, batch, booted_ms)
     if len(which):
         columns = {name: _joined(columns[name], backward[name][which]) for name in columns}
-        places = np.argsort(np.concatenate([order, order[which]]), kind="stable")
+        rows = np.concatenate([rows, which])
+        places = np.argsort(batch.order[rows], kind="stable")
         columns = {name: column[places] for name, column in columns.items()}
-        order = np.concatenate([order, order[which]])[places]
-        export_times = (
-            np.concatenate([export_times, export_times[which]])[places] if len(export_times) else export_times
-        )
+        rows = rows[places]
     if scale:
         for name in ("bytes", "packets"):
             counter = columns[name]
             made = scaled(np.ma.getdata(counter), columns["sampling"])
             columns[f"scaled_{name}"] = np.ma.array(made, mask=np.ma.getmaskarray(counter) | np.ma.getmaskarray(made))
     shown: dict[str, Column] = {name: plain(columns[name]) for name in ORDER if name in columns}
-    elements = tuple(ELEMENTS[name] for name in shown)
-    return evolve(batch, columns=shown, elements=elements, order=order, export_times=export_times)
+    return batch.rows(rows, shown, tuple(ELEMENTS[name] for name in shown))
 
 
 def _forward(batch: FlowBatch, fields: Fields, context: Context, booted_ms: int | None, names: bool) -> Columns:
@@ -204,8 +201,7 @@ def _joined(one: Made, other: Made) -> Made:
 
 
 def _emptied(batch: FlowBatch) -> FlowBatch:
-    nothing = np.empty(0, np.int64)
-    return evolve(batch, columns={}, elements=(), order=nothing, export_times=nothing)
+    return batch.rows(slice(0), {}, ())
 
 
 @define
