@@ -2,22 +2,21 @@
 
 Where a record begins is known only when the one before it was walked, but sets are independent of each other: all sets
 of a template are walked in lockstep, one lane a set, each step a few numpy operations on all lanes. Sets so long that
-few lanes are left are walked one after the other (`variable_starts`), which is faster then. Once all records'
+few lanes are left are walked one after the other (`variable_places`), which is faster then. Once all records'
 beginnings are known, their elements are found for all records at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from itertools import pairwise
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
-from sapflow.flows.ipfix.templates import Template, variable_starts
+from sapflow.flows.ipfix.templates import Template, variable_places
 
 Offsets = NDArray[np.intp]
 Octets = NDArray[np.uint8]
@@ -78,7 +77,7 @@ class VariableColumn:
 def record_starts(data: bytes, bodies: Offsets, stops: Offsets, template: Template) -> Offsets:
     """Where the records of many sets begin, in the order of the data.
 
-    The sets' bodies are `data[bodies[i]:stops[i]]`, in order. Raises MalformedMessage as `variable_starts` does, for
+    The sets' bodies are `data[bodies[i]:stops[i]]`, in order. Raises MalformedMessage as `variable_places` does, for
     the first record that is.
     """
     octets = _octets(data)
@@ -96,9 +95,12 @@ def record_starts(data: bytes, bodies: Offsets, stops: Offsets, template: Templa
         if (at > ends).any():
             at, ends, found = bodies, stops, []
             break
+    places: list[int] = []
     for start, end in zip(at.tolist(), ends.tolist(), strict=True):
-        found.append(np.array(variable_starts(data, start, end, template), dtype=np.intp))
-    return np.sort(np.concatenate(found)) if found else np.zeros(0, np.intp)
+        places += variable_places(data, start, end, template)
+    rest = np.fromiter(places, np.intp, len(places)) - template.shape.gaps[0]
+    # One by one they were found in order, in lockstep the first record of every set before the second of any.
+    return np.sort(np.concatenate([*found, rest])) if found else rest
 
 
 def fields_of(
@@ -143,11 +145,14 @@ def _windows(octets: Octets, begins: Offsets, width: int) -> NDArray[np.void] | 
     """As many octets from each beginning: shape (records,), void of that width."""
     if not width:
         return None
-    kind = np.dtype(f"V{width}")
     if not len(begins):
-        return np.zeros(0, kind)
-    every: NDArray[np.void] = np.ndarray((len(octets) - width + 1,), kind, octets, strides=(1,))
-    return every[begins]
+        return np.zeros(0, f"V{width}")
+    return _every(octets, width)[begins]
+
+
+def _every(octets: Octets, width: int) -> NDArray[np.void]:
+    """The windows of that width that begin at each octet, over the same memory."""
+    return np.ndarray((len(octets) - width + 1,), np.dtype(f"V{width}"), octets, strides=(1,))
 
 
 def _column(octets: Octets, begins: Offsets, lengths: Offsets) -> VariableColumn:
@@ -161,21 +166,16 @@ def _column(octets: Octets, begins: Offsets, lengths: Offsets) -> VariableColumn
         places = np.arange(total)
         places += np.repeat(begins - offsets[:-1], lengths)
         return VariableColumn(offsets, octets[places])
-    windows: Any = _windows(octets, begins, width)
-    table = windows.view(np.uint8).reshape(-1, width)
-    return VariableColumn(offsets, table[_within(width)[lengths].view(np.bool_).reshape(-1, width)])
-
-
-@lru_cache(maxsize=MAX_WINDOW)
-def _within(width: int) -> NDArray[np.void]:
-    """For each length up to a width, which octets of a window of that width belong to a value of that length."""
-    return np.tri(width + 1, width, -1, np.bool_).view(f"V{width}").reshape(-1)
+    # Each value's window overwrites what the one before has too much, and what the last has too much is left out.
+    room = np.empty(total + width, np.uint8)
+    _every(room, width)[offsets[:-1]] = _every(octets, width)[begins]
+    return VariableColumn(offsets, room[:total])
 
 
 def _offsets(lengths: Offsets) -> NDArray[np.int32 | np.int64]:
     """32 bits as long as they do: that is what Arrow's usual layouts have."""
     ends = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=ends[1:])
+    lengths.cumsum(out=ends[1:])
     return ends.astype(np.int32) if ends[-1] < 1 << 31 else ends
 
 

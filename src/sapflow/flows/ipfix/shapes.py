@@ -96,6 +96,12 @@ class Shape:
                 gaps[-1] += spec.length
         return tuple(gaps)
 
+    @cached_property
+    def strides(self) -> tuple[int, ...]:
+        """From each length octet to the next, the last one's to that of the record behind, for values of no octets."""
+        first, *inner, tail = self.gaps
+        return tuple(1 + gap for gap in (*inner, tail + first))
+
 
 def shape_end(data: bytes, start: int, end: int, set_id: int) -> int:
     """Where the shape at `start` ends, which is behind the id of its template record; -1 when it is cut off."""

@@ -153,36 +153,40 @@ def _parse_record(data: bytes, at: int, end: int, set_id: int, limits: FlowLimit
 
 
 def count_variable(data: bytes, start: int, end: int, template: Template) -> int:
-    """How many records of varying length a set's body holds. Raises as `variable_starts` does."""
-    return len(variable_starts(data, start, end, template))
+    """How many records of varying length a set's body holds. Raises as `variable_places` does."""
+    return len(variable_places(data, start, end, template))
 
 
 def variable_starts(data: bytes, start: int, end: int, template: Template) -> list[int]:
-    """Where each record of varying length begins in a set's body, `data[start:end]`.
+    """Where each record of varying length begins in a set's body. Raises as `variable_places` does."""
+    first = template.shape.gaps[0]
+    return [place - first for place in variable_places(data, start, end, template)]
+
+
+def variable_places(data: bytes, start: int, end: int, template: Template) -> list[int]:
+    """Where the first length octet of each record of varying length is in a set's body, `data[start:end]`.
 
     Trailing bytes fewer than the shortest record are padding (RFC 7011, 3.3.1). Raises MalformedMessage, with the
     offset, when a variable-length element runs past the set.
     """
-    *gaps, tail = template.shape.gaps
-    last = end - template.min_record_bytes
-    starts = []
-    at = start
+    first, strides = template.shape.gaps[0], template.shape.strides
+    last = end + first - template.min_record_bytes
+    at = start + first
+    places: list[int] = []
+    put = places.append
     try:
         while at <= last:
-            starts.append(at)
-            for gap in gaps:
-                at += gap
-                length = data[at]
-                if length == 255:
+            put(at)
+            for stride in strides:
+                if (length := data[at]) == 255:
                     length = (data[at + 1] << 8 | data[at + 2]) + 2
-                at += length + 1
-            at += tail
-            # Lengths read past the set end past it too, so one look at the end of each record is enough.
-            if at > end:
-                raise _past(template, starts[-1])
+                at += length + stride
     except IndexError:
-        raise _past(template, starts[-1]) from None
-    return starts
+        at = end + first + 1
+    # Only the last record can run past the end, and lengths read past it do not bring it back.
+    if at > end + first:
+        raise _past(template, places[-1] - first)
+    return places
 
 
 def variable_records(data: bytes, start: int, end: int, template: Template) -> Iterator[list[tuple[int, int]]]:
