@@ -136,6 +136,28 @@ def worst_cases() -> dict[str, list[bytes]]:
                 (make_set(2, make_template(300, [(0, 4, 1)]).raw) + make_set(256, b"\x03\xff\x01\x2c")) * 3000
             ),
         ],
+        "a list whose template changes with every set, among thousands": [
+            _defined(lists, number=5000),
+            *_many_templates(4000),
+            make_message(
+                b"".join(
+                    make_set(2, make_template(300, [(0, 4 + n % 2, 1)]).raw) + make_set(5000, b"\x03\xff\x01\x2c")
+                    for n in range(3000)
+                )
+            ),
+        ],
+        "a list whose template is changed and changed back": [
+            _defined(lists, number=5000),
+            *_many_templates(4000),
+            make_message(
+                (
+                    make_set(2, make_template(300, [(0, 5, 1)]).raw)
+                    + make_set(2, make_template(300, [(0, 4, 1)]).raw)
+                    + make_set(5000, b"\x03\xff\x01\x2c")
+                )
+                * 2000
+            ),
+        ],
         "a new template and a record, again and again": [
             make_message(b"".join(make_set(2, raw) + make_set(256 + n, b"\x06") for n, raw in enumerate(raws[:3800])))
         ],

@@ -190,8 +190,11 @@ def _from_values(batch: FlowBatch, name: str, element: InformationElement, kind:
         return pa.array([value if _fills(value, kind.byte_width) else None for value in octets], kind)
     values = column_values(batch, name, element)
     if element.is_list:
-        return pa.array([json.dumps(value, separators=(",", ":")) for value in values], kind)
+        return pa.array([_json(value) for value in values], kind)
     return pa.array(values if kind == pa.string() else [_own(value, kind) for value in values], kind)
+
+
+_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def _fills(value: Any, width: int) -> bool:

@@ -12,9 +12,9 @@ from attrs import define, field, frozen
 
 from sapflow.errors import MalformedMessage
 from sapflow.flows.columns.layouts import Layout, layout_of
+from sapflow.flows.ipfix.messages import MessageSets
 from sapflow.flows.ipfix.session import Session
-from sapflow.flows.ipfix.templates import Template, parse_template_set
-from sapflow.flows.limits import FlowLimits
+from sapflow.flows.ipfix.templates import Template
 from sapflow.flows.wire import (
     FIRST_DATA_SET,
     MESSAGE_AND_SET,
@@ -27,11 +27,14 @@ from sapflow.flows.wire import (
 
 MAX_SNAPSHOTS = 64
 """How often the templates of lists may change within data decoded at once; lists after that are left undecoded."""
+MAX_LOOKS = 1 << 16
+"""How many templates are looked at to tell whether they have changed; lists after that are left undecoded."""
 
+Version = tuple[int, int, int]
+"""What tells the templates in force at one place from those at another: changes before the message, the message if it
+has changed some, how often."""
 
 _NONE: Mapping[int, Template] = {}
-_CHECKED = FlowLimits(max_fields_per_template=65_535)
-"""What the session has taken within its own limits is not held to others."""
 
 
 @define(eq=False)
@@ -56,13 +59,14 @@ class Gathering:
     count: int = 0
     """Sets gathered."""
     fault: MalformedMessage | None = None
-    _all: list[LikeSets] = field(factory=list)
-    _last: dict[tuple[int, bytes], LikeSets] = field(factory=dict)
-    """The last of each domain and shape; there are others before where the templates of lists changed."""
+    _like: dict[tuple[int, bytes, int], LikeSets] = field(factory=dict)
+    """By domain, shape, and what their lists refer to."""
     _open: dict[int, LikeSets] = field(factory=dict)
     """By domain << 16 | id, as long as no templates come."""
-    _snapshots: dict[int, Mapping[int, Template]] = field(factory=dict)
+    _snapshots: dict[int, tuple[Version, Mapping[int, Template]]] = field(factory=dict)
+    """The last of each domain."""
     _snapshots_left: int = MAX_SNAPSHOTS
+    _looks_left: int = MAX_LOOKS
 
     def gather(self, data: bytes) -> list[LikeSets]:
         """The sets whose template is known."""
@@ -80,7 +84,7 @@ class Gathering:
                         key = domain << 16 | set_id
                         sets = found.get(key)
                         if sets is None and (template := templates.get(key)) is not None:
-                            sets = found[key] = self._sets(domain, template, templates)
+                            sets = found[key] = self._sets(domain, template, None)
                         if sets is not None:
                             sets.places += (turn, at + 20, stop, exported)
                             turn += 1
@@ -92,76 +96,62 @@ class Gathering:
         except MalformedMessage as fault:
             self.fault = fault
         self.count = turn
-        return self._all
+        return list(self._like.values())
 
     def _message(self, data: bytes, start: int) -> int:
         """A message of any sets: where the next begins. Raises MalformedMessage."""
         plain = _data_sets(data, start)
-        if plain is not None:
-            for set_id, body, end in plain.sets:
-                self._put(plain.domain, set_id, body, end, plain.exported, self.session.templates)
-            return plain.stop
-        return self._defining(data, start)
+        if plain is None:
+            # With templates, or malformed.
+            self._open.clear()
+            stop = self.session.read(data, start, self._put)
+            self._open.clear()
+            return stop
+        for set_id, body, end in plain.sets:
+            template = self.session.templates.get(plain.domain << 16 | set_id)
+            if template is not None:
+                self._add(plain.domain, template, body, end, plain.exported, None)
+        return plain.stop
 
-    def _defining(self, data: bytes, start: int) -> int:
-        """A message with templates, or a malformed one: walked first, then its sets."""
-        if len(data) - start < MESSAGE_HEADER.size:
-            raise MalformedMessage("a message header is cut off", offset=start, reason="truncated")
-        length, exported, domain = _header(data, start)[1:]
-        stop = start + length
-        # Only data sets beside the templates need to know what was known before.
-        learned = _Learned(self.session.templates if _holds_data(data, start, stop) else {}, domain)
-        walk = self.session.walk(data[start : max(stop, start + 1)])
-        if walk.fault is not None:
-            fault = walk.fault
-            raise MalformedMessage(fault.what, offset=start + fault.offset, reason=fault.reason)
-        at = start + MESSAGE_HEADER.size
-        while at < stop:
-            set_id, size = SET_HEADER.unpack_from(data, at)
-            body, end = at + SET_HEADER.size, at + size
-            if set_id >= FIRST_DATA_SET:
-                self._put(domain, set_id, body, end, exported, learned.templates)
-            elif set_id in (TEMPLATE_SET, OPTIONS_TEMPLATE_SET):
-                learned.learn(data, body, end, set_id)
-                self._open.clear()
-            at = end
-        return stop
+    def _put(self, message: MessageSets, template: Template, body: int, stop: int) -> None:
+        self._add(message.domain_id, template, body, stop, message.export_time, message)
 
-    def _put(
-        self, domain: int, set_id: int, body: int, stop: int, exported: int, templates: Mapping[int, Template]
+    def _add(
+        self, domain: int, template: Template, body: int, stop: int, exported: int, message: MessageSets | None
     ) -> None:
-        key = domain << 16 | set_id
-        sets = self._open.get(key)
-        if sets is None:
-            template = templates.get(key)
-            if template is None:
-                return
-            sets = self._open[key] = self._sets(domain, template, templates)
+        sets = self._sets(domain, template, message)
         sets.places += (self.count, body, stop, exported)
         self.count += 1
 
-    def _sets(self, domain: int, template: Template, known: Mapping[int, Template]) -> LikeSets:
-        """Those of templates like this one: what was sent again stays the same."""
-        key = (domain, template.shape.key)
-        sets = self._last.get(key)
-        if sets is not None and not sets.layout.holds_lists:
-            return sets
-        layout = layout_of(template) if sets is None else sets.layout
-        lists = self._snapshot(domain, known) if layout.holds_lists else _NONE
-        if sets is None or sets.templates is not lists:
-            sets = self._last[key] = LikeSets(domain, template, layout, lists)
-            self._all.append(sets)
+    def _sets(self, domain: int, template: Template, message: MessageSets | None) -> LikeSets:
+        """Those of templates like this one, as it stands in a message that changes templates, or behind all changes."""
+        shape = template.shape.key
+        sets = self._like.get((domain, shape, 0))
+        if sets is None:
+            layout = layout_of(template)
+            lists = self._snapshot(domain, message) if layout.holds_lists else _NONE
+            key = (domain, shape, id(lists) if layout.holds_lists else 0)
+            sets = self._like.get(key)
+            if sets is None:
+                sets = self._like[key] = LikeSets(domain, template, layout, lists)
         return sets
 
-    def _snapshot(self, domain: int, known: Mapping[int, Template]) -> Mapping[int, Template]:
-        now = {key & 0xFFFF: template for key, template in known.items() if key >> 16 == domain}
-        last = self._snapshots.get(domain, {})
-        if len(now) == len(last) and all(key in last and last[key].same_as(now[key]) for key in now):
+    def _snapshot(self, domain: int, message: MessageSets | None) -> Mapping[int, Template]:
+        """The templates of a domain now, by id; when they have changed too often, none."""
+        version = (self.session.changes, -1, 0) if message is None else (self.session.changes, *message.place)
+        known, last = self._snapshots.get(domain, (None, _NONE))
+        if known == version:
             return last
-        if not self._snapshots_left:
+        if not self._snapshots_left or self._looks_left < len(self.session.templates):
             return _NONE
-        self._snapshots_left -= 1
-        self._snapshots[domain] = now
+        self._looks_left -= len(self.session.templates) + 1
+        held = self.session.templates if message is None else message.in_force()
+        now: Mapping[int, Template] = {key & 0xFFFF: template for key, template in held.items() if key >> 16 == domain}
+        if len(now) == len(last) and all(key in last and last[key].same_as(now[key]) for key in now):
+            now = last
+        else:
+            self._snapshots_left -= 1
+        self._snapshots[domain] = version, now
         return now
 
 
@@ -200,55 +190,3 @@ def _data_sets(data: bytes, start: int) -> _Plain | None:
             found.append((set_id, at + SET_HEADER.size, at + size))
         at += size
     return _Plain(exported, domain, stop, found)
-
-
-def _holds_data(data: bytes, start: int, stop: int) -> bool:
-    """Whether a message that may be malformed has a data set."""
-    at = start + MESSAGE_HEADER.size
-    last = min(stop, len(data)) - SET_HEADER.size
-    while at <= last:
-        set_id, size = SET_HEADER.unpack_from(data, at)
-        if set_id >= FIRST_DATA_SET:
-            return True
-        at += max(size, SET_HEADER.size)
-    return False
-
-
-class _Learned:
-    """The templates in force at one place of a message that defines some."""
-
-    def __init__(self, known: Mapping[int, Template], domain: int) -> None:
-        self.templates = dict(known)
-        self._domain = domain
-        self._live: dict[int, set[int]] | None = None
-        """Those of this domain by the id of their set: kept once all are withdrawn, as some do again and again."""
-
-    def learn(self, data: bytes, body: int, end: int, set_id: int) -> None:
-        """Take in what a well-formed set of template records defines and withdraws."""
-        for definition in parse_template_set(data, body, end, set_id, _CHECKED):
-            key = self._domain << 16 | definition.id
-            if isinstance(definition, Template):
-                self._set(key, definition)
-            elif definition.id >= FIRST_DATA_SET:
-                self._set(key, None)
-            else:
-                self._withdraw_all(definition.id)
-
-    def _set(self, key: int, template: Template | None) -> None:
-        before = self.templates.pop(key, None)
-        if before is not None and self._live is not None:
-            self._live[before.set_id].discard(key)
-        if template is not None:
-            self.templates[key] = template
-            if self._live is not None:
-                self._live[template.set_id].add(key)
-
-    def _withdraw_all(self, set_id: int) -> None:
-        if self._live is None:
-            self._live = {TEMPLATE_SET: set(), OPTIONS_TEMPLATE_SET: set()}
-            for key, template in self.templates.items():
-                if key >> 16 == self._domain:
-                    self._live[template.set_id].add(key)
-        for key in self._live[set_id]:
-            del self.templates[key]
-        self._live[set_id].clear()

@@ -6,11 +6,11 @@ whose template record cannot be used means nothing from there on.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 
 from sapflow.errors import MalformedMessage
 from sapflow.flows.ipfix.mending import Cut, set_around, withdrawal
-from sapflow.flows.ipfix.templates import RefusedTemplate, Template, Withdrawal, count_variable, read_template_set
+from sapflow.flows.ipfix.templates import Template, Withdrawal, count_variable, read_template_set
 from sapflow.flows.limits import FlowLimits
 from sapflow.flows.wire import FIRST_DATA_SET, MESSAGE_HEADER, OPTIONS_TEMPLATE_SET, SET_HEADER, TEMPLATE_SET
 
@@ -46,20 +46,36 @@ class MessageSets:
         """Templates defined, and withdrawn (None)."""
         self.used: dict[int, Template | None] = {}
         """Templates that its data needed first in their batch (None: defined in the batch itself)."""
-        self._domain_id = domain_id
+        self.domain_id = domain_id
+        self.export_time = 0
         self._held = held
         self._keys = keys
         self._used_before = used
         self._limits = limits
         self._mends = mends
+        self._on_data: OnData | None = None
+        self._altered = 0
+        """Changes of what an id means."""
         self._start = 0
         self._values = 0
         self._live: dict[int, dict[int, Template]] | None = None
         """Templates in force at this place, by the id of their set: kept once one message withdraws all of them."""
 
-    def read(self, data: bytes, start: int, stop: int) -> None:
+    @property
+    def place(self) -> tuple[int, int]:
+        """What tells the templates in force at this place from those at others: (-1, 0) when they are those held."""
+        return (self._start, self._altered) if self._altered else (-1, 0)
+
+    def in_force(self) -> dict[int, Template]:
+        """The templates in force at this place, by domain << 16 | id."""
+        known = {**self._held, **self.changes}
+        return {key: template for key, template in known.items() if template is not None}
+
+    def read(self, data: bytes, start: int, stop: int, on_data: OnData | None = None) -> None:
         """Check every length of the message `data[start:stop]`, count every record. Raises MalformedMessage."""
         self._start = start
+        self._on_data = on_data
+        (_, _, self.export_time, _, _) = MESSAGE_HEADER.unpack_from(data, start)
         at = start + MESSAGE_HEADER.size
         while at < stop:
             if stop - at < SET_HEADER.size:
@@ -79,7 +95,7 @@ class MessageSets:
             at = end
 
     def _data(self, data: bytes, start: int, end: int, set_id: int) -> None:
-        key = self._domain_id << 16 | set_id
+        key = self.domain_id << 16 | set_id
         body = start + SET_HEADER.size
         template = self.changes[key] if key in self.changes else self._held.get(key)
         if template is None:
@@ -95,6 +111,8 @@ class MessageSets:
             return
         self.records += count
         self.kept += 1
+        if self._on_data is not None:
+            self._on_data(self, template, body, end)
         if key not in self._used_before and key not in self.used:
             self.used[key] = template
 
@@ -118,39 +136,43 @@ class MessageSets:
         self.cuts.append(cut)
 
     def _definitions(self, data: bytes, start: int, end: int, set_id: int) -> None:
-        records: list[bytes] = []
+        kept: list[Template | Withdrawal] = []
         fault: MalformedMessage | None = None
         empty = True
+        domain = self.domain_id << 16
         for item in read_template_set(data, start + SET_HEADER.size, end, set_id, self._limits):
-            key = self._domain_id << 16 | item.id
-            if isinstance(item, RefusedTemplate):
+            if isinstance(item, Template):
+                empty = False
+                self._change(domain | item.id, item)
+                kept.append(item)
+            elif isinstance(item, Withdrawal):
+                empty = False
+                self._withdraw(domain | item.id, item)
+                kept.append(item)
+            else:
                 fault = fault or item.fault
+                key = domain | item.id
                 if key in self._held or key in self.changes:
                     self._change(key, None)
-                    records.append(withdrawal(item.id))
-                continue
-            empty = False
-            if isinstance(item, Template):
-                self._change(key, item)
-                records.append(item.raw)
-            else:
-                self._withdraw(key, item)
-                records.append(withdrawal(item.id))
+                    kept.append(Withdrawal(item.id))
         self.kept += fault is None or not empty
         if fault is not None:
+            records = [item.raw if isinstance(item, Template) else withdrawal(item.id) for item in kept]
             self._refuse(fault, Cut(self._start, start, end, set_around(set_id, records), fault))
 
     def _withdraw(self, key: int, item: Withdrawal) -> None:
         if item.id >= FIRST_DATA_SET:
             known = self.changes[key] if key in self.changes else self._held.get(key)
-            self.stray_withdrawals += known is None
-            self._change(key, None)
+            if known is None:
+                self.stray_withdrawals += 1
+            else:
+                self._change(key, None)
             return
         if self._live is None:
             self._live = {TEMPLATE_SET: {}, OPTIONS_TEMPLATE_SET: {}}
             keys = self._keys
             if keys is None:
-                keys = [each for each in self._held if each >> 16 == self._domain_id]
+                keys = [each for each in self._held if each >> 16 == self.domain_id]
             for each in (*keys, *self.changes):
                 template = self.changes[each] if each in self.changes else self._held[each]
                 if template is not None:
@@ -159,6 +181,9 @@ class MessageSets:
             self._change(each, None)
 
     def _change(self, key: int, template: Template | None) -> None:
+        if self._on_data is not None:
+            before = self.changes[key] if key in self.changes else self._held.get(key)
+            self._altered += template is not before and not (template and before and template.same_as(before))
         self.changes[key] = template
         if self._live is not None:
             for live in self._live.values():
@@ -168,3 +193,7 @@ class MessageSets:
         if key not in self._used_before:
             # From here on the batch itself says what this id means; data before it in the batch had its own.
             self.used.setdefault(key, None)
+
+
+OnData = Callable[[MessageSets, Template, int, int], None]
+"""Hears of a data set: its message as it stands at this place, its template, where its body begins and ends."""

@@ -14,7 +14,7 @@ from attrs import define, field
 
 from sapflow.errors import MalformedMessage
 from sapflow.flows.ipfix.mending import Cut
-from sapflow.flows.ipfix.messages import MessageSets
+from sapflow.flows.ipfix.messages import MessageSets, OnData
 from sapflow.flows.ipfix.sequences import SequenceCounter
 from sapflow.flows.ipfix.structured import holds_lists
 from sapflow.flows.ipfix.templates import Template
@@ -136,6 +136,14 @@ class Session:
         self._walked += messages
         return result
 
+    def read(self, data: bytes, start: int, on_data: OnData) -> int:
+        """One message, as `walk` does: where the next begins. `on_data` hears of each data set of a known template.
+
+        Raises MalformedMessage with nothing changed, with the offset in `data`; sets before that have been told.
+        """
+        stop, _ = self._message(data, start, len(data), Walk(), on_data)
+        return stop
+
     def cut(self) -> bytes:
         """End the batch: the messages that must stand before it, b"" when none need to."""
         needed: dict[int, list[Template]] = {}
@@ -167,7 +175,9 @@ class Session:
             by_domain.setdefault(key >> 16, []).append(template)
         return [message for domain, templates in by_domain.items() for message in _definitions(templates, domain, 0, 0)]
 
-    def _message(self, data: bytes, start: int, end: int, result: Walk) -> tuple[int, int]:
+    def _message(
+        self, data: bytes, start: int, end: int, result: Walk, on_data: OnData | None = None
+    ) -> tuple[int, int]:
         """One message in full: where the next begins, and its records. Raises before anything has changed."""
         if end - start < MESSAGE_HEADER.size:
             raise MalformedMessage("a message header is cut off", offset=start, reason="truncated")
@@ -184,7 +194,7 @@ class Session:
         domain = self._domains.get(domain_id) or _Domain()
         keys = domain.keys if known else None
         sets = MessageSets(domain_id, self.templates, keys, self._used, self._limits, mends=self._mends)
-        sets.read(data, start, stop)
+        sets.read(data, start, stop, on_data)
         if sets.cuts and not sets.kept:
             self._note_unread(start, sets.cuts[-1].reason, self._walked + result.messages)
         result.redefined += self._apply(domain_id, domain, sets, start)

@@ -81,6 +81,11 @@ class Shape:
         return self.set_id.to_bytes(2, "big") + self.raw
 
     @cached_property
+    def elements(self) -> frozenset[tuple[int, int]]:
+        """The elements' enterprises and ids."""
+        return frozenset((spec.pen, spec.id) for spec in self.fields)
+
+    @cached_property
     def sparse(self) -> bool:
         """Whether a record may have more values than bytes: its elements of length 0 are many."""
         return len(self.fields) > self.min_record_bytes

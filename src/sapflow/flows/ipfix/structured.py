@@ -53,8 +53,7 @@ _ENTRY = struct.Struct("!HH")
 
 def holds_lists(template: Template) -> bool:
     """Whether records of the template need other templates of their domain, or may."""
-    lists = registry().list_elements
-    return not lists.isdisjoint((spec.pen, spec.id) for spec in template.fields)
+    return not registry().list_elements.isdisjoint(template.shape.elements)
 
 
 @define
