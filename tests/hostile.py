@@ -112,6 +112,7 @@ def worst_cases() -> dict[str, list[bytes]]:
         "templates that cannot be used": [
             make_message(make_set(2, b"".join(struct.pack("!HHHH", 256 + n % 65_280, 1, 8, 0) for n in range(8189))))
         ],
+        "padding that ends with another byte": [make_message(make_set(2, bytes(ROOM - 1) + b"\x01"))],
         "one template as wide as a message": [
             make_message(make_set(2, struct.pack("!HH", 256, 16_377) + bytes(ROOM - 7)))
         ],

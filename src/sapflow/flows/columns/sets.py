@@ -147,12 +147,16 @@ class Gathering:
         self._looks_left -= len(self.session.templates) + 1
         held = self.session.templates if message is None else message.in_force()
         now: Mapping[int, Template] = {key & 0xFFFF: template for key, template in held.items() if key >> 16 == domain}
-        if len(now) == len(last) and all(key in last and last[key].same_as(now[key]) for key in now):
+        if len(now) == len(last) and all(_is_same(last.get(key), template) for key, template in now.items()):
             now = last
         else:
             self._snapshots_left -= 1
         self._snapshots[domain] = version, now
         return now
+
+
+def _is_same(before: Template | None, template: Template) -> bool:
+    return before is template or (before is not None and before.same_as(template))
 
 
 @frozen

@@ -98,39 +98,33 @@ def read_template_set(
     data: bytes, start: int, end: int, set_id: int, limits: FlowLimits
 ) -> Iterator[Template | Withdrawal | RefusedTemplate]:
     """As `parse_template_set`, but a record that cannot be used is told in its place, and those behind it follow."""
-    at = start
+    at, padding = start, -1
     while end - at >= _PAIR.size:
         number, count = _PAIR.unpack_from(data, at)
-        if number < FIRST_DATA_SET and not (count == 0 and number == set_id):
-            if not any(data[at:end]):
-                return
-            what = f"template id {number}; ids begin at 256"
-            refused = _refused(data, at, end, set_id, MalformedMessage(what, offset=at, reason="template"))
-            yield refused
-            at += len(refused.raw)
-        elif count == 0:
+        if count == 0 and (number >= FIRST_DATA_SET or number == set_id):
             yield Withdrawal(number)
             at += _PAIR.size
-        else:
-            try:
-                template = _parse_record(data, at, end, set_id, limits)
-            except MalformedMessage as fault:
-                refused = _refused(data, at, end, set_id, fault)
-                yield refused
-                at += len(refused.raw)
-            else:
-                yield template
-                at += template.raw_bytes
+            continue
+        if number == 0:
+            # Looked for once: a set may be zeros but for its last byte.
+            padding = start + len(data[start:end].rstrip(b"\0")) if padding < 0 else padding
+            if at >= padding:
+                return
+        stop = shape_end(data, at + 2, end, set_id)
+        item: Template | RefusedTemplate
+        try:
+            item = _parse_record(data, at, stop, end, set_id, limits)
+        except MalformedMessage as fault:
+            item = RefusedTemplate(number, data[at : end if stop < 0 else stop], fault)
+        yield item
+        at = end if stop < 0 else stop
 
 
-def _refused(data: bytes, at: int, end: int, set_id: int, fault: MalformedMessage) -> RefusedTemplate:
-    (number, _) = _PAIR.unpack_from(data, at)
-    stop = shape_end(data, at + 2, end, set_id)
-    return RefusedTemplate(number, data[at : end if stop < 0 else stop], fault)
-
-
-def _parse_record(data: bytes, at: int, end: int, set_id: int, limits: FlowLimits) -> Template:
+def _parse_record(data: bytes, at: int, stop: int, end: int, set_id: int, limits: FlowLimits) -> Template:
+    """The template record `data[at:stop]` of a set that ends at `end`."""
     number, count = _PAIR.unpack_from(data, at)
+    if number < FIRST_DATA_SET:
+        raise MalformedMessage(f"template id {number}; ids begin at 256", offset=at, reason="template")
     if count > limits.max_fields_per_template:
         what = f"template {number} has {count:,} fields (limit {limits.max_fields_per_template:,})"
         raise MalformedMessage(what, offset=at, reason="template_fields")
@@ -141,7 +135,6 @@ def _parse_record(data: bytes, at: int, end: int, set_id: int, limits: FlowLimit
         if not 1 <= scopes <= count:
             what = f"options template {number} has {scopes} scope fields of {count}"
             raise MalformedMessage(what, offset=at, reason="template")
-    stop = shape_end(data, at + 2, end, set_id)
     if stop < 0:
         raise MalformedMessage(f"template {number} is cut off", offset=at, reason="truncated")
     shape = shape_of(data[at + 2 : stop], set_id)
