@@ -352,6 +352,20 @@ def test_a_list_means_the_template_that_stood_before_it() -> None:
     ]
 
 
+def test_a_list_means_the_template_that_stood_before_it_in_its_message() -> None:
+    other = make_template(300, [(0, 5, 1), (0, 7, 2)])
+    row = make_set(256, b"\x06" + make_variable(a_sub_list(300, a_pair(1, 2))))
+    message = make_message(make_set(2, OUTER.raw + PAIR.raw), domain=1)
+    message += make_message(row + make_set(2, other.raw) + row + make_set(2, PAIR.raw) + row, domain=1)
+    message += make_message(row, domain=1) + make_message(make_set(2, other.raw), domain=1)
+    message += make_message(row, domain=1) + make_message(row + make_set(2, b"\x01\x2c\0\0") + row, domain=1)
+    pair = [{"protocolIdentifier": 1, "destinationTransportPort": 2}]
+    others = [{"ipClassOfService": 1, "sourceTransportPort": 2}]
+    *rows, last = [row["subTemplateList"] for row in as_json(message)]
+    assert rows == [pair, others, pair, pair, others, others]
+    assert "_undecoded" in str(last)
+
+
 def test_templates_said_again_and_again_take_one_snapshot() -> None:
     encoder = Encoder()
     data = b""

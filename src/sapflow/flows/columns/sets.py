@@ -28,7 +28,7 @@ from sapflow.flows.wire import (
 MAX_SNAPSHOTS = 64
 """How often the templates of lists may change within data decoded at once; lists after that are left undecoded."""
 MAX_LOOKS = 1 << 16
-"""How many templates are looked at to tell whether they have changed; lists after that are left undecoded."""
+"""How many templates are looked at to tell whether those of lists have changed; lists after that are left undecoded."""
 
 Version = tuple[int, int, int]
 """What tells the templates in force at one place from those at another: changes before the message, the message if it
@@ -142,11 +142,10 @@ class Gathering:
         known, last = self._snapshots.get(domain, (None, _NONE))
         if known == version:
             return last
-        if not self._snapshots_left or self._looks_left < len(self.session.templates):
+        if self._snapshots_left <= 0 or self._looks_left <= 0:
             return _NONE
-        self._looks_left -= len(self.session.templates) + 1
-        held = self.session.templates if message is None else message.in_force()
-        now: Mapping[int, Template] = {key & 0xFFFF: template for key, template in held.items() if key >> 16 == domain}
+        now: Mapping[int, Template] = self.session.in_force(domain) if message is None else message.in_force()
+        self._looks_left -= len(now)
         if len(now) == len(last) and all(_is_same(last.get(key), template) for key, template in now.items()):
             now = last
         else:

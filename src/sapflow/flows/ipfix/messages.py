@@ -67,9 +67,9 @@ class MessageSets:
         return (self._start, self._altered) if self._altered else (-1, 0)
 
     def in_force(self) -> dict[int, Template]:
-        """The templates in force at this place, by domain << 16 | id."""
-        known = {**self._held, **self.changes}
-        return {key: template for key, template in known.items() if template is not None}
+        """The templates of this domain in force at this place, by id."""
+        known = {**{key: self._held[key] for key in self._keys or ()}, **self.changes}
+        return {key & 0xFFFF: template for key, template in known.items() if template is not None}
 
     def read(self, data: bytes, start: int, stop: int, on_data: OnData | None = None) -> None:
         """Check every length of the message `data[start:stop]`, count every record. Raises MalformedMessage."""

@@ -168,6 +168,11 @@ class Session:
         began = {**self.templates, **self._before}
         return {**self._used, **{key: template for key, template in began.items() if key >> 16 in whole}}
 
+    def in_force(self, domain_id: int) -> dict[int, Template]:
+        """The templates of a domain, by id."""
+        domain = self._domains.get(domain_id)
+        return {} if domain is None else {key & 0xFFFF: self.templates[key] for key in domain.keys}
+
     def definitions(self) -> list[bytes]:
         """Messages that define all templates held; as few as hold them."""
         by_domain: dict[int, list[Template]] = {}
