@@ -14,6 +14,8 @@ import click
 from sapflow.errors import SapflowError
 from sapflow.flows.formats import FORMATS, Writer
 
+TOLD = 50
+"""Names of what was left out that are told."""
 FORMAT = click.option("--format", "format_", type=click.Choice(FORMATS), default="jsonl", show_default=True)
 FIELDS = click.option("--fields", help="Only these fields, by name, separated by commas.")
 OUT = click.option("-o", "--output", type=click.Path(path_type=Path), help="A file instead of standard output.")
@@ -57,6 +59,8 @@ def finish(writer: Writer) -> None:
     """Close the output, and tell what it had no place for."""
     writer.close()
     if writer.left_out:
-        names = ", ".join(sorted(writer.left_out))
-        click.echo(f"sapflow: left out, for the output's columns were fixed before they came: {names}", err=True)
+        names = sorted(writer.left_out)
+        more = f" and {len(names) - TOLD:,} more" if len(names) > TOLD else ""
+        told = ", ".join(names[:TOLD]) + more
+        click.echo(f"sapflow: left out, for the output has no column for them: {told}", err=True)
         click.echo("sapflow: name the columns you want with --fields, or use --format jsonl", err=True)

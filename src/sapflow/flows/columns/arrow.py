@@ -28,7 +28,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sapflow.flows.columns.batches import Column, FlowBatch
-from sapflow.flows.columns.records import Context, column_values, context_fields
+from sapflow.flows.columns.records import Context, column_values, context_fields, list_values
 from sapflow.flows.columns.variable import VariableColumn
 from sapflow.flows.registry import InformationElement
 
@@ -188,9 +188,9 @@ def _from_values(batch: FlowBatch, name: str, element: InformationElement, kind:
     if pa.types.is_fixed_size_binary(kind):
         octets = batch.columns[name].tolist()
         return pa.array([value if _fills(value, kind.byte_width) else None for value in octets], kind)
-    values = column_values(batch, name, element)
     if element.is_list:
-        return pa.array([_json(value) for value in values], kind)
+        return pa.array([_json(value) for value in list_values(batch, name, element)], kind)
+    values = column_values(batch, name, element)
     return pa.array(values if kind == pa.string() else [_own(value, kind) for value in values], kind)
 
 

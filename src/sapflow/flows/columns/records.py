@@ -8,7 +8,7 @@ float that is not finite and a time outside years 1 to 9999 are null: JSON has n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -52,18 +52,23 @@ def values_of(batch: FlowBatch) -> dict[str, list[Any]]:
 
 def column_values(batch: FlowBatch, name: str, element: InformationElement) -> list[Any]:
     """One column's values."""
+    if element.is_list:
+        return list(list_values(batch, name, element))
     column = batch.columns[name]
     if isinstance(column, np.ma.MaskedArray):
-        known = _values(np.ma.getdata(column), element, batch)
+        known = _values(np.ma.getdata(column), element)
         masks = np.ma.getmaskarray(column).tolist()
         return [None if masked else value for value, masked in zip(known, masks, strict=True)]
-    return _values(column, element, batch)
+    return _values(column, element)
 
 
-def _values(column: Column, element: InformationElement, batch: FlowBatch) -> list[Any]:
-    if element.is_list:
-        decoder = ListDecoder(batch.templates.get, registry())
-        return [decoder.render(element.type, value) for value in column.tolist()]
+def list_values(batch: FlowBatch, name: str, element: InformationElement) -> Iterator[Value]:
+    """A column's lists one at a time: as objects they take a hundred times their octets."""
+    decoder = ListDecoder(batch.templates.get, registry())
+    return (decoder.render(element.type, value) for value in batch.columns[name].tolist())
+
+
+def _values(column: Column, element: InformationElement) -> list[Any]:
     if isinstance(column, VariableColumn) or column.dtype.kind in "VO":
         return _rendered(column.tolist(), renderer(element.type))
     if column.dtype.kind == "M":

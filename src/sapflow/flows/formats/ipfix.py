@@ -2,7 +2,9 @@
 
 Streams bring their own template ids into it. Where a stream's definition differs from what the file last said of that
 domain and id, the file withdraws it first; sequence numbers are counted anew for each domain. Sets whose template is
-not known at their place are left out, for the file may know another by their number.
+not known at their place are left out, for the file may know another by their number. What the file knows is bounded:
+templates beyond MAX_KNOWN_BYTES are withdrawn, those first that were defined longest ago, and defined again when they
+are used again; of more than MAX_DOMAINS, the numbers of the oldest begin at 0 again.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from sapflow.errors import MalformedMessage
 from sapflow.flows.columns.records import Context
 from sapflow.flows.ipfix.encode import make_message, make_set
 from sapflow.flows.ipfix.session import Session
-from sapflow.flows.ipfix.templates import Template, variable_starts
+from sapflow.flows.ipfix.templates import Template, parse_template_set, variable_starts
 from sapflow.flows.limits import FlowLimits
 from sapflow.flows.wire import (
     FIRST_DATA_SET,
@@ -27,6 +29,12 @@ from sapflow.flows.wire import (
     VERSION,
 )
 
+MAX_KNOWN_BYTES = 4 << 20
+"""Of templates that the file has defined and not withdrawn; of each a part is what it takes beside its record."""
+KNOWN_BYTES = 512
+MAX_DOMAINS = 16_384
+_CHECKED = FlowLimits(max_fields_per_template=65_535)
+
 
 class IpfixWriter:
     """Writes batches of any streams into one IPFIX File."""
@@ -36,10 +44,15 @@ class IpfixWriter:
         """Nothing: records are whole."""
         self._out = out
         self._known: dict[int, Template] = {}
+        """By domain << 16 | id, the one defined longest ago first."""
+        self._known_bytes = 0
         self._sequence: dict[int, int] = {}
+        self._exported = 0
+        """When what was written last was exported."""
 
     def write(self, data: bytes, context: Context, limit: int | None = None) -> int:
         """Write the records of self-contained messages, at most `limit`: returns how many. Raises MalformedMessage."""
+        self._forget()
         checked, stream = Session(), _Stream()
         at = written = 0
         while at < len(data) and (limit is None or written < limit):
@@ -75,30 +88,46 @@ class IpfixWriter:
         made = MESSAGE_HEADER.pack(VERSION, MESSAGE_HEADER.size + len(body), export_time, sequence, domain) + body
         walk = session.walk(made)
         assert walk.fault is None, walk.fault
+        if not of_data:
+            stream.learn(domain, sets)
         if not of_data or not sets:
             return 0
-        if stream.defined.get(domain) != session.changes:
-            self._define(domain, session, export_time)
-            stream.defined[domain] = session.changes
+        for number in stream.changed.pop(domain, ()):
+            template = session.templates.get(domain << 16 | number)
+            if template is not None:
+                self._define(domain, template, export_time)
         self._out.write(made)
         self._sequence[domain] = (sequence + walk.records) & 0xFFFFFFFF
         return walk.records
 
-    def _define(self, domain: int, session: Session, export_time: int) -> None:
-        """Say what the session's templates of this domain are, where the file says otherwise."""
-        for key, template in session.templates.items():
-            if key >> 16 != domain:
-                continue
-            known = self._known.get(key)
-            if known is not None and known.same_as(template):
-                continue
-            sequence = self._sequence.get(domain, 0)
-            if known is not None:
-                withdrawal = make_set(known.set_id, template.id.to_bytes(2, "big") + b"\0\0")
-                self._out.write(make_message(withdrawal, domain=domain, sequence=sequence, export_time=export_time))
-            definition = make_set(template.set_id, template.raw)
-            self._out.write(make_message(definition, domain=domain, sequence=sequence, export_time=export_time))
-            self._known[key] = template
+    def _define(self, domain: int, template: Template, export_time: int) -> None:
+        """Say what a template is, where the file says otherwise."""
+        key = domain << 16 | template.id
+        known = self._known.get(key)
+        if known is not None:
+            if known.same_as(template):
+                return
+            self._withdraw(key, export_time)
+        self._message(domain, make_set(template.set_id, template.raw), export_time)
+        self._known[key] = template
+        self._known_bytes += KNOWN_BYTES + len(template.raw)
+
+    def _withdraw(self, key: int, export_time: int) -> None:
+        known = self._known.pop(key)
+        self._known_bytes -= KNOWN_BYTES + len(known.raw)
+        self._message(key >> 16, make_set(known.set_id, known.id.to_bytes(2, "big") + b"\0\0"), export_time)
+
+    def _message(self, domain: int, whole: bytes, export_time: int) -> None:
+        sequence = self._sequence.get(domain, 0)
+        self._out.write(make_message(whole, domain=domain, sequence=sequence, export_time=export_time))
+        self._exported = export_time
+
+    def _forget(self) -> None:
+        """What is beyond the bounds; each piece of data brings the templates that it needs."""
+        while self._known_bytes > MAX_KNOWN_BYTES:
+            self._withdraw(next(iter(self._known)), self._exported)
+        while len(self._sequence) > MAX_DOMAINS:
+            del self._sequence[next(iter(self._sequence))]
 
 
 @define
@@ -106,8 +135,17 @@ class _Stream:
     """What a stream has said up to the set that is written: checked before, so that nothing bounds it here."""
 
     session: Session = field(factory=lambda: Session(FlowLimits(max_templates=1 << 32, max_template_bytes=1 << 32)))
-    defined: dict[int, int] = field(factory=dict)
-    """By domain, how often templates had changed when the file was last told of them."""
+    changed: dict[int, dict[int, None]] = field(factory=dict)
+    """By domain, the templates that were defined since data of it were last written."""
+
+    def learn(self, domain: int, sets: list[bytes]) -> None:
+        """Take note of what template sets define."""
+        changed = self.changed.setdefault(domain, {})
+        for whole in sets:
+            set_id = int.from_bytes(whole[:2], "big")
+            for item in parse_template_set(whole, SET_HEADER.size, len(whole), set_id, _CHECKED):
+                if isinstance(item, Template):
+                    changed[item.id] = None
 
 
 def _first_records(sets: list[bytes], domain: int, session: Session, limit: int) -> Iterator[bytes]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -12,19 +12,22 @@ from sapflow.flows.columns.variable import Octets
 from sapflow.flows.formats.cells import PAD, ROW, Cells
 
 Part: TypeAlias = "bytes | Cells"
-MAX_BLOCK_BYTES = 2 << 20
+MAX_BLOCK_BYTES = 512 << 10
 """Lines with their padding, put together at once; one line may be longer."""
 
 
-def lines(parts: Sequence[Part], records: int, mark: bytes = b"") -> bytes:
-    """A line for each record: literal text and cells in turn, and a mark at the end of each."""
+def lines(parts: Sequence[Part], records: int, mark: bytes = b"") -> Iterator[bytes]:
+    """A line for each record: literal text and cells in turn, and a mark at the end of each; in blocks."""
     if all(isinstance(part, bytes) or isinstance(part.characters, list) for part in parts):
-        return _joined(parts, records, mark)
+        yield from _joined(parts, records, mark)
+        return
     row = b"".join(bytes([PAD]) * part.width if isinstance(part, Cells) else part for part in parts) + mark
     if records * len(row) > MAX_BLOCK_BYTES and records > 1:
         # The widest cell may be one of few: halves are narrower.
         half = records // 2
-        return lines(_part(parts, 0, half), half, mark) + lines(_part(parts, half, records), records - half, mark)
+        yield from lines(_part(parts, 0, half), half, mark)
+        yield from lines(_part(parts, half, records), records - half, mark)
+        return
     block = np.empty((records, len(row)), np.uint8)
     block[:] = np.frombuffer(row, np.uint8)
     at = 0
@@ -37,7 +40,7 @@ def lines(parts: Sequence[Part], records: int, mark: bytes = b"") -> bytes:
             at += len(part)
     # Twice as fast as bytes.translate: text stands in long runs.
     text: Octets = block[block != PAD]
-    return text.tobytes()
+    yield text.tobytes()
 
 
 def in_order(blocks: Sequence[bytes], orders: Sequence[NDArray[np.int64]]) -> bytes:
@@ -47,11 +50,16 @@ def in_order(blocks: Sequence[bytes], orders: Sequence[NDArray[np.int64]]) -> by
     return b"".join([every[place] for place in places.tolist()])
 
 
-def _joined(parts: Sequence[Part], records: int, mark: bytes) -> bytes:
+def _joined(parts: Sequence[Part], records: int, mark: bytes) -> Iterator[bytes]:
+    if records == 1:
+        pieces = [bytes(part.characters[0]) if isinstance(part, Cells) else part for part in (*parts, mark)]
+        # One record may be as long as all that is written at once: then it is not put together.
+        yield from pieces if sum(map(len, pieces)) > MAX_BLOCK_BYTES else [b"".join(pieces)]
+        return
     literals = [b"%b" if isinstance(part, Cells) else part.replace(b"%", b"%%") for part in [*parts, mark]]
     row = b"".join(literals)
     texts = [part.characters for part in parts if isinstance(part, Cells)]
-    return b"".join([row % values for values in zip(*texts, strict=True)]) if texts else row % () * records
+    yield b"".join([row % values for values in zip(*texts, strict=True)]) if texts else row % () * records
 
 
 def _part(parts: Sequence[Part], first: int, stop: int) -> list[Part]:

@@ -8,29 +8,18 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from sapflow.flows.columns.batches import FlowBatch, decode
-from sapflow.flows.columns.records import Context, column_values, context_fields
+from sapflow.flows.columns.batches import FlowBatch
+from sapflow.flows.columns.records import Context, column_values, context_fields, list_values
 from sapflow.flows.formats.cells import ROW, Cells, Notation, cells_of, encoded
 from sapflow.flows.formats.lines import Part, in_order, lines
-from sapflow.flows.meaning.stages import Stage, options_first, staged
+from sapflow.flows.formats.pieces import Costs, leave_out, pieces, weigh_text
+from sapflow.flows.limits import FlowLimits
+from sapflow.flows.meaning.stages import Stage
 
 FEW = 48
 """So many records are sooner rendered value by value than column by column."""
-
-
-def batches_of(data: bytes, context: Context, stages: Sequence[Stage], limit: int | None) -> list[FlowBatch]:
-    """What is to be written of self-contained messages: the first `limit` records of all."""
-    every = (staged(batch, context, stages) for batch in options_first(decode(data)))
-    batches = [batch for batch in every if batch.records]
-    total = sum(batch.records for batch in batches)
-    if limit is None or total <= limit:
-        return batches
-    if limit <= 0:
-        return []
-    first = np.argsort(np.concatenate([batch.order for batch in batches]), kind="stable")[:limit]
-    owners = np.repeat(np.arange(len(batches)), [batch.records for batch in batches])
-    counts = np.bincount(owners[first], minlength=len(batches)).tolist()
-    return [batch.part(0, count) for batch, count in zip(batches, counts, strict=True) if count]
+_EMPTY_BYTES = 3
+"""What a column costs in a row of CSV that has no value for it."""
 
 
 def text_columns(batch: FlowBatch, names: Sequence[str], notation: Notation) -> dict[str, Cells]:
@@ -42,7 +31,10 @@ def text_columns(batch: FlowBatch, names: Sequence[str], notation: Notation) -> 
         cells["_template"] = found or encoded(batch.template_ids.tolist(), notation)
     for (name, column), element in zip(batch.columns.items(), batch.elements, strict=True):
         if name in wanted:
-            found = None if batch.records < FEW or element.is_list else cells_of(column, element.type, notation)
+            if element.is_list:
+                cells[name] = encoded(list_values(batch, name, element), notation)
+                continue
+            found = None if batch.records < FEW else cells_of(column, element.type, notation)
             cells[name] = found or encoded(column_values(batch, name, element), notation)
     return cells
 
@@ -59,10 +51,10 @@ class JsonLinesWriter:
 
     def write(self, data: bytes, context: Context, limit: int | None = None) -> int:
         """Write records: returns how many."""
-        batches = batches_of(data, context, self._stages, limit)
-        if not batches:
-            return 0
-        return _write(self._out, batches, [self._parts(batch, context) for batch in batches])
+        count = 0
+        for batches in pieces(data, context, self._stages, limit, weigh_text):
+            count += _write(self._out, batches, [self._parts(batch, context) for batch in batches])
+        return count
 
     def close(self) -> None:
         """Nothing is due."""
@@ -100,21 +92,27 @@ class CsvWriter:
 
     def write(self, data: bytes, context: Context, limit: int | None = None) -> int:
         """Write records: returns how many."""
-        batches = batches_of(data, context, self._stages, limit)
-        if not batches:
-            return 0
-        if self._fields is None:
-            first = min(batches, key=lambda batch: int(batch.order[0]))
-            self._fields = (*context_fields(first, context), *first.columns)
-        self._begin(self._fields)
-        fields = self._fields
-        return _write(self._out, batches, [self._parts(batch, context, fields) for batch in batches])
+        count = 0
+        for batches in pieces(data, context, self._stages, limit, self._weigh):
+            if self._fields is None:
+                first = min(batches, key=lambda batch: int(batch.order[0]))
+                self._fields = (*context_fields(first, context), *first.columns)
+            self._begin(self._fields)
+            fields = self._fields
+            count += _write(self._out, batches, [self._parts(batch, context, fields) for batch in batches])
+        return count
 
     def close(self) -> None:
         """A file with named fields has its header even when it has no record."""
         if self._fields is not None:
             self._begin(self._fields)
         self._out.flush()
+
+    def _weigh(self, batch: FlowBatch) -> Costs:
+        """Every row has all of the header's columns."""
+        each, fixed = weigh_text(batch)
+        width = FlowLimits().max_fields_per_template if self._fields is None else len(self._fields)
+        return each + _EMPTY_BYTES * width, fixed
 
     def _begin(self, fields: Sequence[str]) -> None:
         if not self._begun:
@@ -124,7 +122,7 @@ class CsvWriter:
     def _parts(self, batch: FlowBatch, context: Context, fields: Sequence[str]) -> list[Part]:
         head = context_fields(batch, context)
         if not self._named:
-            self.left_out.update(batch.columns.keys() - set(fields))
+            leave_out(self.left_out, batch.columns.keys() - set(fields))
         # A row of one empty value would be an empty line, which readers pass over.
         notation = CSV if len(fields) > 1 else CSV_ALONE
         cells = text_columns(batch, fields, notation)
@@ -137,9 +135,10 @@ class CsvWriter:
 def _write(out: BinaryIO, batches: Sequence[FlowBatch], parts: Sequence[Sequence[Part]]) -> int:
     """The batches' records in the order that they came: returns how many."""
     if len(batches) == 1:
-        out.write(lines(parts[0], batches[0].records))
+        for text in lines(parts[0], batches[0].records):
+            out.write(text)
     else:
-        blocks = [lines(part, batch.records, ROW) for part, batch in zip(parts, batches, strict=True)]
+        blocks = [b"".join(lines(part, batch.records, ROW)) for part, batch in zip(parts, batches, strict=True)]
         out.write(in_order(blocks, [batch.order for batch in batches]))
     return sum(batch.records for batch in batches)
 

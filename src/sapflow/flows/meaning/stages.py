@@ -6,7 +6,7 @@ say. Nothing is done that was not asked for: without stages records go out as th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from sapflow.flows.columns.batches import FlowBatch
@@ -25,11 +25,3 @@ def staged(batch: FlowBatch, context: Context, stages: Sequence[Stage]) -> FlowB
     for stage in stages:
         batch = stage.apply(batch, context)
     return batch
-
-
-def options_first(batches: Iterable[FlowBatch]) -> list[FlowBatch]:
-    """Batches that were decoded at once, those of options data before those of flows.
-
-    What an exporter says of itself then counts for all flows that came with it, not only for later ones.
-    """
-    return sorted(batches, key=lambda batch: batch.template.scope_count == 0)

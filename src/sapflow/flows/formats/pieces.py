@@ -1,0 +1,139 @@
+"""Records in pieces that are written one after the other, so that no more than one of them is in memory as output.
+
+A message of 64 KiB may be 65,515 records, each of which is a line of a hundred characters and, in a view, a row of
+fifty columns; or the records of thousands of templates. What a piece will cost is reckoned before it is made: the
+octets that values have as text or in columns, and the arrays that a template's columns are, however few its records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sapflow.flows.columns.batches import FlowBatch, decode
+from sapflow.flows.columns.records import Context
+from sapflow.flows.columns.variable import VariableColumn
+from sapflow.flows.meaning.stages import Stage, staged
+
+Costs: TypeAlias = "tuple[NDArray[np.int64] | int, int]"
+"""Bytes of each record of a batch, and of the batch however few they are."""
+Weigh: TypeAlias = Callable[[FlowBatch], Costs]
+
+PIECE_BYTES = 5 << 19
+"""What a piece may cost; one record may cost more."""
+STAGED_RECORD_BYTES = 1_536
+"""A record after stages has at least this: a row of the view, or two."""
+STAGED_COLUMNS = 64
+"""That a batch after stages has more than before, at most."""
+BATCH_BYTES, COLUMN_BYTES = 2_048, 512
+"""What a batch, and each of its columns, costs before it has any records."""
+CONTEXT_COLUMNS = 6
+MAX_LEFT_OUT, AND_OTHERS = 1_000, "and others"
+"""Names that are told at the end; what stands for those beyond."""
+_TEXT_CONTEXT, _TEXT_VALUE, _LIST_OCTET, _TEXT_OCTET = 400, 48, 75, 6
+"""As text: the fields of the context; a number or a time with what stands around it and the room it is made in; an
+octet in a list, which may be an object with the longest name; an octet escaped."""
+
+
+def weigh_text(batch: FlowBatch) -> Costs:
+    """As JSON lines: names stand in every record."""
+    names = sum(map(len, batch.columns))
+    each: NDArray[np.int64] | int = _TEXT_CONTEXT + 2 * names + _TEXT_VALUE * len(batch.columns)
+    for column, element in zip(batch.columns.values(), batch.elements, strict=True):
+        if isinstance(column, VariableColumn):
+            each = each + np.diff(column.offsets).astype(np.int64) * (_LIST_OCTET if element.is_list else _TEXT_OCTET)
+        elif column.dtype.kind in "VU":
+            each = each + column.dtype.itemsize * 2
+    return each, BATCH_BYTES + COLUMN_BYTES * len(batch.columns)
+
+
+def weigh_columns(batch: FlowBatch) -> Costs:
+    """As columns of a table, where lists are text."""
+    each: NDArray[np.int64] | int = 32 * CONTEXT_COLUMNS
+    for column, element in zip(batch.columns.values(), batch.elements, strict=True):
+        if isinstance(column, VariableColumn):
+            each = each + 8 + np.diff(column.offsets).astype(np.int64) * (_LIST_OCTET if element.is_list else 2)
+        else:
+            each = each + 8 + column.dtype.itemsize
+    return each, BATCH_BYTES + COLUMN_BYTES * (len(batch.columns) + CONTEXT_COLUMNS)
+
+
+def leave_out(left_out: set[str], names: Iterable[str]) -> None:
+    """Remember names that an output has no place for: the first thousand of them."""
+    for name in names:
+        if name not in left_out:
+            left_out.add(name if len(left_out) < MAX_LEFT_OUT else AND_OTHERS)
+
+
+def pieces(
+    data: bytes, context: Context, stages: Sequence[Stage], limit: int | None, weigh: Weigh
+) -> Iterator[list[FlowBatch]]:
+    """The records of self-contained messages, after all stages, the first `limit` of them.
+
+    A piece follows on the one before it; within it each batch's `order` says where its records stand. Stages see
+    options data first: what an exporter says of itself counts for all flows that came with it. Raises MalformedMessage.
+    """
+    batches = decode(data)
+    told = {at for at, batch in enumerate(batches) if stages and batch.template.scope_count}
+    batches = [staged(batch, context, stages) if at in told else batch for at, batch in enumerate(batches)]
+    costs = [weigh(batch) for batch in batches]
+    if stages:
+        costs = [
+            (each, fixed)
+            if at in told
+            else (np.maximum(each, STAGED_RECORD_BYTES), fixed + STAGED_COLUMNS * COLUMN_BYTES)
+            for at, (each, fixed) in enumerate(costs)
+        ]
+    for piece in _cut([batch.records for batch in batches], [batch.order for batch in batches], costs):
+        made = []
+        for at, first, stop in piece:
+            batch = batches[at] if stop - first == batches[at].records else batches[at].part(first, stop)
+            made.append(batch if at in told else staged(batch, context, stages))
+        made = [batch for batch in made if batch.records]
+        if limit is not None:
+            made = _first(made, limit)
+            limit -= sum(batch.records for batch in made)
+        if made:
+            yield made
+        if limit is not None and limit <= 0:
+            return
+
+
+def _cut(
+    records: Sequence[int], orders: Sequence[NDArray[np.int64]], costs: Sequence[Costs]
+) -> Iterator[list[tuple[int, int, int]]]:
+    """For each piece which batches are in it, and from and up to which of their records."""
+    each = [np.broadcast_to(np.asarray(cost, np.int64), count) for (cost, _), count in zip(costs, records, strict=True)]
+    fixed = np.array([cost for _, cost in costs], np.int64)
+    if int(fixed.sum()) + sum(int(cost.sum()) for cost in each) <= PIECE_BYTES:
+        yield [(at, 0, count) for at, count in enumerate(records) if count]
+        return
+    places = np.argsort(np.concatenate(orders), kind="stable")
+    owners = np.repeat(np.arange(len(records)), records)[places]
+    ends = np.cumsum(np.concatenate(each)[places])
+    taken = np.zeros(len(records), np.int64)
+    first = 0
+    while first < len(owners):
+        before = int(ends[first - 1]) if first else 0
+        stop = max(first + 1, int(np.searchsorted(ends, before + PIECE_BYTES, "right")))
+        present, counts = np.unique(owners[first:stop], return_counts=True)
+        while int(fixed[present].sum()) > PIECE_BYTES and stop - first > 1:
+            stop = first + (stop - first) // 2
+            present, counts = np.unique(owners[first:stop], return_counts=True)
+        begins = taken[present]
+        taken[present] += counts
+        yield list(zip(present.tolist(), begins.tolist(), (begins + counts).tolist(), strict=True))
+        first = stop
+
+
+def _first(batches: list[FlowBatch], limit: int) -> list[FlowBatch]:
+    """The first records of all."""
+    if sum(batch.records for batch in batches) <= limit:
+        return batches
+    places = np.argsort(np.concatenate([batch.order for batch in batches]), kind="stable")[:limit]
+    owners = np.repeat(np.arange(len(batches)), [batch.records for batch in batches])
+    counts = np.bincount(owners[places], minlength=len(batches)).tolist()
+    return [batch.part(0, count) for batch, count in zip(batches, counts, strict=True) if count]
