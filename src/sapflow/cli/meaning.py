@@ -27,7 +27,7 @@ _OPTIONS = (
     click.option("--view", type=click.Choice(VIEWS), help="Flows under common names, the same for every exporter."),
     click.option("--scaled", is_flag=True, help="Counters scaled by sampling rates as well, under names of their own."),
     click.option(
-        "--names", is_flag=True, help="Names that exporters tell of interfaces, VRFs, applications, samplers."
+        "--names", is_flag=True, help="Names that exporters tell of interfaces, VRFs, applications, samplers, users."
     ),
     click.option(
         "--elements",

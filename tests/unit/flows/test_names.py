@@ -9,6 +9,7 @@ from sapflow.flows.columns.records import Context
 from sapflow.flows.datagrams.netflow9 import Netflow9
 from sapflow.flows.meaning.names import MAX_NAME, Names, application
 from sapflow.flows.meaning.told import Told, address_of
+from sapflow.flows.meaning.view import View
 from tests.unit.flows.flows_made import Record, a_batch, seen
 from tests.unit.flows.test_netflow import flowset, options, template, v9
 
@@ -72,6 +73,29 @@ def test_vrfs_samplers_and_applications_have_names() -> None:
         "samplerName": "coarse",
         "applicationName": "dns",
     }
+
+
+def test_users_that_options_data_name_by_address_stand_beside_flows_from_them_or_to_them() -> None:
+    stage = told({"sourceIPv4Address": "192.0.2.9", "userName": "ada"})
+    stage.apply(a_batch({"sourceIPv6Address": "2001:db8::9", "userName": "grace"}, scopes=1), HERE)
+    there: Record = {"sourceIPv4Address": "192.0.2.9", "destinationIPv4Address": "198.51.100.1"}
+    back: Record = {"sourceIPv4Address": "198.51.100.1", "destinationIPv4Address": "192.0.2.9"}
+    six: Record = {"sourceIPv6Address": "2001:db8::9", "destinationIPv6Address": "2001:db8::1"}
+    assert [named(stage, flow) for flow in (there, back, six)] == [
+        {"userName": "ada"},
+        {"userName": "ada"},
+        {"userName": "grace"},
+    ]
+    assert named(stage, {"sourceIPv4Address": "192.0.2.8", "destinationIPv4Address": "192.0.2.7"}) == {}
+    assert named(stage, there | {"userName": "own"}) == {"userName": "own"}
+    (row,) = seen([View(names=True).apply(stage.apply(a_batch(back), HERE), HERE)])
+    assert row["user"] == "ada"
+
+
+def test_a_flow_that_has_its_user_tells_nothing_of_other_flows() -> None:
+    stage = Names()
+    stage.apply(a_batch({"sourceIPv4Address": "192.0.2.9", "octetDeltaCount": 1, "userName": "ada"}), HERE)
+    assert named(stage, {"sourceIPv4Address": "192.0.2.9"}) == {}
 
 
 @pytest.mark.parametrize(("one", "other"), [(b"\x03\x01\xbb", b"\x03\0\0\x01\xbb"), (b"\x0d\0\0\x35", b"\x0d\x35")])

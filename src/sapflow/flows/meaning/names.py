@@ -1,4 +1,4 @@
-"""Options data joined for names: what exporters call their interfaces, VRFs, applications, samplers.
+"""Options data joined for names: what exporters call their interfaces, VRFs, applications, samplers, users.
 
 Exporters say once in a while that interface 7 is "ge-0/0/7", and then 7 in every record. The stage remembers what they
 say, by exporter and observation domain, and puts names beside the numbers; a number that has no name (yet) gets none.
@@ -20,7 +20,8 @@ from sapflow.flows.meaning.told import Told
 from sapflow.flows.registry import InformationElement
 
 Key = tuple[str, int, int]
-"""What is named, and its number: of applications the classification engine and the selector, else 0 and the number."""
+"""What is named, and its number: of applications the classification engine and the selector, else 0 and the number;
+an address is the number of its 16 octets."""
 
 MAX_NAME = 128
 """Characters kept of a name."""
@@ -36,7 +37,7 @@ class Join:
     names: tuple[str, ...]
     """The elements that hold its name there; the first that is not empty counts."""
     made: tuple[tuple[str, str], ...]
-    """(element of a record, column made beside it)."""
+    """(element of a record, column made beside it); of several for one column the first that has a name counts."""
 
 
 JOINS = (
@@ -59,7 +60,19 @@ JOINS = (
         ("samplerName", "selectorName"),
         (("samplerId", "samplerName"), ("selectorId", "selectorName")),
     ),
+    Join(
+        "user",
+        ("sourceIPv4Address", "sourceIPv6Address"),
+        ("userName",),
+        (
+            ("sourceIPv4Address", "userName"),
+            ("sourceIPv6Address", "userName"),
+            ("destinationIPv4Address", "userName"),
+            ("destinationIPv6Address", "userName"),
+        ),
+    ),
 )
+ADDRESSES = frozenset(source for source, _ in JOINS[-1].made)
 
 
 @define
@@ -67,6 +80,8 @@ class Names:
     """The stage."""
 
     told: Told[Key, str] = field(factory=Told)
+    _kinds: set[str] = field(factory=set)
+    """What anybody has named."""
 
     def apply(self, batch: FlowBatch, context: Context) -> FlowBatch:
         """Options data are learned from and go on as they are; other batches get the names of what they number."""
@@ -75,10 +90,14 @@ class Names:
         for join in JOINS:
             if self._learn(join, fields, batch, context) or batch.template.scope_count:
                 continue
+            if join.what == "user" and "user" not in self._kinds:
+                continue  # few tell of users, and every flow has addresses
             for source, name in join.made:
                 numbers = _numbers(fields, source)
                 if numbers is not None and name not in _told_in(batch):
                     column = self._named(join.what, numbers, batch.domain, context)
+                    if name in made:
+                        column = _filled(made[name][1], column)
                     made[name] = (made_element(name, "string"), column)
         return with_columns(batch, made)
 
@@ -92,6 +111,7 @@ class Names:
         for at, number in enumerate(numbers or ()):
             name = next((texts[at] for texts in given if texts[at]), "")
             if name:
+                self._kinds.add(join.what)
                 for domain in (batch.domain, None):
                     self.told.put(context, domain, (join.what, *number), name)
         return True
@@ -101,6 +121,13 @@ class Names:
         found = [names[number] for number in numbers]
         text = np.array([name or "" for name in found], dtype=np.str_)
         return np.ma.array(text, mask=[name is None for name in found])
+
+
+def _filled(one: Made, other: Made) -> Made:
+    """A column, and where it has no value that of another."""
+    unknown = np.ma.getmaskarray(one)
+    values = np.where(unknown, np.ma.getdata(other), np.ma.getdata(one))
+    return np.ma.array(values, mask=unknown & np.ma.getmaskarray(other))
 
 
 def _told_in(batch: FlowBatch) -> set[str]:
@@ -118,6 +145,9 @@ def _numbers(fields: Fields, name: str) -> list[tuple[int, int]] | None:
     if name == "applicationId":
         column = fields.column(name)
         return None if column is None else [application(bytes(value)) for value in column.tolist()]
+    if name in ADDRESSES:
+        octets = fields.addresses(name)
+        return None if octets is None else [(0, int.from_bytes(row.tobytes(), "big")) for row in octets]
     numbers = fields.integers(name)
     return None if numbers is None else [(0, number) for number in numbers.tolist()]
 
