@@ -46,8 +46,13 @@ def decode_command(
     with ExitStack() as stack:
         out = open_output(output, stack)
         writer = None if stats or templates else open_writer(format_, out, field_names(fields), meaning.stages)
-        for path in files:
-            faults += _decode(path, writer, meaning, stats=stats, templates=templates)
+        try:
+            for path in files:
+                faults += _decode(path, writer, meaning, stats=stats, templates=templates)
+        except KeyboardInterrupt:
+            if writer is not None:
+                finish(writer)  # a table can be read only when it has its end
+            raise
         if writer is not None:
             finish(writer)
             meaning.tell()

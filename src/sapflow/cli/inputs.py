@@ -90,7 +90,7 @@ def _arrivals(file: BinaryIO, name: str, skipped: Counter[str]) -> Iterator[Arri
             yield Arrival(name, data, "ipfix", is_datagram=False, begins=begins)
             begins = False
     else:
-        yield from _raw(buffered.read(), name)
+        yield from _raw(buffered, head, name)
 
 
 def _captured(file: BinaryIO, skipped: Counter[str]) -> Iterator[Arrival]:
@@ -117,19 +117,22 @@ def _captured(file: BinaryIO, skipped: Counter[str]) -> Iterator[Arrival]:
         skipped[neither.get(reason, reason)] += count
 
 
-def _raw(data: bytes, name: str) -> Iterator[Arrival]:
+def _raw(file: BinaryIO, head: bytes, name: str) -> Iterator[Arrival]:
     """One datagram; or NetFlow v5 datagrams one behind the other, since they say how long they are."""
-    protocol = protocol_of(data)
+    protocol = protocol_of(head)
     if protocol is None:
-        what = f"no IPFIX File, capture or flow datagram: it begins with {data[:4].hex() or 'nothing'}"
+        what = f"no IPFIX File, capture or flow datagram: it begins with {head[:4].hex() or 'nothing'}"
         raise MalformedMessage(what, offset=0, reason="magic")
-    size = len(data)
-    at = 0
-    while at < len(data):
-        if protocol == "netflow5":
-            size = V5_HEADER.size + int.from_bytes(data[at + 2 : at + 4], "big") * V5_RECORD_BYTES
-        yield Arrival(name, data[at : at + size], protocol, is_datagram=True)
-        at += size
+    if protocol == "netflow5":
+        while header := file.read(V5_HEADER.size):
+            rest = int.from_bytes(header[2:4], "big") * V5_RECORD_BYTES
+            yield Arrival(name, header + file.read(rest), protocol, is_datagram=True)
+        return
+    data = file.read(MAX_DATAGRAM_BYTES + 1)
+    if len(data) > MAX_DATAGRAM_BYTES:
+        what = f"more than one datagram of {protocol}, whose ends nothing tells: give them as a capture, or one a file"
+        raise MalformedMessage(what, offset=MAX_DATAGRAM_BYTES, reason="length")
+    yield Arrival(name, data, protocol, is_datagram=True)
 
 
 @define

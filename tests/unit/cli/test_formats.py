@@ -1,8 +1,10 @@
 """`decode` into the formats of tables."""
 
 import io
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -43,3 +45,22 @@ def test_what_a_header_has_no_place_for_is_told_on_standard_error(tmp_path: Path
     assert len(result.stdout.splitlines()) == 3
     assert "sourceTransportPort" in result.stderr
     assert "left out" not in run("decode", path, "--format", "jsonl").stderr
+
+
+def test_a_table_that_ctrl_c_ended_has_its_end(tmp_path: Path) -> None:
+    out = tmp_path / "flows.parquet"
+    command = [sys.executable, "-m", "sapflow", "decode", "-", "--format", "parquet", "-o", str(out)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        # When the pipe has taken it all, most of it was read: more than a pipe holds by far.
+        process.stdin.write(reference_work(4_000))
+        process.stdin.flush()
+        for _ in range(6):
+            # Python loses one now and then that comes while C code clears errors of its own.
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=10)
+                break
+        process.stdin.close()
+    assert process.returncode == 1
+    assert pq.read_table(out).num_rows > 24_000
