@@ -244,3 +244,12 @@ def test_f06_what_comes_to_the_wrong_door_is_named(first: bytes, hint: str) -> N
         framer.feed(first[:size])
         assert framer.fault is not None
         assert hint in framer.fault.what
+
+
+def test_a_fraction_of_microseconds_as_netscaler_sends_it_is_right_to_the_second() -> None:
+    seconds = 1_750_000_000 + 2_208_988_800
+    template = make_template(300, [(0, 154, 8)])
+    record = struct.pack("!II", seconds, 999_999)
+    data = make_message(make_set(2, template.raw) + make_set(300, record))
+    (row,) = records_of(data)
+    assert str(row["flowStartMicroseconds"]).startswith("2025-06-15T15:06:40.")
