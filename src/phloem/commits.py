@@ -13,15 +13,18 @@ import structlog
 import trio
 from attrs import define, frozen
 
-from phloem.engine.embedded import EmbeddedLog
-from phloem.engine.writing import Outcome
+from phloem.engine.engine import Engine, Outcome
 from sapflow.entry import LogEntry
 from sapflow.errors import StorageError
 from sapflow.link import Batch, Traffic
 from sapflow.runtime.channel import ByteChannel
+from sapflow.runtime.seldom import Seldom
 from sapflow.runtime.threads import ThreadKind
 
 log = structlog.get_logger()
+
+REOPEN_S = 1.0
+"""Between two tries to open a log that failed."""
 
 
 class Source(Protocol):
@@ -73,7 +76,7 @@ class Committer:
     """The one writer of this node's log."""
 
     def __init__(
-        self, engine: EmbeddedLog, *, channel_bytes: int, commit_bytes: int, on_stored: Callable[[set[str]], None]
+        self, engine: Engine, *, channel_bytes: int, commit_bytes: int, on_stored: Callable[[set[str]], None]
     ) -> None:
         self.counts = CommitCounts()
         self.channelled = Traffic()
@@ -95,6 +98,8 @@ class Committer:
 
     async def run(self) -> None:
         """Commit what comes until cancelled."""
+        if not self._engine.is_open:
+            await self._reopen()
         while True:
             group = await self._draw()
             try:
@@ -138,8 +143,7 @@ class Committer:
         log.error(
             "log cannot be written",
             reason=str(error),
-            data="nothing of this commit was acknowledged; senders keep it",
-            advice="free space or mend the disk; phloem tries again by itself",
+            data="nothing of this commit was acknowledged; senders keep it, and phloem tries again by itself",
         )
         for source in list(self.sources):
             source.failed()
@@ -147,12 +151,19 @@ class Committer:
             group += await self._draw()
         for commit in group:
             commit.source.dropped(commit)
+        await trio.sleep(REOPEN_S)
+        await self._reopen()
+
+    async def _reopen(self) -> None:
+        """Until it is open; each reason is told, but the same one not each time."""
+        told = Seldom()
         while True:
-            await trio.sleep(1.0)
             try:
                 await self.storage.run(self._engine.reopen)
-            except StorageError as again:
-                log.error("log cannot be reopened", reason=str(again), retry_s=1.0)
+            except StorageError as error:
+                if times := told.again(str(error)):
+                    log.error("log cannot be opened", reason=str(error), times=times, retry_s=REOPEN_S)
+                await trio.sleep(REOPEN_S)
                 continue
-            log.info("log reopened")
+            log.info("log opened")
             return

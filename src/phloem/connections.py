@@ -14,7 +14,7 @@ import trio
 from attrs import define, frozen
 
 from phloem.commits import Commit, Committer
-from phloem.engine.writing import Outcome
+from phloem.engine.engine import Outcome
 from sapflow.entry import LogEntry
 from sapflow.errors import SapflowError, Unreachable
 from sapflow.link import (

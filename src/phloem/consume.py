@@ -16,7 +16,8 @@ import structlog
 import trio
 from attrs import define, frozen
 
-from phloem.engine.embedded import EmbeddedLog
+from phloem.engine.engine import Engine
+from phloem.engine.repeats import Repeats
 from sapflow.entry import entry_counts
 from sapflow.errors import LinkError, Refused, StorageError
 from sapflow.link import (
@@ -61,6 +62,8 @@ class ConsumeCounts:
     bytes_out: int = 0
     messages_out: int = 0
     records_out: int = 0
+    repeats: int = 0
+    """Entries that stand in the log twice, and were not given again."""
     unauthorized: int = 0
 
 
@@ -69,7 +72,7 @@ class Consumers:
 
     def __init__(
         self,
-        engine: EmbeddedLog,
+        engine: Engine,
         settings: ConsumeSettings,
         authenticate: Callable[[str], str | None],
         is_org: Callable[[str], bool],
@@ -87,6 +90,10 @@ class Consumers:
         for org in orgs:
             for event in self._followers.get(org, ()):
                 event.set()
+
+    def followed(self) -> set[str]:
+        """Orgs whose next commit somebody waits for."""
+        return set(self._followers)
 
     def follow(self, org: str, event: trio.Event) -> None:
         """Have `event` set at the org's next commit."""
@@ -195,30 +202,38 @@ class _Feed:
             raise
         session.send(session.connection.notice(kind="start", position=after, ahead=ahead))
         follow = bool(fields.get("follow", True))
+        repeats = Repeats() if owner.engine.is_shared else None
         seq = 0
         while True:
             committed = trio.Event()
             owner.follow(org, committed)
             try:
-                found = await owner.reading.run(
-                    lambda: owner.engine.read(
+                stretch = await owner.reading.run(
+                    lambda: owner.engine.stretch(
                         org,
                         after,  # noqa: B023
                         max_bytes=settings.feed_bytes,
                         max_entries=settings.feed_entries,
                     )
                 )
-                if not found:
+                if stretch.gap_to is not None:
+                    session.send(session.connection.notice(kind="gap", after=after, next=stretch.gap_to))
+                is_end = stretch.through == after and not stretch.entries
+                after = stretch.through
+                if is_end:
                     if not follow:
                         session.send(session.connection.notice(kind="end", position=after))
                         await session.finish(Close.NORMAL, "all that is stored was sent", deadline_s=30.0)
                         return
                     await committed.wait()
-                    continue
             finally:
                 owner.unfollow(org, committed)
-            if after and found[0][0] > after + 1:
-                session.send(session.connection.notice(kind="gap", after=after, next=found[0][0]))
+            found = stretch.entries
+            if repeats is not None:
+                found = repeats.without(found)
+                owner.counts.repeats += len(stretch.entries) - len(found)
+            if not found:
+                continue
             payload = b"".join(
                 piece for position, entry in found for piece in (ENTRY.pack(position, len(entry)), entry)
             )
@@ -231,7 +246,6 @@ class _Feed:
                 messages, records = entry_counts(entry)
                 owner.counts.messages_out += messages
                 owner.counts.records_out += records
-            after = found[-1][0]
 
     async def _credit(self, handle: int, size: int) -> None:
         connection = self._session.connection

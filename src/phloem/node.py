@@ -5,14 +5,13 @@ nursery ── control plane (own listener)
         ├─ connections ── a task a collector: connects, reads, grants credit of `budget_bytes`
         │       └─ byte-bounded channel ─▶
         ├─ committer: group commit in the one storage thread, then acknowledgements
-        ├─ retention: bounded steps, each in a storage thread's turn
+        ├─ upkeep of the log: bounded steps, each in a storage thread's turn
         ├─ consume listener ── a task a consumer, fed from the log under its own credit
         └─ figures, org table
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -24,7 +23,8 @@ import trio
 from phloem.commits import Committer
 from phloem.connections import Connections, ConnectionSettings
 from phloem.consume import Consumers, ConsumeSettings
-from phloem.engine.embedded import EmbeddedLog
+from phloem.engine.engine import Engine
+from phloem.engine.opening import open_engine
 from sapflow.cluster.coordinator import coordinator
 from sapflow.cluster.view import View
 from sapflow.config import Config
@@ -34,27 +34,25 @@ from sapflow.monitor.control import serve_control
 from sapflow.monitor.process import ProcessFigures
 from sapflow.orgs import OrgTable, keep_fresh
 from sapflow.runtime.dial import dial
+from sapflow.runtime.seldom import Seldom
 from sapflow.runtime.serve import address_of, listen, serve
+from sapflow.runtime.threads import ThreadKind
 
 log = structlog.get_logger()
-
-RETAIN_STEP = 50
-"""Entries removed in one transaction, between commits."""
 
 Announce = Callable[[dict[str, Any]], None]
 
 
 async def run(config: Config, name: str, fleet_token: str, announce: Announce) -> None:
     """Be a Phloem node until cancelled."""
-    mine = config.phloem
-    engine = EmbeddedLog.open(config.data_path / "log", map_bytes=mine.map_bytes)
+    engine = open_engine(config)
     try:
         await _run(config, name, fleet_token, announce, engine)
     finally:
         engine.close()
 
 
-async def _run(config: Config, name: str, fleet_token: str, announce: Announce, engine: EmbeddedLog) -> None:
+async def _run(config: Config, name: str, fleet_token: str, announce: Announce, engine: Engine) -> None:
     mine = config.phloem
     orgs = OrgTable(config.data_path / "orgs.json")
     consumers = Consumers(
@@ -138,33 +136,55 @@ async def _run(config: Config, name: str, fleet_token: str, announce: Announce, 
         nursery.start_soon(committer.run)
         nursery.start_soon(connections.run)
         nursery.start_soon(member.run)
-        nursery.start_soon(_retain, config, engine, committer)
+        nursery.start_soon(_upkeep, config, engine, committer, orgs)
+        nursery.start_soon(_interrupt_at_the_end, engine)
+        if engine.is_shared:
+            nursery.start_soon(_hear_news, config, engine, consumers)
         nursery.start_soon(
             partial(serve, max_connections=mine.max_consumers, what="consume"), listener, consumers.serve
         )
         announce({"event": "ready", "name": name, "role": "phloem", "addresses": addresses})
 
 
-async def _retain(config: Config, engine: EmbeddedLog, committer: Committer) -> None:
-    """Remove what is past its retention, a bounded step at a time, in turn with commits."""
+async def _upkeep(config: Config, engine: Engine, committer: Committer, orgs: OrgTable) -> None:
+    """What the log needs now and then, a bounded step at a time, in turn with commits."""
     while True:
         await trio.sleep(config.phloem.retention_interval_s)
+        if not engine.is_open:
+            continue
         try:
-            for org in await committer.storage.run(engine.orgs):
-                await _retain_org(config, engine, committer, org)
+            steps = engine.upkeep(frozenset(orgs.names()))
+            removed = 0
+            while (step := await committer.storage.run(lambda: next(steps, None))) is not None:  # noqa: B023
+                removed += step
         except StorageError as error:
-            log.error("retention failed", reason=str(error), retry_s=config.phloem.retention_interval_s)
+            log.error("upkeep of the log failed", reason=str(error), retry_s=config.phloem.retention_interval_s)
+        else:
+            if removed:
+                log.info("retention removed", entries=removed)
 
 
-async def _retain_org(config: Config, engine: EmbeddedLog, committer: Committer, org: str) -> None:
-    mine = config.phloem
-    before_us = int((time.time() - mine.retention_s) * 1e6)
-    step = partial(
-        engine.remove_oldest, org, before_us=before_us, keep_bytes=mine.retention_bytes_per_org, at_most=RETAIN_STEP
-    )
-    removed = total = await committer.storage.run(step)
-    while removed == RETAIN_STEP:
-        removed = await committer.storage.run(step)
-        total += removed
-    if total:
-        log.info("retention removed", org=org, entries=total)
+async def _hear_news(config: Config, engine: Engine, consumers: Consumers) -> None:
+    """Wake consumers for what other nodes stored. Its thread is its own: reading may take all of theirs."""
+    threads = ThreadKind("news", 1)
+    told = Seldom()
+    while True:
+        await trio.sleep(config.phloem.kafka_news_interval_s)
+        followed = consumers.followed()
+        if not followed:
+            continue
+        try:
+            consumers.stored(set(await threads.run(lambda: engine.news(followed))))  # noqa: B023
+        except StorageError as error:
+            if times := told.again(str(error)):
+                log.warning("no news of the log", reason=str(error), times=times)
+        else:
+            told = Seldom()
+
+
+async def _interrupt_at_the_end(engine: Engine) -> None:
+    """So that a thread which waits for others does not hold up the end."""
+    try:
+        await trio.sleep_forever()
+    finally:
+        engine.interrupt()

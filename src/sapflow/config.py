@@ -31,8 +31,8 @@ class FleetConfig:
     session_timeout_s: float = 6.0
     """With `zookeeper`: a member that is silent for so long is no more; its claims are not acted on after 2/3 of it."""
     pegs: tuple[PegConfig, ...] = ()
-    """Orgs whose work is one Phloem node's, as long as it is there: `{ org = "acme", member = "phloem-2" }`; of no
-    effect with the embedded engine, which has one node."""
+    """Orgs whose work is one Phloem node's, as long as it is there: `{ org = "acme", member = "phloem-2" }`; of
+    no effect with the embedded engine, which has one node."""
     report_interval_s: float = 1.0
     """How often every process reports its load and is told of the others."""
     lease_s: float = 3.0
@@ -176,7 +176,26 @@ class PhloemConfig:
     retention_interval_s: float = 10.0
     """How often that is looked at."""
     map_bytes: int = 64 << 30
-    """The most that the log may grow to."""
+    """The most that the log may grow to; the embedded engine's."""
+    engine: Literal["embedded", "kafka"] = "embedded"
+    """`embedded`: a log of its own, with one Phloem node; `kafka`: Apache Kafka's, with any number."""
+    kafka: str = "127.0.0.1:9092"
+    """Its brokers, some of them: HOST:PORT,HOST:PORT,…; all that follows is of the `kafka` engine too."""
+    kafka_properties: dict[str, str] = Factory(dict)
+    """librdkafka's properties for TLS and SASL, such as `{ "security.protocol" = "SSL" }`; keys that begin with
+    `security.`, `ssl.` or `sasl.`."""
+    kafka_topic_per_org: bool = False
+    """A topic for each org, not one for all; not to be changed once there is a log."""
+    kafka_partitions: int = 12
+    """Of the one topic: an org is in one of them; not to be changed once there is a log."""
+    kafka_copies: int = 3
+    """Of each partition, for topics that are made here; fewer where there are fewer brokers."""
+    kafka_commit_timeout_s: float = 30.0
+    """What Kafka has not stored by then is sent again."""
+    kafka_request_timeout_s: float = 5.0
+    """For whatever else is asked of a broker."""
+    kafka_news_interval_s: float = 0.25
+    """How often it is asked for what other nodes stored, while a consumer waits for it."""
 
 
 @frozen
@@ -239,6 +258,9 @@ class Config:
     """The directory that the fleet keeps its state in."""
     collectors: int = 2
     """How many `sapflow up` starts."""
+    phloems: int = 1
+    """Phloem nodes that `sapflow up` starts; more than one with `phloem.engine = "kafka"` only. Each has a consume
+    door; their ports follow one another."""
     elements: tuple[str, ...] = ()
     """CSV files of information elements of your own (docs/reference/elements.md), from the file's own directory."""
     fleet: FleetConfig = Factory(FleetConfig)

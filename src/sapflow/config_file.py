@@ -14,13 +14,16 @@ import cattrs
 import tomli_w
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError
 
-from sapflow.config import Config, FleetConfig
+from sapflow.config import Config, FleetConfig, PhloemConfig
 from sapflow.errors import ConfigurationError
 from sapflow.limits import faults
 from sapflow.orgs import ORG_NAME
 from sapflow.runtime.addresses import split_address
 
 _ADDRESSES = {"coordinator_address", "ipfix_tcp", "udp", "link", "live", "control", "consume"}
+
+KAFKA_PROPERTIES = ("security.", "ssl.", "sasl.")
+"""Beginnings of librdkafka's properties that are the operator's."""
 
 _converter = cattrs.Converter(forbid_extra_keys=True)
 
@@ -80,6 +83,7 @@ def check(config: Config, where: str) -> None:
         if not ORG_NAME.fullmatch(source.org):
             raise ConfigurationError(f"{where}: balancer.sources, number {number}: '{source.org}' is no org's name")
     _coordinated(config.fleet, where)
+    _stored(config.phloem, config.phloems, where)
 
 
 def _coordinated(fleet: FleetConfig, where: str) -> None:
@@ -94,6 +98,22 @@ def _coordinated(fleet: FleetConfig, where: str) -> None:
             raise ConfigurationError(
                 f"{where}: fleet.session_timeout_s: at least three times fleet.report_interval_s, or one late report"
                 f" would end a session; is {fleet.session_timeout_s:g}"
+            )
+
+
+def _stored(phloem: PhloemConfig, phloems: int, where: str) -> None:
+    if phloem.engine == "kafka":
+        _check_hosts(phloem.kafka, f"{where}: phloem.kafka")
+    elif phloems > 1:
+        raise ConfigurationError(
+            f"{where}: phloems: the embedded engine has exactly one Phloem node, since its log is one process's; is "
+            f"{phloems}. For more set phloem.engine = 'kafka'"
+        )
+    for key in phloem.kafka_properties:
+        if not key.startswith(KAFKA_PROPERTIES):
+            raise ConfigurationError(
+                f"{where}: phloem.kafka_properties: {key}: what may be set begins with {', '.join(KAFKA_PROPERTIES)}; "
+                "the rest decides whether records are kept"
             )
 
 

@@ -78,3 +78,14 @@ def entry_counts(data: bytes) -> tuple[int, int]:
         return 0, 0
     fixed = FIXED.unpack_from(data, HEAD.size)
     return fixed[3], fixed[4]
+
+
+def entry_number(data: bytes) -> tuple[bytes, int, int] | None:
+    """Stream, number and CRC of an encoded entry; None of one that is not what was written."""
+    if len(data) < HEAD.size + FIXED.size:
+        return None
+    version, crc = HEAD.unpack_from(data)
+    if version != VERSION or crc32c(memoryview(data)[HEAD.size :]) != crc:
+        return None
+    stream, seq = FIXED.unpack_from(data, HEAD.size)[:2]
+    return stream, seq, crc

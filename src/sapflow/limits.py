@@ -24,6 +24,9 @@ LEAST: Mapping[str, float] = {
 
 MOST: Mapping[str, float] = {
     "collectors": 64,
+    "phloems": 64,
+    "phloem.kafka_partitions": 10_000,
+    "phloem.kafka_copies": 32,
     "balancer.org_share": 1,
     "collector.org_share": 1,
     "phloem.org_share": 1,

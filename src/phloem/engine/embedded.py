@@ -13,26 +13,46 @@ import fcntl
 import os
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 import lmdb
+from attrs import frozen
 
 from phloem.engine.creating import create, sync
+from phloem.engine.engine import Outcome, Stretch
 from phloem.engine.layout import KEY, MARK, ORG, Tables, Tail
 from phloem.engine.length import ADVICE, SyncedLength
-from phloem.engine.writing import Outcome, Writer, remove_oldest
+from phloem.engine.writing import Writer, remove_oldest
 from sapflow.entry import CorruptEntry, LogEntry, decode_entry, received_us
 from sapflow.errors import EngineLocked, StorageError
+
+RETAIN_STEP = 50
+"""Entries removed in one transaction, between commits."""
+
+
+@frozen
+class Retention:
+    """What is removed: entries older than `seconds`, and the oldest of an org that holds more than `bytes_per_org`."""
+
+    seconds: float = 7 * 86_400.0
+    bytes_per_org: int = 10 << 30
 
 
 class EmbeddedLog:
     """All orgs' logs. Synchronous; one thread writes, any may read."""
 
+    is_open = True
+    """Once it is made; after a StorageError it still needs its `reopen`."""
+    is_shared = False
+    """One process has it, so nobody else brings news, or stores twice."""
+
     def __init__(self, path: Path, lock: IO[bytes], map_bytes: int) -> None:
         self.path = path
+        self.retention = Retention()
         self._lock = lock
         self._map_bytes = map_bytes
         self._readers = 0
@@ -153,6 +173,23 @@ class EmbeddedLog:
             raise StorageError(f"the log in {self.path} cannot be written: {error}; {_advice(error)}") from error
         return outcomes
 
+    def forget(self, org: str) -> None:
+        """Nothing: what is stored of an org is in the log."""
+
+    def interrupt(self) -> None:
+        """Nothing: it waits for its disk only."""
+
+    def upkeep(self, orgs: Set[str]) -> Iterator[int]:
+        """Retention, of all that have a log: entries removed in each step. Raises StorageError."""
+        for org in self.orgs():
+            before_us = int((time.time() - self.retention.seconds) * 1e6)
+            removed = RETAIN_STEP
+            while removed == RETAIN_STEP:
+                removed = self.remove_oldest(
+                    org, before_us=before_us, keep_bytes=self.retention.bytes_per_org, at_most=RETAIN_STEP
+                )
+                yield removed
+
     def remove_oldest(self, org: str, *, before_us: int, keep_bytes: int, at_most: int = 1000) -> int:
         """Retention, one bounded step: remove entries older than `before_us`, or beyond `keep_bytes`.
 
@@ -191,6 +228,18 @@ class EmbeddedLog:
                 found.append((position, bytes(value)))
                 size += len(value)
         return found
+
+    def stretch(self, org: str, after: int, *, max_bytes: int, max_entries: int) -> Stretch:
+        """See `Engine`: positions are contiguous, so a missing one was removed."""
+        found = self.read(org, after, max_bytes=max_bytes, max_entries=max_entries)
+        if not found:
+            return Stretch(found, after)
+        first = found[0][0]
+        return Stretch(found, found[-1][0], first if after and first > after + 1 else None)
+
+    def news(self, orgs: Set[str]) -> Set[str]:
+        """Nothing: who appends says so."""
+        return frozenset()
 
     def verify(self, org: str) -> Iterator[tuple[int, CorruptEntry]]:
         """Every entry of an org that is not what was written, by position."""

@@ -6,24 +6,14 @@ higher is refused; a stream that was never seen may start anywhere. Opening, syn
 
 from __future__ import annotations
 
-from typing import Literal
-
 import lmdb
-from attrs import evolve, frozen
+from attrs import evolve
 
+from phloem.engine.engine import Outcome
 from phloem.engine.layout import KEY, MARK, ORG, RING, Mark, Tables, Tail
 from sapflow.entry import HEAD_BYTES, LogEntry, encode_entry, entry_counts, received_us
 
 MAX_ORG_BYTES = 200
-
-
-@frozen(slots=True)
-class Outcome:
-    """What became of one batch; `mark` is the stream's highest stored number after it."""
-
-    kind: Literal["stored", "duplicate", "refused", "conflict"]
-    mark: int
-    position: int = 0
 
 
 class Writer:

@@ -11,12 +11,12 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import click
@@ -121,6 +121,16 @@ def _free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
             return port
 
 
+def _free_ports(count: int) -> int:
+    """The first of so many ports in a row that are free like that."""
+    while True:
+        first = _free_port()
+        with ExitStack() as stack, suppress(OSError):
+            for port in range(first, first + count):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            return first
+
+
 def _ephemeral(config: Config) -> Config:
     """Free ports: chosen now, so that a process which is started again listens where it did."""
     local = "127.0.0.1:{}".format
@@ -136,7 +146,7 @@ def _ephemeral(config: Config) -> Config:
             udp=local(_free_port(socket.SOCK_DGRAM)),
             link=local(_free_port()),
         ),
-        phloem=attrs.evolve(config.phloem, consume=local(_free_port())),
+        phloem=attrs.evolve(config.phloem, consume=local(_free_ports(config.phloems))),
     )
 
 
@@ -149,6 +159,9 @@ def _ephemeral(config: Config) -> Config:
 @click.option("--json", "as_json", is_flag=True, help="Events as JSON, one a line; the first is 'ready'.")
 @click.option("--coordinator", type=click.Choice(["local", "zookeeper"]), help="Who tells the processes of each other.")
 @click.option("--zookeeper", help="ZooKeeper's servers, HOST:PORT with commas between; for --coordinator zookeeper.")
+@click.option("--engine", type=click.Choice(["embedded", "kafka"]), help="What keeps the log.")
+@click.option("--kafka", help="Kafka's brokers, HOST:PORT with commas between; for --engine kafka.")
+@click.option("--phloems", type=click.IntRange(1, 64), help="How many Phloem nodes; more than one with Kafka only.")
 @click.option("--quiet", is_flag=True, help="Keep the processes' logs in the data directory only.")
 @SUPERVISED
 def up_command(
@@ -160,11 +173,15 @@ def up_command(
     as_json: bool,
     coordinator: str | None,
     zookeeper: str | None,
+    engine: Literal["embedded", "kafka"] | None,
+    kafka: str | None,
+    phloems: int | None,
     quiet: bool,
     supervised: bool,
 ) -> None:
     """Run the whole fleet on this machine, every role a process of its own, supervised."""
-    config = _coordinated(load(config_path), coordinator, zookeeper)
+    config = _stored(_coordinated(load(config_path), coordinator, zookeeper), engine, kafka, phloems)
+    check(config, "the command line")
     temporary = tempfile.mkdtemp(prefix="sapflow-") if ephemeral and data is None else None
     config = attrs.evolve(
         config, data=str(Path(data or temporary or config.data).absolute()), collectors=collectors or config.collectors
@@ -185,9 +202,17 @@ def _coordinated(config: Config, coordinator: str | None, zookeeper: str | None)
     if zookeeper is not None and (coordinator or fleet.coordinator) != "zookeeper":
         raise click.UsageError("--zookeeper is of no use without --coordinator zookeeper")
     fleet = attrs.evolve(fleet, coordinator=coordinator or fleet.coordinator, zookeeper=zookeeper or fleet.zookeeper)
-    changed = attrs.evolve(config, fleet=fleet)
-    check(changed, "the command line")
-    return changed
+    return attrs.evolve(config, fleet=fleet)
+
+
+def _stored(
+    config: Config, engine: Literal["embedded", "kafka"] | None, kafka: str | None, phloems: int | None
+) -> Config:
+    phloem = config.phloem
+    if kafka is not None and (engine or phloem.engine) != "kafka":
+        raise click.UsageError("--kafka is of no use without --engine kafka")
+    phloem = attrs.evolve(phloem, engine=engine or phloem.engine, kafka=kafka or phloem.kafka)
+    return attrs.evolve(config, phloem=phloem, phloems=phloems or config.phloems)
 
 
 def _bound(config: Config, bind: str) -> Config:
@@ -214,11 +239,7 @@ async def _up(config: Config, as_json: bool, quiet: bool) -> None:
     if "default" not in table.names():
         table.add("default")
     _warn_of_sources(config, table)
-    resolved = config.data_path / "fleet.toml"
-    try:
-        resolved.write_text(dumps(config))
-    except OSError as error:
-        raise SapflowError(f"{resolved} cannot be written: {error.strerror}; choose another with --data") from error
+    resolved = _written(config, config.data_path / "fleet.toml")
     ready = False
 
     def event(what: dict[str, Any]) -> None:
@@ -236,7 +257,10 @@ async def _up(config: Config, as_json: bool, quiet: bool) -> None:
         Child(name, role_command("collector", name, str(resolved)))
         for name in (f"collector-{number}" for number in range(1, config.collectors + 1))
     ]
-    children.append(Child("phloem-1", role_command("phloem", "phloem-1", str(resolved))))
+    children += [
+        Child(name, role_command("phloem", name, str(_written(one, config.data_path / f"{name}.toml"))))
+        for name, one in _phloems(config)
+    ]
     if quiet:
         place = str(config.data_path / "fleet.log")
         for child in children:
@@ -256,6 +280,22 @@ async def _up(config: Config, as_json: bool, quiet: bool) -> None:
             file.remove()
 
 
+def _written(config: Config, path: Path) -> Path:
+    try:
+        path.write_text(dumps(config))
+    except OSError as error:
+        raise SapflowError(f"{path} cannot be written: {error.strerror}; choose another with --data") from error
+    return path
+
+
+def _phloems(config: Config) -> Iterator[tuple[str, Config]]:
+    """Each node's name and configuration: a consume door of its own, on the ports behind the first's."""
+    host, _, port = config.phloem.consume.rpartition(":")
+    for number in range(config.phloems):
+        consume = f"{host}:{int(port) + number if int(port) else 0}"
+        yield f"phloem-{number + 1}", attrs.evolve(config, phloem=attrs.evolve(config.phloem, consume=consume))
+
+
 def _warn_of_sources(config: Config, table: OrgTable) -> None:
     for source in config.balancer.sources:
         if source.org not in table.names():
@@ -270,7 +310,8 @@ def _warn_of_sources(config: Config, table: OrgTable) -> None:
 
 def _fleet(supervisor: Supervisor) -> dict[str, Any]:
     children = supervisor.children
-    balancer, phloem = children["balancer"].addresses, children["phloem-1"].addresses
+    balancer = children["balancer"].addresses
+    consume = [child.addresses["consume"] for name, child in children.items() if name.startswith("phloem")]
     collector = next(child for name, child in children.items() if name.startswith("collector"))
     return {
         "doors": {
@@ -279,8 +320,9 @@ def _fleet(supervisor: Supervisor) -> dict[str, Any]:
             "udp": balancer["udp"],
             "link": balancer["link"],
             "websocket": f"ws://{collector.addresses['live']}/live",
-            "consume": phloem["consume"],
+            "consume": consume[0],
         },
+        "consume": consume,
         "console": None,
         "control": {name: f"http://{child.addresses['control']}/status" for name, child in children.items()},
         "metrics": [f"http://{child.addresses['control']}/metrics" for child in children.values()],
@@ -301,7 +343,7 @@ def _announce(supervisor: Supervisor, as_json: bool, config: Config) -> None:
         f"  exporters (UDP)             {doors['udp']}\n"
         f"  meters (link)               link://{doors['link']}\n"
         f"  live (WebSocket)            {doors['websocket']}\n"
-        f"  consumers                   link://{doors['consume']}\n"
+        f"  consumers                   {', '.join(f'link://{address}' for address in fleet['consume'])}\n"
         f"Try:  sapflow tail default --data {config.data}\nStop with Ctrl-C."
     )
 

@@ -1,0 +1,90 @@
+"""What a log is to the rest of Phloem, whichever engine keeps it.
+
+All calls are synchronous and may block: appending and upkeep belong to the one storage thread, reading to others.
+Positions of an org ascend and begin at 1; a position names an entry, and reading goes on *behind* one. They are
+contiguous in the embedded log, and not in Kafka, where orgs share a partition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence, Set
+from typing import Literal, Protocol
+
+from attrs import field, frozen
+
+from sapflow.entry import LogEntry
+
+
+@frozen(slots=True)
+class Outcome:
+    """What became of one batch; `mark` is the stream's highest stored number after it."""
+
+    kind: Literal["stored", "duplicate", "refused", "conflict"]
+    mark: int
+    position: int = 0
+
+
+@frozen(slots=True)
+class Stretch:
+    """A stretch of an org's log behind some position."""
+
+    entries: list[tuple[int, bytes]] = field(repr=False)
+    """Positions and entries as stored; their reader checks the CRC."""
+    through: int
+    """Everything up to here was looked at: reading goes on behind it. Where it began, at the log's end."""
+    gap_to: int | None = None
+    """The first position that is kept, where retention has removed what followed the position asked for."""
+
+
+class Engine(Protocol):
+    """One node's access to the log of all orgs."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be appended to; `reopen` makes it so."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other nodes may append too: readers then ask for `news`, and drop what was stored twice."""
+
+    def append(self, batches: Sequence[tuple[str, LogEntry]]) -> list[Outcome]:
+        """Store batches durably, in order: what became of each.
+
+        Raises StorageError: then nothing of this call is to be acknowledged, and `reopen` comes before the next.
+        """
+
+    def reopen(self) -> None:
+        """At the start, or after a StorageError: start again from what is durable. Raises StorageError."""
+
+    def forget(self, org: str) -> None:
+        """This node does not append this org's batches any more; another may. Never waits, in any thread."""
+
+    def interrupt(self) -> None:
+        """This process ends: what waits for others gives up soon. Never waits, in any thread."""
+
+    def close(self) -> None:
+        """Let go of the log."""
+
+    def upkeep(self, orgs: Set[str]) -> Iterator[int]:
+        """What is to be done now and then, in bounded steps, each of which says how many entries or topics it removed.
+
+        `orgs` are those that there are. Raises StorageError.
+        """
+
+    def stretch(self, org: str, after: int, *, max_bytes: int, max_entries: int) -> Stretch:
+        """What follows position `after`, at least one entry or a step further if there is one. Raises StorageError."""
+
+    def news(self, orgs: Set[str]) -> Set[str]:
+        """Those of `orgs` that may have more than at the last call, whoever appended it. Raises StorageError."""
+
+    def first_position(self, org: str) -> int:
+        """The oldest position that is kept. Raises StorageError."""
+
+    def last_position(self, org: str) -> int:
+        """The newest position; one less than the first when nothing is kept. Raises StorageError."""
+
+    def position_at(self, org: str, time_us: int) -> int:
+        """A position before which nothing was taken in at or after a time, as late as the engine knows."""
+
+    def holds(self, org: str) -> bool:
+        """Whether this log is known to have anything of an org."""

@@ -1,0 +1,50 @@
+"""Where an org's entries are in Kafka; pure.
+
+One topic for the whole fleet, in which an org's key decides its partition (as librdkafka's `consistent` partitioner
+has it: CRC-32); or a topic for each org. No two orgs, of one fleet or of two, have one topic: all but letters and
+digits is escaped as `_` and the bytes in hex, so a `-` stands only between fleet and org, and there is no `.`, which
+Kafka's metrics take for a `_`.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from hashlib import sha256
+
+from attrs import frozen
+
+MAX_TOPIC_CHARS = 249
+_ESCAPED = re.compile(r"[^A-Za-z0-9]")
+
+
+@frozen(slots=True)
+class Place:
+    """A partition of a topic."""
+
+    topic: str
+    partition: int
+
+
+def topic_of(fleet: str, org: str | None = None) -> str:
+    """The topic of a fleet, or of one org of it."""
+    name = _escape(fleet) if org is None else f"{_escape(fleet)}-{_escape(org)}"
+    if len(name) <= MAX_TOPIC_CHARS:
+        return name
+    # Two dashes are in no other name; what is cut off is in the hash.
+    digest = sha256(name.encode()).hexdigest()
+    return f"{name[: MAX_TOPIC_CHARS - 2 - len(digest)]}--{digest}"
+
+
+def is_topic_of_an_org(fleet: str, topic: str) -> bool:
+    """Whether a topic is one org's of this fleet (as far as a fleet's name is not too long for one)."""
+    return topic.startswith(f"{_escape(fleet)}-")
+
+
+def partition_of(org: str, partitions: int) -> int:
+    """Which partition of the fleet's topic is an org's."""
+    return zlib.crc32(org.encode()) % partitions
+
+
+def _escape(name: str) -> str:
+    return _ESCAPED.sub(lambda found: "".join(f"_{byte:02x}" for byte in found[0].encode(errors="surrogatepass")), name)

@@ -1,0 +1,136 @@
+"""A group of entries into Kafka: all are stored, or it is not known which, and then the producer is thrown away.
+
+A producer that failed may still have a request on its way, which Kafka may store later: that is a repeat of what the
+next producer stores, never a later number without the one before. It is why nothing is sent on after a failure.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from attrs import define, field, frozen
+from confluent_kafka import KafkaError
+
+from phloem.engine.kafka.clients import Clients, Message, ProducerClient, Trouble
+from phloem.engine.kafka.names import Place
+from phloem.engine.kafka.settings import KafkaSettings
+from sapflow.errors import StorageError
+
+POLL_S = 0.1
+
+
+@frozen(slots=True)
+class Draft:
+    """An entry on its way."""
+
+    place: Place
+    key: bytes
+    value: bytes = field(repr=False)
+    headers: list[tuple[str, bytes]]
+
+
+@define
+class _Group:
+    """What is known of a group that is on its way."""
+
+    offsets: list[int]
+    waiting: int
+    error: KafkaError | None = None
+
+    def report(self, index: int, error: KafkaError | None, message: Message) -> None:
+        """librdkafka's word on one entry, in the thread that polls."""
+        self.waiting -= 1
+        if error is None:
+            self.offsets[index] = message.offset()
+        elif self.error is None or self.error.code() == KafkaError._PURGE_QUEUE:
+            self.error = error
+
+
+class Producing:
+    """The producer of one node. It belongs to the storage thread."""
+
+    def __init__(self, settings: KafkaSettings, clients: Clients, trouble: Trouble) -> None:
+        self._settings = settings
+        self._clients = clients
+        self._trouble = trouble
+        self._producer: ProducerClient | None = None
+        self._is_interrupted = False
+
+    def interrupt(self) -> None:
+        """Give up what is waited for."""
+        self._is_interrupted = True
+
+    def store(self, drafts: Sequence[Draft], on_stored: Callable[[int, int], None]) -> None:
+        """Produce, and wait for every report; `on_stored(index, offset)` is called for each that is known to be stored.
+
+        Raises StorageError: then some may be stored without that being known.
+        """
+        if not drafts:
+            return
+        group = _Group([-1] * len(drafts), len(drafts))
+        until = time.monotonic() + self._settings.commit_timeout_s
+        try:
+            with self._trouble.told("the log cannot be written"):
+                producer = self._open()
+                self._produce(producer, drafts, group, until)
+                while group.waiting and group.error is None:
+                    self._check(until)
+                    producer.poll(POLL_S)
+            if group.error is not None:
+                raise self._failed(group.error)
+        except BaseException:
+            self.throw_away()
+            raise
+        finally:
+            for index, offset in enumerate(group.offsets):
+                if offset >= 0:
+                    on_stored(index, offset)
+        self._trouble.over()
+
+    def _open(self) -> ProducerClient:
+        if self._producer is None:
+            self._producer = self._clients.make_producer(self._settings.producer(), self._trouble.note)
+        return self._producer
+
+    def _produce(self, producer: ProducerClient, drafts: Sequence[Draft], group: _Group, until: float) -> None:
+        for index, draft in enumerate(drafts):
+            while True:
+                try:
+                    producer.produce(
+                        draft.place.topic,
+                        draft.value,
+                        draft.key,
+                        draft.place.partition,
+                        partial(group.report, index),
+                        headers=draft.headers,
+                    )
+                    break
+                except BufferError:
+                    self._check(until)
+                    producer.poll(POLL_S)
+            if group.error is not None:
+                return
+
+    def _check(self, until: float) -> None:
+        if self._is_interrupted:
+            raise StorageError("this process ends; what is on its way to Kafka is sent again by the collectors")
+        if time.monotonic() > until:
+            raise self._trouble.silent(
+                f"the log cannot be written: not stored in {self._settings.commit_timeout_s:g} s"
+            )
+
+    def _failed(self, error: KafkaError) -> StorageError:
+        if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+            return StorageError(
+                "the log cannot be written: the topic takes no entries of this size; raise its max.message.bytes"
+            )
+        return StorageError(f"the log cannot be written: Kafka at {self._settings.servers} says: {error.str()}")
+
+    def throw_away(self) -> None:
+        """Let go of the producer and of all that it has; the next group gets another."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            producer.purge()
+            producer.poll(0)

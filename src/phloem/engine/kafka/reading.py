@@ -1,0 +1,197 @@
+"""Stretches out of Kafka, by a few consumers that are assigned by hand and go on where they stood if they can.
+
+What a reader holds is bounded: librdkafka's queue and one answer (`settings.py`), of which what was not asked for yet
+waits for the next call. An org's entries are picked by their key out of its partition.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from attrs import define
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from phloem.engine.engine import Stretch
+from phloem.engine.kafka.clients import Clients, ConsumerClient, Message, Trouble
+from phloem.engine.kafka.names import Place
+from phloem.engine.kafka.settings import KafkaSettings
+from sapflow.errors import StorageError
+
+SCAN_BYTES = 8 << 20
+"""Of a partition in one call, however little of it is the org's."""
+CONSUME = 256
+"""Messages taken from librdkafka at a time; their bytes are bounded by its queue."""
+END = -1
+"""What librdkafka says where no entry is at or after a time."""
+
+
+@define
+class ReadCounts:
+    """What readers have done; never goes down, but for `readers`."""
+
+    readers: int = 0
+    assignments: int = 0
+    entries_passed_over: int = 0
+    """Other orgs', on the way to the one that was asked for."""
+
+
+class Reader:
+    """One consumer, and where it stands. It belongs to one thread at a time."""
+
+    def __init__(self, client: ConsumerClient, settings: KafkaSettings, trouble: Trouble, counts: ReadCounts) -> None:
+        self.stands: tuple[Place, int] | None = None
+        self._client = client
+        self._timeout_s = settings.request_timeout_s
+        self._trouble = trouble
+        self._counts = counts
+        self._held: deque[Message] = deque()
+        self._end = 0
+
+    def close(self) -> None:
+        """Let go of the consumer."""
+        self._client.close()
+
+    def ends(self, place: Place) -> tuple[int, int]:
+        """The lowest offset that is kept, and the one that comes next."""
+        with self._trouble.told(f"the log of {place.topic} cannot be read"):
+            try:
+                found = self._client.get_watermark_offsets(
+                    TopicPartition(place.topic, place.partition), timeout=self._timeout_s
+                )
+            except KafkaException as error:
+                if error.args[0].code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_PARTITION):
+                    return 0, 0
+                raise
+        if found is None:
+            raise self._trouble.silent(f"the log of {place.topic} cannot be read")
+        self._trouble.over()
+        return found
+
+    def offset_at(self, place: Place, time_ms: int) -> int:
+        """The first offset stored at or after a time; END where there is none."""
+        asked = TopicPartition(place.topic, place.partition, time_ms)
+        with self._trouble.told(f"the log of {place.topic} cannot be read"):
+            (found,) = self._client.offsets_for_times([asked], timeout=self._timeout_s)
+        if found.error is not None:
+            raise StorageError(f"the log of {place.topic} cannot be read: {found.error.str()}")
+        return int(found.offset)
+
+    def stretch(self, place: Place, key: bytes, after: int, *, max_bytes: int, max_entries: int) -> Stretch:
+        """See `Engine.stretch`; a position is an offset and one."""
+        gap_to = None
+        if self.stands != (place, after) or after >= self._end:
+            low, self._end = self.ends(place)
+            if after > self._end:
+                raise StorageError(f"the log of {place.topic} ends at {self._end}, before position {after}: it was cut")
+            if after < low:
+                gap_to, after = (low + 1 if after else None), low
+            if after == self._end:
+                return Stretch([], after, gap_to)
+        if self.stands != (place, after):
+            self._assign(place, after)
+        entries: list[tuple[int, bytes]] = []
+        size = scanned = 0
+        while after < self._end and scanned < SCAN_BYTES and size < max_bytes and len(entries) < max_entries:
+            message = self._next(place)
+            if message is None:
+                after = self._end
+                break
+            value = message.value() or b""
+            if message.key() == key:
+                if entries and size + len(value) > max_bytes:
+                    self._held.appendleft(message)
+                    break
+                entries.append((message.offset() + 1, value))
+                size += len(value)
+            else:
+                self._counts.entries_passed_over += 1
+            after = message.offset() + 1
+            scanned += len(value)
+        self.stands = (place, after)
+        return Stretch(entries, after, gap_to)
+
+    def _assign(self, place: Place, after: int) -> None:
+        self._held.clear()
+        self.stands = None
+        self._counts.assignments += 1
+        with self._trouble.told(f"the log of {place.topic} cannot be read"):
+            self._client.assign([TopicPartition(place.topic, place.partition, after)])
+
+    def _next(self, place: Place) -> Message | None:
+        """The next message; None when there is none before the end that is known."""
+        until = time.monotonic() + self._timeout_s
+        while True:
+            while not self._held:
+                with self._trouble.told(f"the log of {place.topic} cannot be read"):
+                    self._held.extend(self._client.consume(CONSUME, 0.2))
+                if not self._held and time.monotonic() > until:
+                    raise self._trouble.silent(f"the log of {place.topic} cannot be read")
+            message = self._held.popleft()
+            error = message.error()
+            if error is None:
+                return message
+            if error.code() != KafkaError._PARTITION_EOF:
+                raise StorageError(f"the log of {place.topic} cannot be read: {error.str()}")
+            if message.offset() >= self._end:
+                return None
+            # It was the end when librdkafka came there; more has been stored since.
+
+
+class Readers:
+    """A bounded number of readers, each taken by one thread at a time: the one that stands there already, if any."""
+
+    def __init__(self, settings: KafkaSettings, clients: Clients, trouble: Trouble) -> None:
+        self.counts = ReadCounts()
+        self._settings = settings
+        self._make: Callable[[], ConsumerClient] = lambda: clients.make_consumer(settings.consumer(), trouble.note)
+        self._trouble = trouble
+        self._idle: deque[Reader] = deque()
+        self._returned = threading.Condition()
+
+    @contextmanager
+    def take(self, stands: tuple[Place, int] | None = None) -> Iterator[Reader]:
+        """A reader for the time of the block; one that failed is not used again. Raises StorageError."""
+        reader = self._take(stands)
+        try:
+            yield reader
+        except BaseException:
+            with self._returned:
+                self.counts.readers -= 1
+                self._returned.notify()
+            reader.close()
+            raise
+        with self._returned:
+            self._idle.append(reader)
+            self._returned.notify()
+
+    def _take(self, stands: tuple[Place, int] | None) -> Reader:
+        with self._returned:
+            if not self._returned.wait_for(self._is_there_one, self._settings.commit_timeout_s):
+                raise StorageError("all readers of Kafka are busy")
+            for reader in self._idle:
+                if stands is None or reader.stands == stands:
+                    self._idle.remove(reader)
+                    return reader
+            if self.counts.readers >= self._settings.readers:
+                return self._idle.popleft()
+            self.counts.readers += 1
+        try:
+            return Reader(self._make(), self._settings, self._trouble, self.counts)
+        except BaseException:
+            with self._returned:
+                self.counts.readers -= 1
+            raise
+
+    def _is_there_one(self) -> bool:
+        return bool(self._idle) or self.counts.readers < self._settings.readers
+
+    def close(self) -> None:
+        """Let go of those that nobody has."""
+        with self._returned:
+            while self._idle:
+                self._idle.pop().close()
+                self.counts.readers -= 1

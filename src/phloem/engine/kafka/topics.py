@@ -1,0 +1,214 @@
+"""The fleet's topics: made when they are not there, checked when they are, and taken away when their org is gone.
+
+A topic of an org is obsolete when the org is not in the table and nothing of it is kept. Between seeing that and
+deleting it another node might store something in it, so it is *closed* first: its max.message.bytes is set so low that
+it takes nothing. What a closed topic holds does not change any more, and whoever finds one empty may delete it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Set
+from concurrent.futures import Future
+from typing import Any
+
+import structlog
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import (
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ConfigSource,
+    NewTopic,
+    OffsetSpec,
+    ResourceType,
+)
+
+from phloem.engine.kafka.clients import Clients, Trouble
+from phloem.engine.kafka.names import Place, is_topic_of_an_org, partition_of, topic_of
+from phloem.engine.kafka.settings import MAX_ENTRY_BYTES, KafkaSettings
+from sapflow.errors import StorageError
+
+log = structlog.get_logger()
+
+CLOSED_BYTES = 1
+"""The max.message.bytes of a topic that takes nothing any more."""
+SEGMENTS = 8
+"""A retention is divided into so many segments, the last of which is kept whole."""
+LEAST_SEGMENT_MS = 60_000
+
+
+class Topics:
+    """Where an org's entries go, and whether that is there. All may be called in any thread."""
+
+    def __init__(self, settings: KafkaSettings, clients: Clients, trouble: Trouble) -> None:
+        self._settings = settings
+        self._trouble = trouble
+        self._admin: Any = clients.make_admin(settings.common(), trouble.note)
+        self._known: set[str] = set()
+        self._brokers = 1
+
+    def open(self) -> None:
+        """A broker answers, and the fleet's topic is as it should be. Raises StorageError."""
+        self._known.clear()
+        with self._trouble.told("the log cannot be opened"):
+            found = self._admin.list_topics(timeout=self._settings.request_timeout_s)
+        self._trouble.over()
+        self._brokers = max(1, len(found.brokers))
+        if self._settings.topic_per_org:
+            return
+        topic = topic_of(self._settings.fleet)
+        if topic in found.topics and found.topics[topic].error is None:
+            self._check(topic, len(found.topics[topic].partitions))
+        else:
+            self._make(topic, self._settings.partitions)
+
+    def place(self, org: str) -> Place:
+        """Where an org's entries are read."""
+        if self._settings.topic_per_org:
+            return Place(topic_of(self._settings.fleet, org), 0)
+        return Place(topic_of(self._settings.fleet), partition_of(org, self._settings.partitions))
+
+    def place_to_write(self, org: str) -> Place:
+        """The same, and its topic is there. Raises StorageError."""
+        place = self.place(org)
+        if self._settings.topic_per_org and place.topic not in self._known:
+            self._make(place.topic, 1)
+            if self._limit(place.topic) == CLOSED_BYTES:
+                self._open_again(place.topic)
+            self._known.add(place.topic)
+        return place
+
+    def is_there(self, topic: str) -> bool:
+        """Whether there is such a topic. Raises StorageError."""
+        return topic in self._known or topic in self._listed()
+
+    def ends(self, places: Set[Place]) -> Mapping[Place, int]:
+        """The offset that comes next in each, of those that are there. Raises StorageError."""
+        asked = {TopicPartition(place.topic, place.partition): OffsetSpec.latest() for place in places}
+        futures = self._admin.list_offsets(asked, request_timeout=self._settings.request_timeout_s)
+        ends = {}
+        for partition, future in futures.items():
+            place = Place(partition.topic, partition.partition)
+            with self._trouble.told(f"it is not known how far the log of {place.topic} goes"):
+                try:
+                    ends[place] = self._result(future, place.topic).offset
+                except KafkaException as error:
+                    if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                        raise
+        return ends
+
+    def upkeep(self, orgs: Set[str]) -> Iterator[int]:
+        """Close, and the next time delete, the topics of orgs that are no more; one each step, 1 when it is deleted."""
+        if not self._settings.topic_per_org:
+            return
+        kept = {topic_of(self._settings.fleet, org) for org in orgs}
+        for topic in self._listed():
+            if not is_topic_of_an_org(self._settings.fleet, topic) or topic in kept or not self._is_empty(topic):
+                continue
+            if self._limit(topic) != CLOSED_BYTES:
+                self._limit_to(topic, CLOSED_BYTES)
+                log.info("topic closed", topic=topic, reason="its org is gone and nothing of it is kept")
+                yield 0
+            else:
+                self._delete(topic)
+                log.info("topic deleted", topic=topic)
+                yield 1
+
+    def _open_again(self, topic: str) -> None:
+        # Found closed: it has taken nothing since, so what it holds is known.
+        if self._is_empty(topic):
+            self._delete(topic)
+            raise StorageError(f"topic {topic} was being taken away; it is made again")
+        self._limit_to(topic, MAX_ENTRY_BYTES)
+
+    def _check(self, topic: str, partitions: int) -> None:
+        if partitions != self._settings.partitions:
+            raise StorageError(
+                f"topic {topic} has {partitions} partitions and phloem.kafka_partitions is "
+                f"{self._settings.partitions}: orgs would be looked for where they are not. Nothing is stored until "
+                "that is set to what the topic has"
+            )
+        limit = self._limit(topic)
+        if limit < MAX_ENTRY_BYTES:
+            raise StorageError(
+                f"topic {topic} takes entries of at most {limit:,} bytes, and batches may be larger. Nothing is stored "
+                f"until its max.message.bytes is at least {MAX_ENTRY_BYTES}"
+            )
+
+    def _make(self, topic: str, partitions: int) -> None:
+        copies = min(self._settings.copies, self._brokers)
+        new = NewTopic(topic, partitions, copies, config=self._config(copies))
+        (future,) = self._admin.create_topics([new], request_timeout=self._settings.request_timeout_s).values()
+        with self._trouble.told(f"topic {topic} cannot be made"):
+            try:
+                self._result(future, topic)
+                log.info("topic made", topic=topic, partitions=partitions, copies=copies)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise
+
+    def _config(self, copies: int) -> dict[str, str]:
+        settings = self._settings
+        retention_ms = int(settings.retention_s * 1000)
+        config = {
+            "retention.ms": str(retention_ms),
+            "segment.ms": str(max(LEAST_SEGMENT_MS, retention_ms // SEGMENTS)),
+            "max.message.bytes": str(MAX_ENTRY_BYTES),
+            "min.insync.replicas": str(max(1, copies - 1)),
+            # By the broker's clock: an intake's, which may be wrong, would have entries refused, or kept for ever.
+            "message.timestamp.type": "LogAppendTime",
+            "unclean.leader.election.enable": "false",
+            "cleanup.policy": "delete",
+        }
+        if settings.topic_per_org:
+            config["retention.bytes"] = str(settings.retention_bytes_per_org)
+        return config
+
+    def _listed(self) -> list[str]:
+        with self._trouble.told("topics cannot be listed"):
+            found = self._admin.list_topics(timeout=self._settings.request_timeout_s)
+        return [name for name, topic in found.topics.items() if topic.error is None]
+
+    def _limit(self, topic: str) -> int:
+        resource = ConfigResource(ResourceType.TOPIC, topic)
+        (future,) = self._admin.describe_configs([resource], request_timeout=self._settings.request_timeout_s).values()
+        with self._trouble.told(f"topic {topic} cannot be looked at"):
+            return int(self._result(future, topic)["max.message.bytes"].value)
+
+    def _limit_to(self, topic: str, limit: int) -> None:
+        entry = ConfigEntry(
+            "max.message.bytes",
+            str(limit),
+            source=ConfigSource.DYNAMIC_TOPIC_CONFIG,
+            incremental_operation=AlterConfigOpType.SET,
+        )
+        resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
+        asked = self._admin.incremental_alter_configs([resource], request_timeout=self._settings.request_timeout_s)
+        (future,) = asked.values()
+        with self._trouble.told(f"topic {topic} cannot be configured"):
+            self._result(future, topic)
+
+    def _is_empty(self, topic: str) -> bool:
+        ends = []
+        for spec in (OffsetSpec.earliest(), OffsetSpec.latest()):
+            asked = {TopicPartition(topic, 0): spec}
+            (future,) = self._admin.list_offsets(asked, request_timeout=self._settings.request_timeout_s).values()
+            with self._trouble.told(f"topic {topic} cannot be looked at"):
+                ends.append(self._result(future, topic).offset)
+        return bool(ends[0] == ends[1])
+
+    def _delete(self, topic: str) -> None:
+        self._known.discard(topic)
+        (future,) = self._admin.delete_topics([topic], request_timeout=self._settings.request_timeout_s).values()
+        with self._trouble.told(f"topic {topic} cannot be deleted"):
+            try:
+                self._result(future, topic)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    raise
+
+    def _result(self, future: Future[Any], topic: str) -> Any:
+        try:
+            return future.result(self._settings.request_timeout_s + 1)
+        except TimeoutError as error:
+            raise self._trouble.silent(f"topic {topic} cannot be looked at") from error
