@@ -72,8 +72,14 @@ class DurableSubscription:
         self._senders[stream.id].reset()
         self.pump(stream)
 
+    def close(self) -> None:
+        """The subscriber lets go of this endpoint, and keeps its link."""
+        self.endpoint.unsubscribe(self)
+        for stream in list(self.endpoint.streams.values()):
+            self.remove(stream)
+
     def remove(self, stream: StreamState) -> None:
-        """The stream is no more."""
+        """The stream is no more, or not sent here any more."""
         sender = self._senders.pop(stream.id)
         del self._handles[sender.handle]
         self._session.send(self._session.connection.end(sender.handle), lane=stream.org)
@@ -166,7 +172,7 @@ class Endpoint:
             subscription.add(state)
 
     def unsubscribe(self, subscription: DurableSubscription) -> None:
-        """The subscriber's link ended; what it did not acknowledge stays."""
+        """The subscriber, or its link, is gone; what it did not acknowledge stays."""
         self.durable.remove(subscription)
 
     def _release(self, size: int) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hmac
 import ssl
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import structlog
 import trio
@@ -42,6 +43,8 @@ from sapflow.runtime.transport import accept_link
 log = structlog.get_logger()
 
 ALL_ORGS = "*"
+ORGS_TOLD = 500
+"""In one notice: it must fit a control frame."""
 
 
 @frozen
@@ -81,6 +84,8 @@ class Collector:
     endpoints: dict[str, Endpoint] = field(factory=dict)
     pool: CreditPool = field(init=False)
     wildcard: dict[int, Subscriber] = field(factory=dict)
+    told: dict[int, Subscriber] = field(factory=dict)
+    """Those who are told of every org, and choose."""
     _sessions: dict[int, LinkSession] = field(factory=dict)
     _next_session: int = 1
     _granting: bool = False
@@ -95,6 +100,8 @@ class Collector:
             endpoint = self.endpoints[org] = Endpoint(org, self.pool, self.grant)
             for subscriber in self.wildcard.values():
                 subscriber.subscribe(endpoint)
+            for subscriber in self.told.values():
+                subscriber.tell([org])
         return endpoint
 
     def grant(self) -> None:
@@ -175,6 +182,17 @@ class Subscriber:
             self._subscriptions[endpoint.org] = subscription
             endpoint.subscribe(subscription)
 
+    def unsubscribe(self, org: str) -> None:
+        """No more of this org: its streams end on this link. Another subscriber has them, or they wait."""
+        subscription = self._subscriptions.pop(org, None)
+        if subscription is not None:
+            subscription.close()
+
+    def tell(self, orgs: Sequence[str]) -> None:
+        """There are these orgs."""
+        for at in range(0, len(orgs), ORGS_TOLD):
+            self._session.send(self._session.connection.notice(kind="orgs", orgs=orgs[at : at + ORGS_TOLD]))
+
     def close(self) -> None:
         """The link ended, and every subscription with it."""
         for subscription in self._subscriptions.values():
@@ -218,6 +236,7 @@ class _Link:
         collector = self._collector
         if self._subscriber is not None:
             collector.wildcard.pop(self._number, None)
+            collector.told.pop(self._number, None)
             self._subscriber.close()
         for handle, (endpoint, state) in self._streams.items():
             collector.pool.close(self._key(handle))
@@ -271,7 +290,7 @@ class _Link:
                 if (found := self._find(handle)) is not None:
                     found[0].endpoint.rewound(found[0], found[1], mark)
             case Subscribed(fields):
-                await self._subscribe(fields.get("orgs"))
+                await self._subscribe(fields)
             case Noticed(fields) if fields.get("kind") == "conflict":
                 await self._conflict(fields)
             case _:
@@ -310,15 +329,23 @@ class _Link:
             )
         endpoint.publish(state, batch)
 
-    async def _subscribe(self, orgs: object) -> None:
-        if self._subscriber is None or not isinstance(orgs, list):
+    async def _subscribe(self, fields: dict[str, Any]) -> None:
+        """To `orgs`, and no more to those in `leave`; with `tell`, be told which there are, now and later."""
+        collector, subscriber = self._collector, self._subscriber
+        orgs, leave = fields.get("orgs", []), fields.get("leave", [])
+        if subscriber is None or not isinstance(orgs, list) or not isinstance(leave, list):
             await self._session.finish(Close.FORBIDDEN, "only a fleet's Phloem subscribes here")
             raise LinkError("a link without the fleet's credential asked to subscribe", code=Close.FORBIDDEN)
+        if fields.get("tell") and self._number not in collector.told:
+            collector.told[self._number] = subscriber
+            subscriber.tell(list(collector.endpoints))
         if ALL_ORGS in orgs:
-            self._collector.wildcard[self._number] = self._subscriber
-            orgs = list(self._collector.endpoints)
+            collector.wildcard[self._number] = subscriber
+            orgs = list(collector.endpoints)
         for org in orgs:
-            self._subscriber.subscribe(self._collector.endpoint(str(org)))
+            subscriber.subscribe(collector.endpoint(str(org)))
+        for org in leave:
+            subscriber.unsubscribe(str(org))
 
     async def _conflict(self, fields: dict[str, object]) -> None:
         handle = fields.get("handle")

@@ -1,5 +1,8 @@
 """Links to collectors: one task for each, with timeouts and jittered back-off, apart from the tasks that carry data.
 
+A node that shares the log with others is told by each collector which orgs there are, and subscribes to those that it
+holds; one that has it for itself subscribes to all.
+
 A link's batches go into the committer's channel under credit from this node's budget, so the channel never has to
 make a link wait; what the engine said comes back as acknowledgements, one a stream and commit.
 """
@@ -7,7 +10,7 @@ make a link wait; what the engine said comes back as acknowledgements, one a str
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
 
 import structlog
 import trio
@@ -15,6 +18,7 @@ from attrs import define, frozen
 
 from phloem.commits import Commit, Committer
 from phloem.engine.engine import Outcome
+from phloem.rates import OrgRates
 from sapflow.entry import LogEntry
 from sapflow.errors import SapflowError, Unreachable
 from sapflow.link import (
@@ -23,6 +27,7 @@ from sapflow.link import (
     CreditPool,
     CreditWanted,
     Event,
+    Noticed,
     Opened,
     Side,
     StreamEnded,
@@ -33,6 +38,9 @@ from sapflow.link.frames import Hint
 from sapflow.runtime.session import LinkSession
 
 log = structlog.get_logger()
+
+ORGS_ASKED = 500
+"""In one request: it must fit a control frame."""
 
 
 @frozen
@@ -66,8 +74,9 @@ class Connections:
         settings: ConnectionSettings,
         committer: Committer,
         dial: Callable[[str], Awaitable[trio.abc.Stream]],
-        on_org: Callable[[str], None] = lambda _org: None,
+        on_org: Callable[[str], None] | None = None,
     ) -> None:
+        """`on_org` is told of each org that there is; then only those are subscribed to that `hold` is called with."""
         self.settings = settings
         self.committer = committer
         self.counts = ConnectionCounts()
@@ -76,7 +85,10 @@ class Connections:
         self.links: dict[int, _CollectorLink] = {}
         self.dial = dial
         self.orgs: set[str] = set()
-        """Orgs whose streams have come here."""
+        """Orgs that are known of: told by collectors, or their streams have come here."""
+        self.held: frozenset[str] | None = None if on_org is None else frozenset()
+        """Orgs to subscribe to; None: all."""
+        self.rates = OrgRates(trio.current_time())
         self._on_org = on_org
         self._wanted: dict[str, str] = {}
         self._changed = trio.Event()
@@ -87,6 +99,16 @@ class Connections:
         if addresses != self._wanted:
             self._wanted = dict(addresses)
             self._changed.set()
+
+    def hold(self, orgs: Set[str]) -> None:
+        """Subscribe to these orgs, and no others, on every link."""
+        self.held = frozenset(orgs)
+        for link in list(self.links.values()):
+            link.subscribe()
+
+    def is_begun(self, org: str) -> bool:
+        """Whether every collector that is reached has been asked for an org's streams, and there is one."""
+        return bool(self.links) and all(org in link.subscribed for link in self.links.values())
 
     async def run(self) -> None:
         """Hold a link to each collector until cancelled."""
@@ -130,10 +152,11 @@ class Connections:
                 await trio.sleep(delay_s)
 
     def met(self, org: str) -> None:
-        """A stream of this org came: `on_org` is told of the first."""
+        """There is this org: `on_org` is told when that is new."""
         if org not in self.orgs:
             self.orgs.add(org)
-            self._on_org(org)
+            if self._on_org is not None:
+                self._on_org(org)
 
     def grant(self) -> None:
         """Tell collectors what the budget allows now."""
@@ -147,6 +170,8 @@ class _CollectorLink:
 
     def __init__(self, owner: Connections, name: str, address: str, number: int) -> None:
         self.welcomed = False
+        self.subscribed: set[str] = set()
+        """Orgs that the collector was asked for; of no meaning where all are."""
         self._owner = owner
         self._name = name
         self._address = address
@@ -187,6 +212,19 @@ class _CollectorLink:
             for handle in self._streams:
                 owner.pool.close((self._number, handle))
             owner.grant()
+
+    def subscribe(self) -> None:
+        """Ask the collector for what is held, and to keep what is not."""
+        session, held = self._session, self._owner.held
+        if session is None or held is None or not self.welcomed:
+            return
+        new, old = sorted(held - self.subscribed), sorted(self.subscribed - held)
+        self.subscribed = set(held)
+        connection = session.connection
+        for at in range(0, len(new), ORGS_ASKED):
+            session.send(connection.subscribe(orgs=new[at : at + ORGS_ASKED]))
+        for at in range(0, len(old), ORGS_ASKED):
+            session.send(connection.subscribe(leave=old[at : at + ORGS_ASKED]))
 
     def grant(self, handle: int, limit: int) -> None:
         """Let the collector send more of a stream."""
@@ -231,6 +269,7 @@ class _CollectorLink:
             case BatchReceived(handle, batch):
                 opened = self._streams[handle]
                 owner.taken.add(batch)
+                owner.rates.add(opened.org, batch.size)
                 owner.pool.received((self._number, handle), batch.size)
                 entry = LogEntry(
                     stream=opened.stream,
@@ -252,9 +291,19 @@ class _CollectorLink:
                 owner.pool.close((self._number, handle))
                 del self._streams[handle]
             case Welcomed():
-                self.welcomed = True
-                assert self._session is not None
-                self._session.send(self._session.connection.subscribe(orgs=["*"]))
-                log.info("subscribed", collector=self._name, address=self._address)
+                self._welcomed()
+            case Noticed(fields) if fields.get("kind") == "orgs":
+                for org in fields.get("orgs", ()):
+                    owner.met(str(org))
             case _:
                 log.debug("event not for phloem", collector=self._name, got=type(event).__name__)
+
+    def _welcomed(self) -> None:
+        self.welcomed = True
+        assert self._session is not None
+        if self._owner.held is None:
+            self._session.send(self._session.connection.subscribe(orgs=["*"]))
+        else:
+            self._session.send(self._session.connection.subscribe(tell=True))
+            self.subscribe()
+        log.info("subscribed", collector=self._name, address=self._address)

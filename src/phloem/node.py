@@ -1,11 +1,12 @@
 """A Phloem node's tree of tasks.
 
 nursery ── control plane (own listener)
-        ├─ coordinator: which collectors there are
+        ├─ coordinator: which collectors there are, and, where nodes share the log, which orgs are this one's
         ├─ connections ── a task a collector: connects, reads, grants credit of `budget_bytes`
         │       └─ byte-bounded channel ─▶
         ├─ committer: group commit in the one storage thread, then acknowledgements
         ├─ upkeep of the log: bounded steps, each in a storage thread's turn
+        ├─ news of what other nodes stored, where there may be others
         ├─ consume listener ── a task a consumer, fed from the log under its own credit
         └─ figures, org table
 """
@@ -26,6 +27,7 @@ from phloem.consume import Consumers, ConsumeSettings
 from phloem.engine.engine import Engine
 from phloem.engine.opening import open_engine
 from sapflow.cluster.coordinator import coordinator
+from sapflow.cluster.reconciler import Work
 from sapflow.cluster.view import View
 from sapflow.config import Config
 from sapflow.errors import StorageError
@@ -77,6 +79,8 @@ async def _run(config: Config, name: str, fleet_token: str, announce: Announce, 
         ),
         committer,
         partial(dial, timeout_s=config.fleet.connect_timeout_s),
+        # Called when links tell of orgs, and those begin when there is a member.
+        (lambda org: member.want(org)) if _divides_orgs(config, engine) else None,
     )
     figures = ProcessFigures()
     listener = await listen(mine.consume, what="consumers")
@@ -118,8 +122,13 @@ async def _run(config: Config, name: str, fleet_token: str, announce: Announce, 
     def on_change(view: View) -> None:
         connections.collectors({member.name: member.addresses["link"] for member in view.of_role("collector")})
 
+    def on_claims() -> None:
+        held = connections.held or frozenset()
+        connections.hold(member.held)
+        for org in held - member.held:
+            engine.forget(org)
+
     addresses = {"consume": address_of(listener)}
-    # It wants no org: the embedded engine has one node, whose work they all are, and claims would only cost.
     member = coordinator(
         config,
         name=name,
@@ -128,6 +137,7 @@ async def _run(config: Config, name: str, fleet_token: str, announce: Announce, 
         fleet_token=fleet_token,
         load=load,
         on_change=on_change,
+        work=Work(lambda: connections.rates.at(trio.current_time()), connections.is_begun, on_claims),
     )
     async with trio.open_nursery() as nursery:
         addresses["control"] = await nursery.start(serve_control, mine.control, "phloem", status)
@@ -144,6 +154,11 @@ async def _run(config: Config, name: str, fleet_token: str, announce: Announce, 
             partial(serve, max_connections=mine.max_consumers, what="consume"), listener, consumers.serve
         )
         announce({"event": "ready", "name": name, "role": "phloem", "addresses": addresses})
+
+
+def _divides_orgs(config: Config, engine: Engine) -> bool:
+    """Whether there may be other nodes to divide orgs with: else all are this one's, and claims would only cost."""
+    return engine.is_shared and (config.phloems > 1 or config.fleet.coordinator == "zookeeper")
 
 
 async def _upkeep(config: Config, engine: Engine, committer: Committer, orgs: OrgTable) -> None:
