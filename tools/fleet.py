@@ -26,6 +26,8 @@ class Fleet:
     def __init__(self, data: Path, process: subprocess.Popen[bytes], ready: dict[str, Any]) -> None:
         self.data = data
         self.doors: dict[str, str] = ready["doors"]
+        self.consume: list[str] = ready["consume"]
+        """The consume door of each Phloem node."""
         self._process = process
 
     def processes(self) -> dict[str, int]:

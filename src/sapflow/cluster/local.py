@@ -1,8 +1,10 @@
 """A member's side of the local coordinator: joins, reports, claims, and keeps what it was last told.
 
 When the coordinator is gone everyone goes on with the last view, and with the work that they had; this task comes back
-to it with jittered back-off. Which orgs to claim is decided in `reconciler.py`, as with ZooKeeper. Of others' claims a
-member knows those that it met when it claimed, until it is told that they are free.
+to it with jittered back-off. One that finds the same coordinator again was itself what was gone, paused or cut off: its
+claims ended with its connection, so it lets go of its work until it has claimed again. Which orgs to claim is decided
+in `reconciler.py`, as with ZooKeeper. Of others' claims a member knows those that it met when it claimed, until it is
+told that they are free.
 """
 
 from __future__ import annotations
@@ -59,6 +61,10 @@ class LocalCoordinator:
         """To reach the coordinator, in a row."""
         self._growth = Growth()
         self._claim_from = 0.0
+        self._server: object = None
+        """Which process last told of the fleet."""
+        self._is_back = False
+        """This session has told nothing yet."""
         self._fleet_token = fleet_token
         self._dial = dial
         self._report_interval_s = report_interval_s
@@ -120,6 +126,7 @@ class LocalCoordinator:
             self._changes += 1
             self._reconciler.disown_all()
             self._reconciler.claimed.clear()
+            self._is_back = True
             # Those that start together, or come back together, know of each other before they claim.
             self._claim_from = trio.current_time() + random.uniform(2, 3) * self._report_interval_s
             await send_line(stream, {"token": self._fleet_token, "join": converter.unstructure(self.member)})
@@ -131,6 +138,9 @@ class LocalCoordinator:
     def _told(self, fields: Mapping[str, Any]) -> None:
         self._went_well()
         now, reconciler = trio.current_time(), self._reconciler
+        if self._is_back and fields.get("server") == self._server:
+            reconciler.before.clear()
+        self._is_back, self._server = False, fields.get("server")
         if fields.get("forget"):
             reconciler.claimed &= reconciler.mine
         reconciler.claimed.difference_update(fields.get("freed", ()))

@@ -8,6 +8,7 @@ lease and its claims end with it; leases cover what hangs.
 from __future__ import annotations
 
 import hmac
+import secrets
 from collections.abc import Iterable
 from typing import Any
 
@@ -34,6 +35,8 @@ class CoordinatorServer:
         self.membership = Membership(lease_s)
         self.claims = Claims()
         self.operations = 0
+        self.generation = secrets.token_hex(8)
+        """By which a member that comes back knows whether its claims were given up, or are not known any more."""
         self._fleet_token = fleet_token
         self._tell_interval_s = tell_interval_s
         self._changed = trio.lowlevel.ParkingLot()
@@ -178,7 +181,8 @@ class _MemberSession:
 
     async def _tell(self) -> None:
         while True:
-            line = {"view": converter.unstructure(self._server.membership.view()), **self.answer.take()}
+            view = converter.unstructure(self._server.membership.view())
+            line = {"server": self._server.generation, "view": view, **self.answer.take()}
             self._server.operations += 1
             with trio.fail_after(SEND_TIMEOUT_S):
                 await send_line(self._stream, line)

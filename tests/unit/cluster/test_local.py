@@ -336,3 +336,33 @@ async def test_a_member_that_hangs_loses_its_lease_its_claims_and_its_connection
             lines = [line async for line in receive_lines(stream)]
         assert all("view" in line for line in lines)
         nursery.cancel_scope.cancel()
+
+
+async def test_c13_one_that_comes_back_to_the_same_coordinator_lets_go_of_what_others_have_claimed(
+    autojump_clock: MockClock,
+) -> None:
+    """As after a SIGSTOP: the coordinator was there all the time, so its claims were freed with its connection."""
+    async with trio.open_nursery() as nursery:
+        host = Host(nursery)
+        await host.start()
+        one, _ = a_claimer(nursery, host, "p1", "acme")
+        await trio.sleep(15)
+        two, _ = a_claimer(nursery, host, "p2", "acme")
+        await trio.sleep(5)
+        assert (one.held, two.held) == ({"acme"}, set())
+        assert host.server is not None
+        (session,) = [found for (name, _), found in host.server._sessions.items() if name == "p1"]
+        resumed = trio.Event()
+
+        async def dial_when_resumed() -> trio.abc.Stream:
+            await resumed.wait()
+            return await host.dial()
+
+        one._dial = dial_when_resumed
+        session.cut()
+        await trio.sleep(10)
+        assert (one.held, two.held) == ({"acme"}, {"acme"}), "a paused one cannot know"
+        resumed.set()
+        await trio.sleep(1)
+        assert (one.held, two.held) == (set(), {"acme"})
+        nursery.cancel_scope.cancel()

@@ -136,7 +136,7 @@ class KafkaLog:
             elif mark is not None and entry.seq > mark.mark + 1:
                 judged.append(_Judged(key, entry.seq, crc, Outcome("refused", mark.mark)))
             else:
-                marks[key] = mark.followed_by(crc, 0) if mark is not None else Mark(entry.seq, (crc,), 0)
+                marks[key] = mark.followed_by(crc) if mark is not None else Mark(entry.seq, (crc,), 0)
                 draft = self._draft(org, entry, data)
                 judged.append(_Judged(key, entry.seq, crc, Outcome("stored", entry.seq), draft))
         return judged
@@ -164,7 +164,7 @@ class KafkaLog:
 
     def _learn(self, org: str, keys: set[Key]) -> None:
         self.counts.learned += 1
-        after = min(mark.position for key in keys if (mark := self._marks.get(key)) is not None)
+        after = min(mark.since for key in keys if (mark := self._marks.get(key)) is not None)
         read = 0
         while read < LEARN_BYTES:
             found = self.stretch(org, after, max_bytes=4 << 20, max_entries=10_000)
@@ -175,6 +175,8 @@ class KafkaLog:
                     self._marks.note((org, stream), seq, crc, position)
                 read += len(data)
             if found.through == after and found.gap_to is None:
+                for key in keys:
+                    self._marks.learned(key, after)
                 return
             after = found.through
             if found.gap_to is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 MAX_STREAMS = 1_000_000
 """Those that were silent for longest are forgotten."""
@@ -22,15 +22,16 @@ Key = tuple[str, bytes]
 
 @frozen(slots=True)
 class Mark:
-    """A stream's highest number, the CRCs of its last entries, newest first, and where the last one stands."""
+    """A stream's highest number, and the CRCs of its last entries, newest first."""
 
     mark: int
     ring: tuple[int, ...]
-    position: int
+    since: int
+    """The position from which on another node may have stored what is not known here."""
 
-    def followed_by(self, crc: int, position: int) -> Mark:
+    def followed_by(self, crc: int) -> Mark:
         """The mark after the next entry."""
-        return Mark(self.mark + 1, (crc, *self.ring[: RING - 1]), position)
+        return Mark(self.mark + 1, (crc, *self.ring[: RING - 1]), self.since)
 
     def has(self, seq: int, crc: int) -> bool:
         """Whether a number that is not above the mark has this content, as far as is known."""
@@ -56,12 +57,18 @@ class Marks:
         """An entry is in the log, at a position."""
         known = self._marks.pop(key, None)
         if known is None or seq > known.mark + 1:
-            known = Mark(seq, (crc,), position)
+            known = Mark(seq, (crc,), position if known is None else known.since)
         elif seq == known.mark + 1:
-            known = known.followed_by(crc, position)
+            known = known.followed_by(crc)
         self._marks[key] = known
         if len(self._marks) > self._max_streams:
             self._marks.popitem(last=False)
+
+    def learned(self, key: Key, through: int) -> None:
+        """The log was searched for a stream up to a position."""
+        known = self._marks.get(key)
+        if known is not None:
+            self._marks[key] = evolve(known, since=through)
 
     def forget_stream(self, key: Key) -> None:
         """It may start anywhere again."""

@@ -79,7 +79,8 @@ class Producing:
                     self._check(until)
                     producer.poll(POLL_S)
             if group.error is not None:
-                raise self._failed(group.error)
+                said = f"Kafka at {self._settings.servers} says: {group.error.str()}"
+                raise StorageError(f"the log cannot be written: {said}")
         except BaseException:
             self.throw_away()
             raise
@@ -120,13 +121,6 @@ class Producing:
             raise self._trouble.silent(
                 f"the log cannot be written: not stored in {self._settings.commit_timeout_s:g} s"
             )
-
-    def _failed(self, error: KafkaError) -> StorageError:
-        if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
-            return StorageError(
-                "the log cannot be written: the topic takes no entries of this size; raise its max.message.bytes"
-            )
-        return StorageError(f"the log cannot be written: Kafka at {self._settings.servers} says: {error.str()}")
 
     def throw_away(self) -> None:
         """Let go of the producer and of all that it has; the next group gets another."""

@@ -1,7 +1,7 @@
 """Stretches out of Kafka, by a few consumers that are assigned by hand and go on where they stood if they can.
 
-What a reader holds is bounded: librdkafka's queue and one answer (`settings.py`), of which what was not asked for yet
-waits for the next call. An org's entries are picked by their key out of its partition.
+What a reader holds is bounded: librdkafka's queue and one answer (`settings.py`), and one entry that
+was too much for the call before. An org's entries are picked by their key out of its partition.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from sapflow.errors import StorageError
 
 SCAN_BYTES = 8 << 20
 """Of a partition in one call, however little of it is the org's."""
-CONSUME = 256
-"""Messages taken from librdkafka at a time; their bytes are bounded by its queue."""
+POLL_S = 0.2
 END = -1
 """What librdkafka says where no entry is at or after a time."""
 
@@ -48,7 +47,8 @@ class Reader:
         self._timeout_s = settings.request_timeout_s
         self._trouble = trouble
         self._counts = counts
-        self._held: deque[Message] = deque()
+        self._kept: Message | None = None
+        """Taken, and too much for the call that took it."""
         self._end = 0
 
     def close(self) -> None:
@@ -103,7 +103,7 @@ class Reader:
             value = message.value() or b""
             if message.key() == key:
                 if entries and size + len(value) > max_bytes:
-                    self._held.appendleft(message)
+                    self._kept = message
                     break
                 entries.append((message.offset() + 1, value))
                 size += len(value)
@@ -115,28 +115,31 @@ class Reader:
         return Stretch(entries, after, gap_to)
 
     def _assign(self, place: Place, after: int) -> None:
-        self._held.clear()
-        self.stands = None
+        self.stands = self._kept = None
         self._counts.assignments += 1
         with self._trouble.told(f"the log of {place.topic} cannot be read"):
             self._client.assign([TopicPartition(place.topic, place.partition, after)])
 
     def _next(self, place: Place) -> Message | None:
         """The next message; None when there is none before the end that is known."""
+        if self._kept is not None:
+            message, self._kept = self._kept, None
+            return message
         until = time.monotonic() + self._timeout_s
         while True:
-            while not self._held:
-                with self._trouble.told(f"the log of {place.topic} cannot be read"):
-                    self._held.extend(self._client.consume(CONSUME, 0.2))
-                if not self._held and time.monotonic() > until:
+            # One by one: a call for many waits until they are there, and holds them all.
+            with self._trouble.told(f"the log of {place.topic} cannot be read"):
+                found = self._client.poll(POLL_S)
+            if found is None:
+                if time.monotonic() > until:
                     raise self._trouble.silent(f"the log of {place.topic} cannot be read")
-            message = self._held.popleft()
-            error = message.error()
+                continue
+            error = found.error()
             if error is None:
-                return message
+                return found
             if error.code() != KafkaError._PARTITION_EOF:
                 raise StorageError(f"the log of {place.topic} cannot be read: {error.str()}")
-            if message.offset() >= self._end:
+            if found.offset() >= self._end:
                 return None
             # It was the end when librdkafka came there; more has been stored since.
 

@@ -40,7 +40,7 @@ class KafkaSettings:
             **self.properties,
             "bootstrap.servers": self.servers,
             "client.id": "sapflow-phloem",
-            "socket.connection.setup.timeout.ms": int(self.request_timeout_s * 1000),
+            "socket.connection.setup.timeout.ms": max(1000, int(self.request_timeout_s * 1000)),
             "reconnect.backoff.ms": 50,
             "reconnect.backoff.max.ms": 1000,
             "socket.keepalive.enable": True,

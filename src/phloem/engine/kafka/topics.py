@@ -51,7 +51,10 @@ class Topics:
         """A broker answers, and the fleet's topic is as it should be. Raises StorageError."""
         self._known.clear()
         with self._trouble.told("the log cannot be opened"):
-            found = self._admin.list_topics(timeout=self._settings.request_timeout_s)
+            try:
+                found = self._admin.list_topics(timeout=self._settings.request_timeout_s)
+            finally:
+                self._admin.poll(0)  # has what went wrong said to `trouble`
         self._trouble.over()
         self._brokers = max(1, len(found.brokers))
         if self._settings.topic_per_org:

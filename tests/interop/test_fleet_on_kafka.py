@@ -1,0 +1,162 @@
+"""A whole fleet with Kafka as its log: two Phloem nodes divide the orgs; no fault loses a record or gives it twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+from attrs import define, field
+from tools.chaos import Account, count
+from tools.fleet import Fleet, running
+from tools.loadgen import Ledger, load
+from tools.peers import kafka
+from tools.peers.server import Server
+
+from sapflow.client import subscribe
+from sapflow.errors import Unreachable
+from tests.peers import needs
+
+pytestmark = [needs("kafka"), pytest.mark.timeout(180)]
+
+ORGS = ("acme", "globex", "initech")
+PACE = {"meters": 12, "interval_s": 0.2, "records": 8}
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with kafka.broker(tmp_path_factory.mktemp("kafka")) as server:
+        yield server
+
+
+def a_configuration(path: Path, broker: Server, fleet: str = "") -> Path:
+    path.write_text(
+        f'phloems = 2\n[fleet]\n{fleet}\n[phloem]\nengine = "kafka"\nkafka = "{broker.address}"\n'
+        "kafka_commit_timeout_s = 4.0\nkafka_request_timeout_s = 2.0\n"
+    )
+    return path
+
+
+@define
+class Follower:
+    """A consumer that follows an org through all faults, and does not know more than its position and its marks."""
+
+    org: str
+    seen: dict[bytes, int] = field(factory=dict)
+    twice: int = 0
+    """Given again within one subscription."""
+    missing: int = 0
+    position: int | str = "earliest"
+
+    async def run(self, url: str, token: str) -> None:
+        while True:
+            try:
+                async with subscribe(url, self.org, token, at=self.position) as batches:
+                    async for batch in batches:
+                        self.position = batch.position
+                        last = self.seen.get(batch.stream, 0)
+                        self.missing += batch.seq > last + 1
+                        self.seen[batch.stream] = max(last, batch.seq)
+                    self.twice += batches.repeats
+            except Unreachable:
+                await trio.sleep(0.2)
+
+    def has_all(self, ledger: Ledger) -> bool:
+        acknowledged = ledger.acknowledged.get(self.org, {})
+        return all(self.seen.get(stream, 0) >= through for stream, through in acknowledged.items())
+
+
+@define
+class Scenario:
+    """A fleet under load, with a follower of each org, and then the account."""
+
+    fleet: Fleet
+    ledger: Ledger = field(factory=Ledger)
+    account: Account = field(factory=Account)
+    followers: list[Follower] = field(factory=lambda: [Follower(org) for org in ORGS])
+
+    async def run(self, faults: Callable[[Scenario], object], door: str) -> None:
+        fleet = self.fleet
+        tokens = {org: fleet.token(org) for org in ORGS}
+        await trio.sleep(1.5)  # collectors read the org table once a second
+        stop = trio.Event()
+        async with trio.open_nursery() as following:
+            for follower in self.followers:
+                following.start_soon(follower.run, f"link://{door}", fleet.fleet_token())
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(load, fleet.doors["link"], tokens, self.ledger, stop, **PACE))  # type: ignore[arg-type]
+                await self.progress()
+                await faults(self)  # type: ignore[misc]
+                stop.set()
+                nursery.cancel_scope.deadline = trio.current_time() + 40
+            with trio.fail_after(20):
+                while not all(follower.has_all(self.ledger) for follower in self.followers):
+                    await trio.sleep(0.1)
+            following.cancel_scope.cancel()
+        await count(fleet, self.ledger, self.account)
+
+    async def progress(self) -> None:
+        """Every org has something new acknowledged."""
+        before = {org: self.acknowledged(org) for org in ORGS}
+        with trio.fail_after(40):
+            while any(self.acknowledged(org) < before[org] + 20 for org in ORGS):
+                await trio.sleep(0.1)
+
+    def acknowledged(self, org: str) -> int:
+        return sum(self.ledger.acknowledged.get(org, {}).values())
+
+    def check(self) -> None:
+        assert self.account.clean, self.account
+        assert self.account.acknowledged_records == self.account.sent_records == self.account.stored_records > 500
+        assert [(one.twice, one.missing) for one in self.followers] == [(0, 0)] * len(ORGS)
+
+    async def held(self) -> dict[str, int]:
+        """How many orgs each node holds."""
+        status = await trio.to_thread.run_sync(self.fleet.status)
+        nodes = {name: one.get("gauges", {}) for name, one in status.items() if name.startswith("phloem")}
+        return {name: gauges.get("claims_held", 0) for name, gauges in nodes.items()}
+
+    async def until_divided(self) -> None:
+        """Each org is one node's, and each node has one."""
+        with trio.fail_after(40):
+            while sorted((await self.held()).values()) != [1, 2]:
+                await trio.sleep(0.3)
+
+
+async def in_thread(work: Callable[[], object]) -> None:
+    await trio.to_thread.run_sync(work)
+
+
+def test_two_nodes_divide_the_orgs_and_one_killed_stopped_or_without_broker_loses_and_doubles_nothing(
+    broker: Server, tmp_path: Path
+) -> None:
+    config = a_configuration(tmp_path / "fleet.toml", broker)
+    with running(tmp_path / "fleet", collectors=2, config=config) as fleet:
+
+        async def faults(scenario: Scenario) -> None:
+            await scenario.until_divided()
+            fleet.kill("phloem-1")
+            await scenario.progress()
+            await scenario.until_divided()
+            pid = fleet.processes()["phloem-1"]
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                # C13: its orgs become the other's, and it wakes up with batches of them in its hands.
+                await scenario.progress()
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            await scenario.progress()
+            await in_thread(broker.kill)
+            await in_thread(broker.start)
+            await scenario.progress()
+
+        scenario = Scenario(fleet)
+        trio.run(scenario.run, faults, fleet.consume[1])
+        status = fleet.status()
+    scenario.check()
+    stored = [status[name]["counts"]["commit"]["stored"] for name in ("phloem-1", "phloem-2")]
+    assert min(stored) > 50
