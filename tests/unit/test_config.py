@@ -65,6 +65,13 @@ def test_what_is_written_out_reads_back_the_same() -> None:
         ("[fleet]\ncoordinator = 'zookeeper'\nzookeeper = 'zk1:2181,:1'", "f.toml: fleet.zookeeper: HOST:PORT"),
         ("[fleet]\ncoordinator = 'zookeeper'\nsession_timeout_s = 2", "fleet.session_timeout_s: at least three times"),
         ("[fleet]\npegs = [{ org = 'a' }]", "f.toml: fleet.pegs"),
+        ("phloems = 2", r"f.toml: phloems: the embedded engine has exactly one Phloem node.* is 2.*engine = 'kafka'"),
+        ("[phloem]\nengine = 'redis'", "f.toml: phloem.engine"),
+        ("[phloem]\nengine = 'kafka'\nkafka = 'broker'", "f.toml: phloem.kafka: HOST:PORT"),
+        (
+            "[phloem]\nkafka_properties = { acks = '1' }",
+            "f.toml: phloem.kafka_properties: acks: what may be set begins with security.",
+        ),
     ],
 )
 def test_a_bad_file_is_answered_with_the_file_the_key_and_what_is_wrong(
@@ -111,6 +118,19 @@ def test_a_fleet_on_zookeeper_with_pegs_reads_back_the_same() -> None:
     """
     config = from_dict(tomllib.loads(text), "x")
     assert config.fleet.pegs == (PegConfig("acme", "phloem-2"),)
+    assert from_dict(tomllib.loads(dumps(config)), "x") == config
+
+
+def test_a_fleet_on_kafka_reads_back_the_same() -> None:
+    text = """
+    phloems = 3
+    [phloem]
+    engine = "kafka"
+    kafka = "k1:9092,k2:9092"
+    kafka_properties = { "security.protocol" = "SSL", "ssl.ca.location" = "/etc/ca.pem" }
+    """
+    config = from_dict(tomllib.loads(text), "x")
+    assert config.phloem.kafka_properties["security.protocol"] == "SSL"
     assert from_dict(tomllib.loads(dumps(config)), "x") == config
 
 

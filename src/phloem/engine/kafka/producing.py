@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import structlog
 from attrs import define, field, frozen
 from confluent_kafka import KafkaError
 
@@ -17,6 +18,8 @@ from phloem.engine.kafka.clients import Clients, Message, ProducerClient, Troubl
 from phloem.engine.kafka.names import Place
 from phloem.engine.kafka.settings import KafkaSettings
 from sapflow.errors import StorageError
+
+log = structlog.get_logger()
 
 POLL_S = 0.1
 
@@ -85,10 +88,19 @@ class Producing:
             self.throw_away()
             raise
         finally:
-            for index, offset in enumerate(group.offsets):
-                if offset >= 0:
-                    on_stored(index, offset)
+            self._tell(drafts, group.offsets, on_stored)
         self._trouble.over()
+
+    def _tell(self, drafts: Sequence[Draft], offsets: list[int], on_stored: Callable[[int, int], None]) -> None:
+        lacking: set[Place] = set()
+        for index, (draft, offset) in enumerate(zip(drafts, offsets, strict=True)):
+            if offset < 0:
+                lacking.add(draft.place)
+            elif draft.place not in lacking:
+                on_stored(index, offset)
+            else:
+                # What librdkafka promises not to do. Not to be taken for stored, or what it lacks would be dropped.
+                log.error("entry stored above one that was not", topic=draft.place.topic, offset=offset)
 
     def _open(self) -> ProducerClient:
         if self._producer is None:
