@@ -191,7 +191,7 @@ class PhloemConfig:
     kafka_copies: int = 3
     """Of each partition, for topics that are made here; fewer where there are fewer brokers."""
     kafka_commit_timeout_s: float = 30.0
-    """What Kafka has not stored by then is sent again."""
+    """When Kafka has stored nothing for so long, what it was given is sent again."""
     kafka_request_timeout_s: float = 5.0
     """For whatever else is asked of a broker."""
     kafka_news_interval_s: float = 0.25

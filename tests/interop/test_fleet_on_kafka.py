@@ -14,11 +14,12 @@ from attrs import define, field
 from tools.chaos import Account, count
 from tools.fleet import Fleet, running
 from tools.loadgen import Ledger, load
-from tools.peers import kafka
-from tools.peers.server import Server
+from tools.peers import kafka, zookeeper
+from tools.peers.server import HOST, Server, free_ports
 
 from sapflow.client import subscribe
 from sapflow.errors import Unreachable
+from tests.interop.throttle import Throttle
 from tests.peers import needs
 
 pytestmark = [needs("kafka"), pytest.mark.timeout(180)]
@@ -27,16 +28,35 @@ ORGS = ("acme", "globex", "initech")
 PACE = {"meters": 12, "interval_s": 0.2, "records": 8}
 
 
+@define
+class Brokers:
+    """One broker, with a direct way to it and a slow one."""
+
+    server: Server
+    slow: Throttle
+
+
 @pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with kafka.broker(tmp_path_factory.mktemp("kafka")) as server:
-        yield server
+def brokers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Brokers]:
+    direct, behind, before, controller = free_ports(4)
+    properties = {
+        "listeners": f"DIRECT://{HOST}:{direct},SLOW://{HOST}:{behind},CONTROLLER://{HOST}:{controller}",
+        "advertised.listeners": f"DIRECT://{HOST}:{direct},SLOW://{HOST}:{before}",
+        "listener.security.protocol.map": "DIRECT:PLAINTEXT,SLOW:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "inter.broker.listener.name": "DIRECT",
+        "controller.quorum.voters": f"1@{HOST}:{controller}",
+    }
+    with (
+        Throttle(before, behind).serving() as slow,
+        kafka.broker(tmp_path_factory.mktemp("kafka"), port=direct, properties=properties) as server,
+    ):
+        yield Brokers(server, slow)
 
 
-def a_configuration(path: Path, broker: Server, fleet: str = "") -> Path:
+def a_configuration(path: Path, kafka_port: int, *, fleet: str = "", phloem: str = "") -> Path:
     path.write_text(
-        f'phloems = 2\n[fleet]\n{fleet}\n[phloem]\nengine = "kafka"\nkafka = "{broker.address}"\n'
-        "kafka_commit_timeout_s = 4.0\nkafka_request_timeout_s = 2.0\n"
+        f'phloems = 2\n[fleet]\n{fleet}\n[phloem]\nengine = "kafka"\nkafka = "{HOST}:{kafka_port}"\n'
+        f"kafka_commit_timeout_s = 4.0\nkafka_request_timeout_s = 2.0\n{phloem}\n"
     )
     return path
 
@@ -120,6 +140,12 @@ class Scenario:
         nodes = {name: one.get("gauges", {}) for name, one in status.items() if name.startswith("phloem")}
         return {name: gauges.get("claims_held", 0) for name, gauges in nodes.items()}
 
+    async def has_failed(self) -> bool:
+        """Whether every node has had a commit that failed."""
+        status = await trio.to_thread.run_sync(self.fleet.status)
+        nodes = [one["counts"]["commit"]["failures"] for name, one in status.items() if name.startswith("phloem")]
+        return min(nodes) > 0
+
     async def until_divided(self) -> None:
         """Each org is one node's, and each node has one."""
         with trio.fail_after(40):
@@ -131,10 +157,10 @@ async def in_thread(work: Callable[[], object]) -> None:
     await trio.to_thread.run_sync(work)
 
 
-def test_two_nodes_divide_the_orgs_and_one_killed_stopped_or_without_broker_loses_and_doubles_nothing(
-    broker: Server, tmp_path: Path
+def test_two_nodes_divide_the_orgs_and_one_that_is_killed_or_stopped_loses_and_doubles_nothing(
+    brokers: Brokers, tmp_path: Path
 ) -> None:
-    config = a_configuration(tmp_path / "fleet.toml", broker)
+    config = a_configuration(tmp_path / "fleet.toml", brokers.server.port)
     with running(tmp_path / "fleet", collectors=2, config=config) as fleet:
 
         async def faults(scenario: Scenario) -> None:
@@ -150,13 +176,54 @@ def test_two_nodes_divide_the_orgs_and_one_killed_stopped_or_without_broker_lose
             finally:
                 os.kill(pid, signal.SIGCONT)
             await scenario.progress()
-            await in_thread(broker.kill)
-            await in_thread(broker.start)
-            await scenario.progress()
 
         scenario = Scenario(fleet)
         trio.run(scenario.run, faults, fleet.consume[1])
         status = fleet.status()
     scenario.check()
-    stored = [status[name]["counts"]["commit"]["stored"] for name in ("phloem-1", "phloem-2")]
-    assert min(stored) > 50
+    assert min(status[name]["counts"]["commit"]["stored"] for name in ("phloem-1", "phloem-2")) > 20
+
+
+BUDGET = 8 << 20
+MAX_RSS = BUDGET + (64 << 20) + (60 << 20)
+"""Of a Phloem node: its budget and 64 MiB, and what Python, numpy and librdkafka are before anything comes."""
+
+
+@needs("zookeeper")
+def test_c10_c11_a_broker_that_is_paused_killed_or_slow_is_waited_for_within_the_budget(
+    brokers: Brokers, tmp_path: Path
+) -> None:
+    with zookeeper.server(tmp_path / "zookeeper") as keeper:
+        config = a_configuration(
+            tmp_path / "fleet.toml",
+            brokers.slow.port,
+            fleet=f'coordinator = "zookeeper"\nzookeeper = "{keeper.address}"',
+            phloem=f"kafka_topic_per_org = true\nbudget_bytes = {BUDGET}",
+        )
+        with running(tmp_path / "fleet", collectors=2, config=config) as fleet:
+
+            async def faults(scenario: Scenario) -> None:
+                await scenario.until_divided()
+                await in_thread(brokers.server.pause)
+                try:
+                    with trio.fail_after(20):
+                        while not await scenario.has_failed():
+                            await trio.sleep(0.2)
+                finally:
+                    brokers.server.resume()
+                await scenario.progress()
+                await in_thread(brokers.server.kill)
+                await in_thread(brokers.server.start)
+                await scenario.progress()
+                brokers.slow.delay_s, brokers.slow.bytes_per_s = 0.1, 10_000
+                try:
+                    await trio.sleep(3)
+                finally:
+                    brokers.slow.delay_s, brokers.slow.bytes_per_s = 0.0, float("inf")
+                await scenario.progress()
+
+            scenario = Scenario(fleet)
+            trio.run(scenario.run, faults, fleet.consume[1])
+            status = fleet.status()
+    scenario.check()
+    assert max(status[name]["gauges"]["rss_bytes"] for name in ("phloem-1", "phloem-2")) < MAX_RSS

@@ -10,7 +10,7 @@ from typing import Any
 from attrs import define, field
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from phloem.engine.kafka.clients import Clients, Report
+from phloem.engine.kafka.clients import Clients, Properties, Report
 
 
 @define
@@ -68,8 +68,8 @@ class FakeKafka:
     def clients(self) -> Clients:
         return Clients(self._producer, self._consumer, lambda _properties, _on_error: FakeAdmin(self))
 
-    def _producer(self, _properties: object, _on_error: Callable[[KafkaError], None]) -> FakeProducer:
-        self.producers.append(FakeProducer(self))
+    def _producer(self, properties: Properties, _on_error: Callable[[KafkaError], None]) -> FakeProducer:
+        self.producers.append(FakeProducer(self, properties))
         return self.producers[-1]
 
     def _consumer(self, _properties: object, _on_error: Callable[[KafkaError], None]) -> FakeConsumer:
@@ -95,6 +95,7 @@ class FakeKafka:
 @define(eq=False)
 class FakeProducer:
     kafka: FakeKafka
+    properties: Properties
     waiting: deque[tuple[str, int, bytes, bytes, Report]] = field(factory=deque)
     purged: bool = False
 
@@ -108,6 +109,7 @@ class FakeProducer:
         if self.purged:
             while self.waiting:
                 self.waiting.popleft()[4](KafkaError(KafkaError._PURGE_QUEUE), FakeMessage(-1))
+            raise failure(KafkaError._GAPLESS_GUARANTEE)  # as librdkafka does of what was in flight
         while self.waiting and not self.kafka.silent:
             topic, partition, key, value, report = self.waiting.popleft()
             fault = self.kafka.reports.popleft() if self.kafka.reports else None

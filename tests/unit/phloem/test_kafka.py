@@ -70,7 +70,7 @@ def test_without_reports_in_time_all_of_the_group_is_given_up_and_said_to_be_kep
     kafka = FakeKafka()
     log = a_log(kafka)
     kafka.silent = True
-    with pytest.raises(StorageError, match=r"not stored in 0.2 s: no Kafka broker at k:1 answers; .*collectors"):
+    with pytest.raises(StorageError, match=r"nothing was stored for 0.2 s: no Kafka broker at k:1 .*collectors"):
         kinds(log, *map(an_entry, (1, 2)))
     assert kafka.producers[0].purged
     assert not kafka.producers[0].waiting
@@ -87,7 +87,7 @@ def test_a_full_queue_is_waited_for_but_not_for_ever() -> None:
     assert kinds(log, an_entry(1), an_entry(2)) == ["stored", "stored"]
     kafka.silent = True
     kafka.fail("produce", *[BufferError()] * 1_000_000)
-    with pytest.raises(StorageError, match="not stored in"):
+    with pytest.raises(StorageError, match="nothing was stored for"):
         kinds(log, an_entry(3))
 
 
@@ -98,6 +98,21 @@ def test_what_kafka_refuses_to_take_is_an_error_and_nothing_is_acknowledged() ->
     with pytest.raises(StorageError, match="fenced"):
         kinds(log, an_entry(1))
     assert stored(kafka) == []
+
+
+def test_requests_shrink_with_each_failure_and_grow_again() -> None:
+    kafka = FakeKafka()
+    log = a_log(kafka)
+    for seq in range(1, 9):
+        if seq in (2, 3):
+            kafka.reports.append(KafkaError(KafkaError.REQUEST_TIMED_OUT))
+            with pytest.raises(StorageError):
+                kinds(log, an_entry(2))
+            log.reopen()
+        else:
+            kinds(log, an_entry(seq if seq < 2 else seq - 2))
+    sizes = [int(producer.properties["batch.size"]) >> 10 for producer in kafka.producers]
+    assert sizes == [1024, 256, 64, 128, 256, 512, 1024]
 
 
 def test_an_end_of_the_process_is_not_held_up_by_kafka() -> None:

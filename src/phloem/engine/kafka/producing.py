@@ -2,17 +2,21 @@
 
 A producer that failed may still have a request on its way, which Kafka may store later: that is a repeat of what the
 next producer stores, never a later number without the one before. It is why nothing is sent on after a failure.
+
+Each producer after a failure makes smaller requests, so that over a slow connection one gets through in time; when a
+group went well they grow again.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 
 import structlog
 from attrs import define, field, frozen
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, KafkaException
 
 from phloem.engine.kafka.clients import Clients, Message, ProducerClient, Trouble
 from phloem.engine.kafka.names import Place
@@ -22,6 +26,9 @@ from sapflow.errors import StorageError
 log = structlog.get_logger()
 
 POLL_S = 0.1
+LEAST_REQUEST_BYTES = 16 << 10
+MOST_REQUEST_BYTES = 1 << 20
+"""Of one partition's entries; one entry may be larger."""
 
 
 @frozen(slots=True)
@@ -41,10 +48,13 @@ class _Group:
     offsets: list[int]
     waiting: int
     error: KafkaError | None = None
+    heard: float = field(factory=time.monotonic)
+    """When there was last a report; at first, when it began."""
 
     def report(self, index: int, error: KafkaError | None, message: Message) -> None:
         """librdkafka's word on one entry, in the thread that polls."""
         self.waiting -= 1
+        self.heard = time.monotonic()
         if error is None:
             self.offsets[index] = message.offset()
         elif self.error is None or self.error.code() == KafkaError._PURGE_QUEUE:
@@ -60,6 +70,7 @@ class Producing:
         self._trouble = trouble
         self._producer: ProducerClient | None = None
         self._is_interrupted = False
+        self._request_bytes = MOST_REQUEST_BYTES
 
     def interrupt(self) -> None:
         """Give up what is waited for."""
@@ -68,28 +79,31 @@ class Producing:
     def store(self, drafts: Sequence[Draft], on_stored: Callable[[int, int], None]) -> None:
         """Produce, and wait for every report; `on_stored(index, offset)` is called for each that is known to be stored.
 
-        Raises StorageError: then some may be stored without that being known.
+        Raises StorageError, when an entry fails or none is stored for too long: then some may be stored without that
+        being known.
         """
         if not drafts:
             return
         group = _Group([-1] * len(drafts), len(drafts))
-        until = time.monotonic() + self._settings.commit_timeout_s
         try:
             with self._trouble.told("the log cannot be written"):
                 producer = self._open()
-                self._produce(producer, drafts, group, until)
+                self._produce(producer, drafts, group)
                 while group.waiting and group.error is None:
-                    self._check(until)
-                    producer.poll(POLL_S)
+                    self._wait(producer, group)
             if group.error is not None:
                 said = f"Kafka at {self._settings.servers} says: {group.error.str()}"
                 raise StorageError(f"the log cannot be written: {said}")
         except BaseException:
             self.throw_away()
+            self._request_bytes = max(LEAST_REQUEST_BYTES, self._request_bytes // 4)
             raise
         finally:
             self._tell(drafts, group.offsets, on_stored)
         self._trouble.over()
+        if self._request_bytes < MOST_REQUEST_BYTES:
+            self.throw_away()
+            self._request_bytes *= 2
 
     def _tell(self, drafts: Sequence[Draft], offsets: list[int], on_stored: Callable[[int, int], None]) -> None:
         lacking: set[Place] = set()
@@ -104,10 +118,12 @@ class Producing:
 
     def _open(self) -> ProducerClient:
         if self._producer is None:
-            self._producer = self._clients.make_producer(self._settings.producer(), self._trouble.note)
+            self._producer = self._clients.make_producer(
+                self._settings.producer(self._request_bytes), self._trouble.note
+            )
         return self._producer
 
-    def _produce(self, producer: ProducerClient, drafts: Sequence[Draft], group: _Group, until: float) -> None:
+    def _produce(self, producer: ProducerClient, drafts: Sequence[Draft], group: _Group) -> None:
         for index, draft in enumerate(drafts):
             while True:
                 try:
@@ -121,22 +137,23 @@ class Producing:
                     )
                     break
                 except BufferError:
-                    self._check(until)
-                    producer.poll(POLL_S)
+                    self._wait(producer, group)
             if group.error is not None:
                 return
 
-    def _check(self, until: float) -> None:
+    def _wait(self, producer: ProducerClient, group: _Group) -> None:
         if self._is_interrupted:
             raise StorageError("this process ends; what is on its way to Kafka is sent again by the collectors")
-        if time.monotonic() > until:
-            raise self._trouble.silent(
-                f"the log cannot be written: not stored in {self._settings.commit_timeout_s:g} s"
-            )
+        timeout_s = self._settings.commit_timeout_s
+        if time.monotonic() > group.heard + timeout_s:
+            raise self._trouble.silent(f"the log cannot be written: nothing was stored for {timeout_s:g} s")
+        producer.poll(POLL_S)
 
     def throw_away(self) -> None:
         """Let go of the producer and of all that it has; the next group gets another."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            producer.purge()
-            producer.poll(0)
+            # Letting go of what is in flight breaks the promise of no gaps, which it then complains of.
+            with suppress(KafkaException):
+                producer.purge()
+                producer.poll(0)

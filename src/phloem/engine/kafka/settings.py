@@ -47,7 +47,7 @@ class KafkaSettings:
             "socket.nagle.disable": True,
         }
 
-    def producer(self) -> dict[str, str | int | bool]:
+    def producer(self, request_bytes: int) -> dict[str, str | int | bool]:
         """Idempotent, acknowledged by all replicas in sync, one request at a time.
 
         One in flight: a broker takes any first sequence from a producer that it does not know yet, so a second
@@ -62,6 +62,7 @@ class KafkaSettings:
             "max.in.flight.requests.per.connection": 1,
             "message.timeout.ms": 0,
             "message.max.bytes": MAX_ENTRY_BYTES,
+            "batch.size": request_bytes,
             "queue.buffering.max.messages": 1_000_000,
             "linger.ms": 1,
         }
