@@ -74,9 +74,10 @@ class Connections:
         settings: ConnectionSettings,
         committer: Committer,
         dial: Callable[[str], Awaitable[trio.abc.Stream]],
-        on_org: Callable[[str], None] | None = None,
+        *,
+        chooses_orgs: bool = False,
     ) -> None:
-        """`on_org` is told of each org that there is; then only those are subscribed to that `hold` is called with."""
+        """With `chooses_orgs` those are subscribed to that `hold` is called with, else all."""
         self.settings = settings
         self.committer = committer
         self.counts = ConnectionCounts()
@@ -86,10 +87,11 @@ class Connections:
         self.dial = dial
         self.orgs: set[str] = set()
         """Orgs that are known of: told by collectors, or their streams have come here."""
-        self.held: frozenset[str] | None = None if on_org is None else frozenset()
+        self.on_org: Callable[[str], None] = lambda _org: None
+        """Called with each org that was not known of before."""
+        self.held: frozenset[str] | None = frozenset() if chooses_orgs else None
         """Orgs to subscribe to; None: all."""
         self.rates = OrgRates(trio.current_time())
-        self._on_org = on_org
         self._wanted: dict[str, str] = {}
         self._changed = trio.Event()
         self._next_number = 1
@@ -155,8 +157,7 @@ class Connections:
         """There is this org: `on_org` is told when that is new."""
         if org not in self.orgs:
             self.orgs.add(org)
-            if self._on_org is not None:
-                self._on_org(org)
+            self.on_org(org)
 
     def grant(self) -> None:
         """Tell collectors what the budget allows now."""

@@ -1,7 +1,8 @@
 """A Phloem node's tree of tasks.
 
 nursery ── control plane (own listener)
-        ├─ coordinator: which collectors there are, and, where nodes share the log, which orgs are this one's
+        ├─ coordinator: which collectors there are
+        ├─ claims, where nodes share the log: which orgs are this one's
         ├─ connections ── a task a collector: connects, reads, grants credit of `budget_bytes`
         │       └─ byte-bounded channel ─▶
         ├─ committer: group commit in the one storage thread, then acknowledgements
@@ -21,13 +22,13 @@ import attrs
 import structlog
 import trio
 
+from phloem.claims import OrgClaims
 from phloem.commits import Committer
 from phloem.connections import Connections, ConnectionSettings
 from phloem.consume import Consumers, ConsumeSettings
 from phloem.engine.engine import Engine
 from phloem.engine.opening import open_engine
 from sapflow.cluster.coordinator import coordinator
-from sapflow.cluster.reconciler import Work
 from sapflow.cluster.view import View
 from sapflow.config import Config
 from sapflow.errors import StorageError
@@ -79,9 +80,9 @@ async def _run(config: Config, name: str, fleet_token: str, announce: Announce, 
         ),
         committer,
         partial(dial, timeout_s=config.fleet.connect_timeout_s),
-        # Called when links tell of orgs, and those begin when there is a member.
-        (lambda org: member.want(org)) if _divides_orgs(config, engine) else None,
+        chooses_orgs=_divides_orgs(config, engine),
     )
+    claims = OrgClaims(engine, connections) if _divides_orgs(config, engine) else None
     figures = ProcessFigures()
     listener = await listen(mine.consume, what="consumers")
 
@@ -103,6 +104,7 @@ async def _run(config: Config, name: str, fleet_token: str, announce: Announce, 
                 "link": attrs.asdict(connections.counts),
                 "commit": attrs.asdict(committer.counts),
                 "consume": attrs.asdict(consumers.counts),
+                "engine": engine.counts(),
                 "coordinator": member.counts(),
             },
             "gauges": {
@@ -122,12 +124,6 @@ async def _run(config: Config, name: str, fleet_token: str, announce: Announce, 
     def on_change(view: View) -> None:
         connections.collectors({member.name: member.addresses["link"] for member in view.of_role("collector")})
 
-    def on_claims() -> None:
-        held = connections.held or frozenset()
-        connections.hold(member.held)
-        for org in held - member.held:
-            engine.forget(org)
-
     addresses = {"consume": address_of(listener)}
     member = coordinator(
         config,
@@ -137,7 +133,7 @@ async def _run(config: Config, name: str, fleet_token: str, announce: Announce, 
         fleet_token=fleet_token,
         load=load,
         on_change=on_change,
-        work=Work(lambda: connections.rates.at(trio.current_time()), connections.is_begun, on_claims),
+        work=claims.work if claims is not None else None,
     )
     async with trio.open_nursery() as nursery:
         addresses["control"] = await nursery.start(serve_control, mine.control, "phloem", status)
@@ -145,6 +141,8 @@ async def _run(config: Config, name: str, fleet_token: str, announce: Announce, 
         nursery.start_soon(keep_fresh, orgs)
         nursery.start_soon(committer.run)
         nursery.start_soon(connections.run)
+        if claims is not None:
+            nursery.start_soon(claims.run, member)
         nursery.start_soon(member.run)
         nursery.start_soon(_upkeep, config, engine, committer, orgs)
         nursery.start_soon(_interrupt_at_the_end, engine)

@@ -131,7 +131,7 @@ def test_two_nodes_that_both_store_a_stream_lose_nothing_and_a_reader_is_given_i
     # What the other stored in between is looked for in the log before a number is refused.
     assert kinds(one, an_entry(12), an_entry(11)) == ["refused", "stored"]
     assert kinds(one, an_entry(10), an_entry(12)) == ["duplicate", "stored"]
-    assert one.counts.learned == 1
+    assert one.learning.searches == 1
     assert numbers(two) == list(range(1, 13))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from attrs import asdict
 from sapflow.cli import start_log
 from tools.chaos import FAULTS, Plan, run
 from tools.fleet import running
+from tools.peers import kafka
 
 
 @click.command()
@@ -26,6 +29,8 @@ from tools.fleet import running
 @click.option("--meters", default=50, show_default=True)
 @click.option("--orgs", default=3, show_default=True)
 @click.option("--collectors", default=2, show_default=True)
+@click.option("--phloems", default=1, show_default=True, help="Phloem nodes; more than one with --kafka.")
+@click.option("--kafka", "on_kafka", is_flag=True, help="The log is a Kafka broker's, which is started for it.")
 @click.option("--seed", default=0, show_default=True, help="The same seed chooses the same faults and victims.")
 def main(
     seconds: float,
@@ -36,22 +41,33 @@ def main(
     meters: int,
     orgs: int,
     collectors: int,
+    phloems: int,
+    on_kafka: bool,
     seed: int,
 ) -> None:
     """Start a fleet, load it, hurt it at random, and account for every record. Exits 1 if one is missing."""
     start_log("error")
     kinds = FAULTS if "any" in faults else faults or ("kill",)
     plan = Plan(kinds=kinds, victims=victims, every_s=every, stop_s=stop_seconds, seed=seed)
-    with (
-        tempfile.TemporaryDirectory(prefix="sapflow-chaos-") as directory,
-        running(Path(directory), collectors=collectors) as fleet,
-    ):
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sapflow-chaos-")))
+        config = stack.enter_context(_on_kafka(directory, phloems)) if on_kafka else None
+        fleet = stack.enter_context(running(directory / "fleet", collectors=collectors, config=config))
         unknown = set(victims) - set(fleet.processes())
         if unknown:
             raise click.UsageError(f"no process {', '.join(unknown)}; there are {', '.join(fleet.processes())}")
         account = trio.run(partial(run, fleet, plan, seconds=seconds, meters=meters, orgs=orgs, progress=True))
     click.echo(json.dumps({**asdict(account), "clean": account.clean}))
     sys.exit(0 if account.clean and account.acknowledged_records == account.sent_records else 1)
+
+
+@contextmanager
+def _on_kafka(directory: Path, phloems: int) -> Iterator[Path]:
+    """The configuration of a fleet on a broker that runs meanwhile."""
+    with kafka.broker(directory / "kafka") as broker:
+        config = directory / "fleet.toml"
+        config.write_text(f'phloems = {phloems}\n[phloem]\nengine = "kafka"\nkafka = "{broker.address}"\n')
+        yield config
 
 
 if __name__ == "__main__":

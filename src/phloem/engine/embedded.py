@@ -173,6 +173,10 @@ class EmbeddedLog:
             raise StorageError(f"the log in {self.path} cannot be written: {error}; {_advice(error)}") from error
         return outcomes
 
+    def counts(self) -> dict[str, int]:
+        """Nothing: what it stores is counted by who has it stored."""
+        return {}
+
     def forget(self, org: str) -> None:
         """Nothing: what is stored of an org is in the log."""
 

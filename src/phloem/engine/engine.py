@@ -47,6 +47,9 @@ class Engine(Protocol):
     def is_shared(self) -> bool:
         """Whether other nodes may append too: readers then ask for `news`, and drop what was stored twice."""
 
+    def counts(self) -> dict[str, int]:
+        """What it has done beside storing; never goes down."""
+
     def append(self, batches: Sequence[tuple[str, LogEntry]]) -> list[Outcome]:
         """Store batches durably, in order: what became of each.
 

@@ -29,7 +29,7 @@ _UNITS = ("bytes", "messages", "records", "batches", "entries", "items")
 _IN_FLOW = {f"{unit}{way}" for unit in _UNITS for way in ("", "_in", "_out", "_back")}
 """What `flow` says already."""
 
-GAUGES = {"links", "exporters", "open", "consumers", "subscribers", "streams", "orgs"}
+GAUGES = {"links", "exporters", "open", "consumers", "subscribers", "streams", "orgs", "readers"}
 
 
 class _Exporter:

@@ -135,7 +135,7 @@ def test_a_gap_that_the_log_does_not_explain_in_time_is_left_to_the_rules_of_lin
     for seq in range(2, 6):
         kafka.store("sapflow", 0, b"acme", encode_entry(an_entry(seq, stream=b"x" * 16))[0])
     assert kinds(log, an_entry(7)) == ["stored"]
-    assert log.counts.unknown_gaps == 1
+    assert log.learning.unknown_gaps == 1
 
 
 def test_a_gap_whose_explanation_is_past_retention_is_left_to_the_rules_of_links_too() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence, Set
 
-from attrs import define, frozen
+from attrs import asdict, define, frozen
 
 from phloem.engine.engine import Outcome, Stretch
 from phloem.engine.kafka.clients import REAL, Clients, Trouble
@@ -39,11 +39,10 @@ class _Judged:
 
 
 @define
-class KafkaCounts:
-    """What this engine has done beside appending; never goes down."""
+class LearningCounts:
+    """How often a gap made it look for what another node stored; never goes down."""
 
-    learned: int = 0
-    """Times that it looked in the log for what another node had stored."""
+    searches: int = 0
     unknown_gaps: int = 0
     """Streams that went on above a gap, of which the log did not say within `LEARN_BYTES` whether it is one."""
 
@@ -55,7 +54,7 @@ class KafkaLog:
 
     def __init__(self, settings: KafkaSettings, clients: Clients = REAL) -> None:
         self.is_open = False
-        self.counts = KafkaCounts()
+        self.learning = LearningCounts()
         self.settings = settings
         self._trouble = Trouble(settings.servers)
         self._topics = Topics(settings, clients, self._trouble)
@@ -70,6 +69,10 @@ class KafkaLog:
     def read_counts(self) -> ReadCounts:
         """What its readers have done."""
         return self._readers.counts
+
+    def counts(self) -> dict[str, int]:
+        """See `Engine`."""
+        return {**asdict(self.learning), **asdict(self._readers.counts)}
 
     def reopen(self) -> None:
         """See `Engine`."""
@@ -163,7 +166,7 @@ class KafkaLog:
             self._learn(org, keys)
 
     def _learn(self, org: str, keys: set[Key]) -> None:
-        self.counts.learned += 1
+        self.learning.searches += 1
         after = min(mark.since for key in keys if (mark := self._marks.get(key)) is not None)
         read = 0
         while read < LEARN_BYTES:
@@ -183,7 +186,7 @@ class KafkaLog:
                 break
         for key in keys:
             # Its sender begins with what it has not seen acknowledged: what is below is stored, by the rules of links.
-            self.counts.unknown_gaps += 1
+            self.learning.unknown_gaps += 1
             self._marks.forget_stream(key)
 
     # --- reading ----------------------------------------------------------------------------------------------
