@@ -102,13 +102,20 @@ class Committer:
             await self._reopen()
         while True:
             group = await self._draw()
-            try:
-                outcomes = await self.storage.run(lambda: self._engine.append([(c.org, c.entry) for c in group]))  # noqa: B023
-            except StorageError as error:
-                await self._recover(error, group)
-                continue
-            self.counts.commits += 1
-            self._tell(group, outcomes)
+            found = await self._append(group)
+            # Not in an exception's handler: its traceback would hold the engine's buffers for as long as that takes.
+            if isinstance(found, str):
+                await self._recover(found, group)
+            else:
+                self.counts.commits += 1
+                self._tell(group, found)
+
+    async def _append(self, group: list[Commit]) -> list[Outcome] | str:
+        """What became of each; why it failed, when it did."""
+        try:
+            return await self.storage.run(lambda: self._engine.append([(c.org, c.entry) for c in group]))
+        except StorageError as error:
+            return str(error)
 
     async def _draw(self) -> list[Commit]:
         group = await self.channel.receive_all(self._commit_bytes)
@@ -138,11 +145,11 @@ class Committer:
         if orgs:
             self._on_stored(orgs)
 
-    async def _recover(self, error: StorageError, group: list[Commit]) -> None:
+    async def _recover(self, reason: str, group: list[Commit]) -> None:
         self.counts.failures += 1
         log.error(
             "log cannot be written",
-            reason=str(error),
+            reason=reason,
             data="nothing of this commit was acknowledged; senders keep it, and phloem tries again by itself",
         )
         for source in list(self.sources):

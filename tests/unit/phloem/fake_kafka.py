@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -55,6 +55,7 @@ class FakeKafka:
     reports: deque[KafkaError | None] = field(factory=deque)
     """What becomes of the next entries; without one they are stored."""
     brokers: int = 1
+    calls: Counter[str] = field(factory=Counter)
     producers: list[FakeProducer] = field(factory=list)
     consumers: list[FakeConsumer] = field(factory=list)
 
@@ -186,15 +187,15 @@ class FakeAdmin:
         return type("Metadata", (), {"brokers": dict.fromkeys(range(self.kafka.brokers)), "topics": topics})
 
     def create_topics(self, topics: list[Any], request_timeout: float) -> dict[str, Future[None]]:
-        (new,) = topics
-        exists = failure(KafkaError.TOPIC_ALREADY_EXISTS) if new.topic in self.kafka.topics else None
-
-        def make() -> None:
+        def make(new: Any) -> None:
+            if new.topic in self.kafka.topics:
+                raise failure(KafkaError.TOPIC_ALREADY_EXISTS)
             self.kafka.topics[new.topic] = FakeTopic(
                 [[] for _ in range(new.num_partitions)], dict(new.config), copies=new.replication_factor
             )
 
-        return {new.topic: self._done("create", make, exists)}
+        self.kafka.calls["create"] += 1
+        return {new.topic: self._done("create", lambda new=new: make(new)) for new in topics}
 
     def delete_topics(self, topics: list[str], request_timeout: float) -> dict[str, Future[None]]:
         return {topics[0]: self._done("delete", lambda: self.kafka.topics.pop(topics[0]))}
@@ -221,12 +222,10 @@ class FakeAdmin:
             partition: self._done("offsets", lambda p=partition, s=spec: one(p, s)) for partition, spec in asked.items()
         }
 
-    def _done(self, call: str, work: Callable[[], Any], fault: Exception | None = None) -> Future[Any]:
+    def _done(self, call: str, work: Callable[[], Any]) -> Future[Any]:
         future: Future[Any] = Future()
         try:
             self.kafka.check(call)
-            if fault is not None:
-                raise fault
             future.set_result(work())
         except Exception as error:
             future.set_exception(error)

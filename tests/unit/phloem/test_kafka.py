@@ -321,13 +321,32 @@ def test_news_skips_topics_that_are_not_there_yet() -> None:
         log.news({"acme"})
 
 
-def test_a_closed_topic_that_holds_something_is_opened_again() -> None:
+@pytest.mark.parametrize("is_empty", [True, False])
+def test_a_topic_that_turns_out_to_be_closed_is_made_anew_or_opened_again(is_empty: bool) -> None:
     kafka = FakeKafka()
     log = a_log(kafka, topic_per_org=True)
-    kafka.topics["sapflow-acme"] = FakeTopic([[]], {"max.message.bytes": str(CLOSED_BYTES)})
-    kafka.store("sapflow-acme", 0, b"acme", encode_entry(an_entry(1))[0])
+    kinds(log, an_entry(1))
+    topic = kafka.topics["sapflow-acme"]
+    topic.config["max.message.bytes"] = str(CLOSED_BYTES)
+    topic.low[0] = 1 if is_empty else 0
+    kafka.reports.append(KafkaError(KafkaError._GAPLESS_GUARANTEE, "Message size too large"))
+    with pytest.raises(StorageError, match="Message size too large"):
+        kinds(log, an_entry(2))
+    log.reopen()
     assert kinds(log, an_entry(2)) == ["stored"]
+    assert (kafka.topics["sapflow-acme"] is topic) is not is_empty
+    assert stored(kafka, "sapflow-acme") == ([2] if is_empty else [1, 2])
     assert kafka.topics["sapflow-acme"].config["max.message.bytes"] == str(MAX_ENTRY_BYTES)
+
+
+def test_topics_of_many_new_orgs_are_made_at_once() -> None:
+    kafka = FakeKafka()
+    log = a_log(kafka, topic_per_org=True)
+    log.append([(f"org-{number}", an_entry(1)) for number in range(50)])
+    log.append([(f"org-{number}", an_entry(2)) for number in range(60)])
+    assert kafka.calls["create"] == 2
+    assert a_log(kafka, topic_per_org=True).append([("org-1", an_entry(3))])
+    assert kafka.calls["create"] == 2, "those that are there are known"
 
 
 def test_only_empty_topics_of_orgs_that_are_gone_are_taken_away_and_only_this_fleets() -> None:

@@ -107,6 +107,7 @@ class KafkaLog:
         while self._to_forget:
             self._marks.forget_org(self._to_forget.popleft())
         try:
+            self._topics.prepare({org for org, _ in batches})
             self._learn_of_gaps(batches)
             judged = self._judge(batches)
             to_store = [(one, one.draft) for one in judged if one.draft is not None]
@@ -120,6 +121,7 @@ class KafkaLog:
             self._producing.store([draft for _, draft in to_store], stored)
         except StorageError:
             self.is_open = False
+            self._topics.doubt(self._producing.turned_away)
             raise
         return [
             Outcome(one.outcome.kind, one.outcome.mark, positions.get(id(one), 0)) if one.draft else one.outcome
@@ -148,7 +150,7 @@ class KafkaLog:
         name = org.encode()
         headers = [("org", name), ("stream", entry.stream), ("seq", b"%d" % entry.seq)]
         self._seen_orgs.add(org)
-        return Draft(self._topics.place_to_write(org), name, data, headers)
+        return Draft(self._topics.place(org), name, data, headers)
 
     def _learn_of_gaps(self, batches: Sequence[tuple[str, LogEntry]]) -> None:
         """Where a stream goes on above what is known of it, find out whether another node stored what is between."""

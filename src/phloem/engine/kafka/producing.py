@@ -71,6 +71,8 @@ class Producing:
         self._producer: ProducerClient | None = None
         self._is_interrupted = False
         self._request_bytes = MOST_REQUEST_BYTES
+        self.turned_away: set[str] = set()
+        """Topics of the last group, if Kafka answered and did not take all of it."""
 
     def interrupt(self) -> None:
         """Give up what is waited for."""
@@ -84,6 +86,7 @@ class Producing:
         """
         if not drafts:
             return
+        self.turned_away = {draft.place.topic for draft in drafts}
         group = _Group([-1] * len(drafts), len(drafts))
         try:
             with self._trouble.told("the log cannot be written"):
@@ -101,6 +104,7 @@ class Producing:
         finally:
             self._tell(drafts, group.offsets, on_stored)
         self._trouble.over()
+        self.turned_away = set()
         if self._request_bytes < MOST_REQUEST_BYTES:
             self.throw_away()
             self._request_bytes *= 2
@@ -143,9 +147,11 @@ class Producing:
 
     def _wait(self, producer: ProducerClient, group: _Group) -> None:
         if self._is_interrupted:
+            self.turned_away = set()
             raise StorageError("this process ends; what is on its way to Kafka is sent again by the collectors")
         timeout_s = self._settings.commit_timeout_s
         if time.monotonic() > group.heard + timeout_s:
+            self.turned_away = set()
             raise self._trouble.silent(f"the log cannot be written: nothing was stored for {timeout_s:g} s")
         producer.poll(POLL_S)
 

@@ -7,7 +7,7 @@ it takes nothing. What a closed topic holds does not change any more, and whoeve
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future
 from typing import Any
 
@@ -45,11 +45,13 @@ class Topics:
         self._trouble = trouble
         self._admin: Any = clients.make_admin(settings.common(), trouble.note)
         self._known: set[str] = set()
+        """Topics that are there."""
+        self._doubted: set[str] = set()
+        """Those of orgs that may be closed: something was not taken there."""
         self._brokers = 1
 
     def open(self) -> None:
         """A broker answers, and the fleet's topic is as it should be. Raises StorageError."""
-        self._known.clear()
         with self._trouble.told("the log cannot be opened"):
             try:
                 found = self._admin.list_topics(timeout=self._settings.request_timeout_s)
@@ -57,13 +59,18 @@ class Topics:
                 self._admin.poll(0)  # has what went wrong said to `trouble`
         self._trouble.over()
         self._brokers = max(1, len(found.brokers))
+        self._known = {name for name, topic in found.topics.items() if topic.error is None}
         if self._settings.topic_per_org:
+            for topic in self._doubted & self._known:
+                if self._limit(topic) == CLOSED_BYTES:
+                    self._open_again(topic)
+            self._doubted.clear()
             return
         topic = topic_of(self._settings.fleet)
-        if topic in found.topics and found.topics[topic].error is None:
+        if topic in self._known:
             self._check(topic, len(found.topics[topic].partitions))
         else:
-            self._make(topic, self._settings.partitions)
+            self._make([topic], self._settings.partitions)
 
     def place(self, org: str) -> Place:
         """Where an org's entries are read."""
@@ -71,15 +78,16 @@ class Topics:
             return Place(topic_of(self._settings.fleet, org), 0)
         return Place(topic_of(self._settings.fleet), partition_of(org, self._settings.partitions))
 
-    def place_to_write(self, org: str) -> Place:
-        """The same, and its topic is there. Raises StorageError."""
-        place = self.place(org)
-        if self._settings.topic_per_org and place.topic not in self._known:
-            self._make(place.topic, 1)
-            if self._limit(place.topic) == CLOSED_BYTES:
-                self._open_again(place.topic)
-            self._known.add(place.topic)
-        return place
+    def prepare(self, orgs: Iterable[str]) -> None:
+        """Make the topics that these orgs lack. Raises StorageError."""
+        if self._settings.topic_per_org:
+            missing = {topic_of(self._settings.fleet, org) for org in orgs} - self._known
+            if missing:
+                self._make(sorted(missing), 1)
+
+    def doubt(self, topics: Iterable[str]) -> None:
+        """Something was not taken: whether these are closed is looked at when the log is opened again."""
+        self._doubted.update(topics)
 
     def is_there(self, topic: str) -> bool:
         """Whether there is such a topic. Raises StorageError."""
@@ -118,11 +126,11 @@ class Topics:
                 yield 1
 
     def _open_again(self, topic: str) -> None:
-        # Found closed: it has taken nothing since, so what it holds is known.
+        # It has taken nothing since it was closed, so what it holds is known.
         if self._is_empty(topic):
             self._delete(topic)
-            raise StorageError(f"topic {topic} was being taken away; it is made again")
-        self._limit_to(topic, MAX_ENTRY_BYTES)
+        else:
+            self._limit_to(topic, MAX_ENTRY_BYTES)
 
     def _check(self, topic: str, partitions: int) -> None:
         if partitions != self._settings.partitions:
@@ -138,17 +146,19 @@ class Topics:
                 f"until its max.message.bytes is at least {MAX_ENTRY_BYTES}"
             )
 
-    def _make(self, topic: str, partitions: int) -> None:
+    def _make(self, topics: Sequence[str], partitions: int) -> None:
         copies = min(self._settings.copies, self._brokers)
-        new = NewTopic(topic, partitions, copies, config=self._config(copies))
-        (future,) = self._admin.create_topics([new], request_timeout=self._settings.request_timeout_s).values()
-        with self._trouble.told(f"topic {topic} cannot be made"):
-            try:
-                self._result(future, topic)
-                log.info("topic made", topic=topic, partitions=partitions, copies=copies)
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise
+        new = [NewTopic(topic, partitions, copies, config=self._config(copies)) for topic in topics]
+        futures = self._admin.create_topics(new, request_timeout=self._settings.request_timeout_s)
+        for topic, future in futures.items():
+            with self._trouble.told(f"topic {topic} cannot be made"):
+                try:
+                    self._result(future, topic)
+                    log.info("topic made", topic=topic, partitions=partitions, copies=copies)
+                except KafkaException as error:
+                    if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                        raise
+            self._known.add(topic)
 
     def _config(self, copies: int) -> dict[str, str]:
         settings = self._settings
