@@ -33,6 +33,9 @@ class Source(Protocol):
     def committed(self, commit: Commit, outcome: Outcome) -> None:
         """The engine has said what became of a batch."""
 
+    def is_due(self, commit: Commit) -> bool:
+        """Whether a batch is still to be stored for this source; once it is not, nor are those behind it."""
+
     def dropped(self, commit: Commit) -> None:
         """A batch of this source was let go without being durable."""
 
@@ -101,7 +104,9 @@ class Committer:
         if not self._engine.is_open:
             await self._reopen()
         while True:
-            group = await self._draw()
+            group = self._due(await self._draw())
+            if not group:
+                continue
             found = await self._append(group)
             # Not in an exception's handler: its traceback would hold the engine's buffers for as long as that takes.
             if isinstance(found, str):
@@ -109,6 +114,17 @@ class Committer:
             else:
                 self.counts.commits += 1
                 self._tell(group, found)
+
+    def _due(self, group: list[Commit]) -> list[Commit]:
+        """Those that are still to be stored here; the others are let go of."""
+        others = [commit for commit in group if not commit.source.is_due(commit)]
+        if not others:
+            return group
+        for commit in others:
+            commit.source.dropped(commit)
+        for source in {commit.source for commit in others}:
+            source.settle()
+        return [commit for commit in group if commit.source.is_due(commit)]
 
     async def _append(self, group: list[Commit]) -> list[Outcome] | str:
         """What became of each; why it failed, when it did."""

@@ -171,6 +171,7 @@ class _CollectorLink:
 
     def __init__(self, owner: Connections, name: str, address: str, number: int) -> None:
         self.welcomed = False
+        self._is_cut = False
         self.subscribed: set[str] = set()
         """Orgs that the collector was asked for; of no meaning where all are."""
         self._owner = owner
@@ -255,17 +256,25 @@ class _CollectorLink:
                     session.send(connection.notice(kind="conflict", handle=handle, mark=outcome.mark))
         self._owner.grant()
 
+    def is_due(self, commit: Commit) -> bool:
+        """Not when its stream has ended here: another node has it, or all of it is durable."""
+        return self._session is None or commit.handle in self._streams
+
     def dropped(self, commit: Commit) -> None:
         """Give back the bytes of a batch that is not durable; its collector still has it."""
         self._owner.pool.release(commit.org, commit.size)
 
     def failed(self) -> None:
         """The engine failed: cut the link, so that the collector sends again from its lowest."""
+        self._is_cut = True
         if self._session is not None:
             self._session.cut()
 
     def _handle(self, event: Event) -> None:
         owner = self._owner
+        if self._is_cut:
+            # What was read before the cut: the batches before it were dropped, and a new stream may start anywhere.
+            return
         match event:
             case BatchReceived(handle, batch):
                 opened = self._streams[handle]

@@ -16,6 +16,9 @@ from phloem.commits import Committer
 from phloem.connections import Connections, ConnectionSettings
 from phloem.engine.embedded import EmbeddedLog
 from sapflow.cluster.view import Member, View
+from sapflow.link import Batch, BatchReceived, Opened, StreamId
+
+STREAM = StreamId(b"0123456789abcdef")
 
 
 @define
@@ -156,3 +159,16 @@ async def test_a_node_without_its_log_lets_go_of_its_orgs_and_wants_them_again_w
     node.engine.reached = True
     await trio.sleep(2)
     assert node.member.wanted == {"acme", "globex"}
+
+
+async def test_batches_read_before_a_cut_are_not_stored_without_those_that_were_dropped(node: Node) -> None:
+    """The log fails with a stream's first batch; its second was read from the link already."""
+    node.give("acme")
+    await trio.sleep(1)
+    (link, *_) = node.connections.links.values()
+    link._handle(Opened(1, STREAM, "acme", "x"))
+    node.connections.pool.want((link._number, 1), 100)
+    node.connections.pool.turn()
+    link.failed()
+    link._handle(BatchReceived(1, Batch(2, 1, 1, 1, b"second")))
+    assert len(node.connections.committer.channel) == 0

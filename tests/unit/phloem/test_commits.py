@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import trio
+import trio.testing
 from attrs import define, field
 
 from phloem.commits import Commit, Committer
@@ -20,9 +21,13 @@ STREAM = b"0123456789abcdef"
 class Source:
     outcomes: list[Outcome] = field(factory=list)
     dropped_batches: int = 0
+    ended: set[int] = field(factory=set)
     failures: int = 0
     settled: trio.Event = field(factory=trio.Event)
     failed_once: trio.Event = field(factory=trio.Event)
+
+    def is_due(self, commit: Commit) -> bool:
+        return commit.handle not in self.ended
 
     def committed(self, commit: Commit, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
@@ -76,4 +81,21 @@ async def test_c08_a_commit_that_failed_is_never_acknowledged_and_the_next_ones_
     assert source.dropped_batches == 1
     assert stored == {"acme"}
     assert log.marks("acme") == {STREAM: 1}
+    log.close()
+
+
+async def test_what_is_another_nodes_by_now_is_let_go_of_and_not_stored(tmp_path: Path) -> None:
+    log = EmbeddedLog.open(tmp_path)
+    source = Source()
+    committer = Committer(log, channel_bytes=1000, commit_bytes=1000, on_stored=lambda _: None)
+    for seq in (1, 2):
+        committer.put(a_commit(source, seq))
+    source.ended.add(1)
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(committer.run)
+            while source.dropped_batches < 2:
+                await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+    assert (source.outcomes, log.marks("acme")) == ([], {})
     log.close()
