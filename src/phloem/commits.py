@@ -174,6 +174,8 @@ class Committer:
             group += await self._draw()
         for commit in group:
             commit.source.dropped(commit)
+        # While it is waited for, what is sent again takes the place of these.
+        group.clear()
         await trio.sleep(REOPEN_S)
         await self._reopen()
 

@@ -185,8 +185,8 @@ def test_two_nodes_divide_the_orgs_and_one_that_is_killed_or_stopped_loses_and_d
 
 
 BUDGET = 8 << 20
-MAX_RSS = BUDGET + (64 << 20) + (60 << 20)
-"""Of a Phloem node: its budget and 64 MiB, and what Python, numpy and librdkafka are before anything comes."""
+MAX_RSS = BUDGET + (64 << 20) + (32 << 20)
+"""Of a Phloem node: its budget and 64 MiB, and what librdkafka is: five readers and a producer with their threads."""
 
 
 @needs("zookeeper")
@@ -223,4 +223,5 @@ def test_c10_c11_a_broker_that_is_paused_or_slow_is_waited_for_within_the_budget
             trio.run(scenario.run, faults, fleet.consume[1])
             status = fleet.status()
     scenario.check()
-    assert max(status[name]["gauges"]["rss_bytes"] for name in ("phloem-1", "phloem-2")) < MAX_RSS
+    rss = [int(status[name]["gauges"]["rss_bytes"]) for name in ("phloem-1", "phloem-2")]
+    assert max(rss) < MAX_RSS, rss
