@@ -6,7 +6,9 @@ import trio
 from attrs import define, field
 
 from sapflow.client import subscribe
+from sapflow.errors import Unreachable
 from sapflow.flows.ipfix.session import Session
+from sapflow.runtime.dial import dial
 from tools.fleet import Fleet
 from tools.loadgen import Ledger
 
@@ -47,6 +49,7 @@ async def count(fleet: Fleet, ledger: Ledger, account: Account) -> None:
         known = ledger.sent[org]
         url = f"link://{fleet.doors['consume']}"
         with trio.fail_after(READ_TIMEOUT_S):
+            await _until_open(fleet.doors["consume"])
             async with subscribe(url, org, fleet.fleet_token(), at="earliest", follow=False) as batches:
                 async for batch in batches:
                     account.foreign_batches += batch.stream not in known
@@ -59,3 +62,15 @@ async def count(fleet: Fleet, ledger: Ledger, account: Account) -> None:
         account.lost_batches += sum(max(0, through - seen.get(stream, 0)) for stream, through in acknowledged.items())
     account.sent_records, account.acknowledged_records = ledger.sent_records, ledger.acknowledged_records
     account.latency_s = ledger.quantiles()
+
+
+async def _until_open(door: str) -> None:
+    """The last fault may have been its process's end."""
+    while True:
+        try:
+            stream = await dial(door, timeout_s=2.0)
+        except Unreachable:
+            await trio.sleep(0.1)
+            continue
+        await trio.aclose_forcefully(stream)
+        return

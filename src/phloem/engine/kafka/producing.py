@@ -27,8 +27,9 @@ log = structlog.get_logger()
 
 POLL_S = 0.1
 LEAST_REQUEST_BYTES = 16 << 10
-MOST_REQUEST_BYTES = 1 << 20
-"""Of one partition's entries; one entry may be larger."""
+MOST_REQUEST_BYTES = 256 << 10
+"""Of one partition's entries; one entry may be larger. With requests of 1 MiB librdkafka's thread took 1.3 s of CPU to
+send 134 MB to a busy loopback broker, with these 0.1 s, and a fifth of the time."""
 
 
 @frozen(slots=True)
