@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sapflow.flows.ipfix.sequences import RESTART_AFTER, SequenceCounter
+from sapflow.flows.ipfix.sequences import RESTART_AFTER, Numbers, SequenceCounter
 
 WRAP = 1 << 32
 
@@ -124,3 +124,65 @@ def test_numbers_by_the_book_are_never_taken_for_the_other_kind(counts: list[int
 def test_a_loss_of_just_what_makes_one_step_look_so_stays_a_loss() -> None:
     found = follow_counted([(0, 10), (15, 15), (30, 7), (37, 9)])
     assert (found.counts_own, found.lost) == (False, 5)
+
+
+DATAGRAMS = st.lists(
+    st.tuples(
+        st.integers(0, 40),
+        st.booleans(),
+        st.integers(0, 40),
+        st.sampled_from(["came", "came", "came", "lost", "twice", "late", "anew", "jumps"]),
+    ),
+    max_size=60,
+)
+
+
+@given(st.integers(0, WRAP - 1), DATAGRAMS, st.booleans(), st.sets(st.integers(0, 59)))
+def test_what_was_exported_is_what_came_and_what_did_not(
+    number: int, datagrams: list[tuple[int, bool, int, str]], counts_own: bool, asked: set[int]
+) -> None:
+    """Whatever is lost, late, repeated or unreadable, whether the exporter begins anew, and whenever one asks."""
+    counter, total, came, held_back = SequenceCounter(), Numbers(), 0, []
+
+    def take(number: int, count: int, known: bool, readable: int) -> int:
+        read = count if known else min(count, readable)
+        counter.follow(number, count if known else None, at_least=read)
+        return read
+
+    for index, (count, known, readable, fate) in enumerate(datagrams):
+        if fate == "anew":
+            number = 0
+        elif fate == "jumps":
+            number = (number + (1 << 30)) % WRAP
+        says = (number + count) % WRAP if counts_own else number
+        number = (number + count) % WRAP
+        if fate == "late":
+            held_back.append((says, count, known, readable))
+        elif fate != "lost":
+            for _ in range(2 if fate == "twice" else 1):
+                came += take(says, count, known, readable)
+            while held_back and index % 3 == 0:
+                came += take(*held_back.pop())
+        if index in asked:
+            total += counter.take()
+    total += counter.take()
+    assert total.exported + total.repeated == came + total.lost + total.unread, total
+    assert total.lost == counter.lost
+
+
+def test_what_was_exported_is_counted_over_the_wrap_and_a_new_beginning() -> None:
+    counter = SequenceCounter()
+    for number in (WRAP - 20, WRAP - 10, 0, 10):
+        counter.follow(number, 10, 900_000)
+    assert counter.take() == Numbers(exported=40)
+    counter.follow(5, 3, 100)
+    counter.follow(18, 2, 200)
+    assert counter.take() == Numbers(exported=15, lost=10)
+
+
+def test_what_a_datagram_held_that_could_not_be_counted_is_known_by_the_next_number() -> None:
+    counter = SequenceCounter()
+    counter.follow(100, None, at_least=2)
+    assert counter.take() == Numbers(exported=2)
+    counter.follow(107, 3)
+    assert counter.take() == Numbers(exported=8, unread=5)

@@ -18,7 +18,7 @@ from sapflow.flows.datagrams.parking import Parking
 from sapflow.flows.datagrams.reboots import Reboots
 from sapflow.flows.ipfix.encode import make_set
 from sapflow.flows.ipfix.mending import mended, set_around, withdrawal
-from sapflow.flows.ipfix.sequences import SequenceCounter
+from sapflow.flows.ipfix.sequences import Numbers, SequenceCounter
 from sapflow.flows.ipfix.session import Session
 from sapflow.flows.ipfix.templates import RefusedTemplate, Template, read_template_set
 from sapflow.flows.limits import FlowLimits
@@ -74,6 +74,8 @@ class IpfixDatagrams:
     parking: Parking[_Head] = field(factory=Parking)
     definitions: int = 0
     """Templates that came, whether they were known or not."""
+    _replayed_records: int = 0
+    """Since `take_numbers`: those that came before their template, and count as read now."""
     _reboots: Reboots = field(factory=Reboots)
     _session: Session = field(init=False)
 
@@ -110,9 +112,19 @@ class IpfixDatagrams:
 
     def translate(self, datagram: bytes, received_s: float) -> bytes:
         """The message, and behind it what was parked for the templates it brings. Raises MalformedMessage."""
-        session = self._session
         datagram = _one_message(datagram)
         head = _Head(*MESSAGE_HEADER.unpack_from(datagram)[2:])
+        try:
+            return self._translated(datagram, head)
+        except MalformedMessage:
+            counter = self.sequences.get(head.domain)
+            if counter is not None and counter.expected == head.number:
+                # It came, whatever is in it: the next number tells how much, and that is no loss.
+                counter.follow(head.number, None)
+            raise
+
+    def _translated(self, datagram: bytes, head: _Head) -> bytes:
+        session = self._session
         if head.domain not in self.sequences and len(self.sequences) >= self.limits.max_domains:
             what = f"more than {self.limits.max_domains:,} observation domains of one exporter"
             raise MalformedMessage(what, offset=12, reason="domains")
@@ -133,7 +145,7 @@ class IpfixDatagrams:
         for number in survey.defined:
             self._reboots.defined((head.domain, number))
         counter = self.sequences.setdefault(head.domain, SequenceCounter())
-        counter.follow(head.number, None if survey.early or walk.cuts else walk.records)
+        counter.follow(head.number, None if survey.early or walk.cuts else walk.records, at_least=walk.records)
         for key in self._reboots.stale(head.domain, counter):
             made.append(self._withdrawn(key[1], head))
         if session.changes != learned:
@@ -204,11 +216,20 @@ class IpfixDatagrams:
                     faults = [cut.fault for cut in walk.cuts] if walk.fault is None else [walk.fault]
                     if not faults:
                         made.append(message)
+                        self._replayed_records += walk.records
                         continue
                     self.parking.misfit()
                     for fault in faults:
                         self.on_fault(fault)
         return made
+
+    def take_numbers(self) -> Numbers:
+        """What the sequence numbers say since this was last asked (records)."""
+        total = Numbers(unread=-self._replayed_records)
+        self._replayed_records = 0
+        for counter in self.sequences.values():
+            total += counter.take()
+        return total
 
     @property
     def template_changes(self) -> int:

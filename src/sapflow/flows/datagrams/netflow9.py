@@ -55,6 +55,8 @@ class Netflow9:
     on_fault: Callable[[MalformedMessage], None] = lambda _: None
     """Told of each set that is malformed, which costs that set only."""
     records: int = 0
+    numbered: int = 0
+    """Datagrams whose sequence number was followed."""
     ignored_sets: int = 0
     template_changes: int = 0
     """How often a template was defined that was not known so, or is no more."""
@@ -86,6 +88,7 @@ class Netflow9:
             key = (domain, set_id)
             layout, counter = self._layouts.get(key), self.sequences.get(domain)
             if layout is not None and counter is not None and counter.advance(number, 1, uptime):
+                self.numbered += 1
                 size = layout.source.record_bytes
                 count = (len(datagram) - _HEADER_AND_SET.size) // size
                 body = datagram[_HEADER_AND_SET.size : _HEADER_AND_SET.size + count * size]
@@ -114,6 +117,7 @@ class Netflow9:
             raise MalformedMessage(f"more than {self.limits.max_domains:,} sources", offset=16, reason="domains")
         counter = self.sequences.setdefault(domain, SequenceCounter())
         counter.follow(number, 1, uptime)
+        self.numbered += 1
         head = Head(domain, uptime, header_ms(seconds, 0, received_s), count)
         making = _Making(head, [self._forgotten(key, head) for key in self._reboots.stale(domain, counter)])
         self._sets(datagram, making)

@@ -20,6 +20,7 @@ from sapflow.flows.datagrams.ipfix import IpfixDatagrams
 from sapflow.flows.datagrams.netflow5 import Netflow5
 from sapflow.flows.datagrams.netflow9 import Netflow9
 from sapflow.flows.datagrams.parking import Allowance, Parking
+from sapflow.flows.ipfix.sequences import Numbers
 from sapflow.flows.limits import FlowLimits
 
 Protocol = Literal["netflow5", "netflow9", "ipfix", "sflow"]
@@ -120,6 +121,20 @@ class DatagramSession:
     def lost(self) -> int:
         """Flows (v5), packets (v9), records (IPFIX) or datagrams (sFlow) that did not come."""
         return sum(counter.lost for counter in self._translator.sequences.values())
+
+    def take_numbers(self) -> Numbers:
+        """What the sequence numbers say since this was last asked, in the units of `lost`."""
+        if isinstance(self._translator, IpfixDatagrams):
+            return self._translator.take_numbers()
+        total = Numbers()
+        for counter in self._translator.sequences.values():
+            total += counter.take()
+        return total
+
+    @property
+    def numbered(self) -> int | None:
+        """Datagrams that came with their number, where numbers count those (v9, sFlow); None where they count flows."""
+        return self._translator.numbered if isinstance(self._translator, Netflow9 | sflow.Sflow) else None
 
     @property
     def restarts(self) -> int:

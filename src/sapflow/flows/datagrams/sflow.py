@@ -52,6 +52,8 @@ class Sflow:
     on_fault: Callable[[MalformedMessage], None] = lambda _: None
     """Told of each sample that is malformed, which costs that sample only."""
     records: int = 0
+    numbered: int = 0
+    """Datagrams whose sequence number was followed."""
     skipped: Counter[str] = field(factory=Counter)
     """Samples, and records of samples, that gave nothing: counter_sample, header_protocol, truncated, …"""
     sequences: dict[tuple[bytes, int], SequenceCounter] = field(factory=dict)
@@ -66,6 +68,7 @@ class Sflow:
         self._admit(found)
         source = found.agent, found.sub_agent
         self.sequences.setdefault(source, SequenceCounter()).follow(found.number, 1, found.uptime_ms)
+        self.numbered += 1
         self.skipped += found.skipped
         self.records += len(found.flows)
         for fault in found.faults:

@@ -10,11 +10,14 @@ the datagram as well, and leave options records out; taken literally, they lose 
 than the one before. They are known by their steps: where two datagrams hold differently many units, the step between
 their numbers is what the second holds, not the first. After two such steps in a row the numbers are read so, and what
 was taken for loss in them is taken back.
+
+Beside the loss stands what the exporter says that it sent: how far its numbers have moved, whatever came of what they
+count. So `exported + repeated = units that came + unread + lost` is no identity, but holds when all of it is right.
 """
 
 from __future__ import annotations
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 _HALF = 1 << 31
 _MASK = 0xFFFFFFFF
@@ -24,6 +27,26 @@ RESTART_AFTER = 8
 UPTIME_SLACK_MS = 60_000
 STEPS_THAT_TELL = 2
 """So many steps of the other kind in a row are not chance."""
+
+
+@frozen(slots=True)
+class Numbers:
+    """What sequence numbers say, in the protocol's units."""
+
+    exported: int = 0
+    lost: int = 0
+    repeated: int = 0
+    unread: int = 0
+    """Exported, and either lost or in what came and could not be counted."""
+
+    def __add__(self, other: Numbers) -> Numbers:
+        """Both together."""
+        return Numbers(
+            self.exported + other.exported,
+            self.lost + other.lost,
+            self.repeated + other.repeated,
+            self.unread + other.unread,
+        )
 
 
 @define(slots=True)
@@ -43,7 +66,14 @@ class SequenceCounter:
     behind: int = 0
     """Datagrams in a row whose numbers lie behind and follow on each other: how many there are now."""
     _behind_next: int | None = None
-
+    _exported: int = 0
+    """Up to the number `_counted_to`."""
+    _counted_to: int | None = None
+    _repeated: int = 0
+    _unread: int = 0
+    _unsure: tuple[int, int] | None = None
+    """Number of the last datagram when it is not known what it holds, and at least how many units it does."""
+    _told: Numbers = field(factory=Numbers)
     _last: tuple[int, int] | None = None
     """Number and count of the datagram before."""
     _steps: int = 0
@@ -59,6 +89,18 @@ class SequenceCounter:
         if number != self._expected:
             self._expected, self._last, self._steps = number, None, 0
 
+    def take(self) -> Numbers:
+        """What the numbers say since this was last asked."""
+        self._settle()
+        now, told = Numbers(self._exported, self.lost, self._repeated, self._unread), self._told
+        self._told = now
+        return Numbers(
+            now.exported - told.exported,
+            now.lost - told.lost,
+            now.repeated - told.repeated,
+            now.unread - told.unread,
+        )
+
     def advance(self, number: int, count: int, uptime_ms: int | None = None) -> bool:
         """As `follow`, for a datagram that follows on the one before; False, with nothing changed, when it does not."""
         if number != self._expected or self.behind or self.counts_own:
@@ -71,8 +113,11 @@ class SequenceCounter:
             self._uptime_ms = uptime_ms
         return True
 
-    def follow(self, number: int, count: int | None, uptime_ms: int | None = None) -> None:
-        """A datagram with this number came, holding `count` units (None: not known, so what comes next is not either).
+    def follow(
+        self, number: int, count: int | None, uptime_ms: int | None = None, *, at_least: int | None = None
+    ) -> None:
+        """A datagram with this number came, holding `count` units (None: not known, so what comes next is not either;
+        but `at_least` so many came).
 
         `uptime_ms` is the exporter's own, where its protocol says it: one that is much less than before, on a number
         that does not follow, is a restart.
@@ -83,20 +128,63 @@ class SequenceCounter:
             self._learn_kind(number, count)
             if self.counts_own:
                 number = self._beginning(number, count)
-        gap = 0 if self._expected is None else (number - self._expected) & _MASK
+        held = count if count is not None else at_least or 0
+        gap = self._gap(number)
         if gap and self._uptime_fell(uptime_ms):
-            self._begin_anew()
+            self._begin_anew(number)
         elif gap >= _HALF:
-            if not self._is_anew(number, count):
+            if not self._is_anew(number, count, held):
                 return
+        elif count is None and self.counts_own and self._expected is not None:
+            # The number is that of what comes next, whatever is in this one.
+            self._unread += gap - held
+            count = 0
         elif gap:
             assert self._expected is not None
             self.lost += gap
+            self._settle()
+            self._exported += gap
+            self._counted_to = number
             self._gaps = [*self._gaps[1 - MAX_GAPS :], (self._expected, gap)]
         self._expected = None if count is None else (number + count) & _MASK
+        self._unsure = (number, held) if count is None else None
+        self._settle()
         self.behind, self._behind_next = 0, None
         if uptime_ms is not None:
             self._uptime_ms = uptime_ms
+
+    def _gap(self, number: int) -> int:
+        """How far a number is from the one expected; 0 where none is."""
+        if self._counted_to is None:
+            self._counted_to = number
+        if self._unsure is None:
+            return 0 if self._expected is None else (number - self._expected) & _MASK
+        self._settle()
+        first, held = self._unsure
+        self._unsure = None
+        span = (number - first) & _MASK
+        if span < _HALF:
+            self._unread += span - held
+            self._exported += span - held
+        self._counted_to = number
+        return 0
+
+    def _settle(self) -> None:
+        """Count what the numbers have moved."""
+        now = self._expected
+        if self._unsure is not None:
+            now = (self._unsure[0] + self._unsure[1]) & _MASK
+        if now is None or self._counted_to is None:
+            return
+        moved = (now - self._counted_to) & _MASK
+        self._exported += moved if moved < _HALF else moved - _MASK - 1
+        self._counted_to = now
+
+    def _count_from(self, number: int) -> None:
+        """The numbers jump, and nothing was sent in between."""
+        self._settle()
+        self._counted_to = number
+        self._unsure = None
 
     def _learn_kind(self, number: int, count: int) -> None:
         last, self._last = self._last, (number, count)
@@ -111,6 +199,8 @@ class SequenceCounter:
             self._steps += 1
             if self._steps == STEPS_THAT_TELL:
                 self.counts_own = True
+                self._count_from(last[0])
+                self._exported -= self.lost - self._lost_before
                 self.lost = self._lost_before
                 self._gaps.clear()
                 self._expected = last[0]
@@ -120,6 +210,7 @@ class SequenceCounter:
         begin = (number - count) & _MASK
         if self._expected is not None and 0 < (number - self._expected) & _MASK < count:
             # It goes on from where the last one ended, with fewer than it holds.
+            self._count_from(begin)
             self._expected = begin
         return begin
 
@@ -130,12 +221,13 @@ class SequenceCounter:
             return False
         return uptime_ms + UPTIME_SLACK_MS < known and (uptime_ms - known) & _MASK >= _HALF
 
-    def _begin_anew(self) -> None:
+    def _begin_anew(self, number: int) -> None:
+        self._count_from(number)
         self.restarts += 1
         self._gaps.clear()
         self._steps, self.counts_own = 0, False
 
-    def _is_anew(self, number: int, count: int | None) -> bool:
+    def _is_anew(self, number: int, count: int | None, held: int) -> bool:
         """A number from before: fills a gap, or repeats; True when it is neither but a new beginning."""
         for index, (first, size) in enumerate(self._gaps):
             inside = (number - first) & _MASK
@@ -149,6 +241,7 @@ class SequenceCounter:
         self._behind_next = None if count is None else (number + count) & _MASK
         if self.behind < RESTART_AFTER:
             self.repeats += 1
+            self._repeated += held
             return False
-        self._begin_anew()
+        self._begin_anew(number)
         return True

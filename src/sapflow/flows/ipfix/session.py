@@ -15,7 +15,7 @@ from attrs import define, field
 from sapflow.errors import MalformedMessage
 from sapflow.flows.ipfix.mending import Cut
 from sapflow.flows.ipfix.messages import MessageSets, OnData
-from sapflow.flows.ipfix.sequences import SequenceCounter
+from sapflow.flows.ipfix.sequences import Numbers, SequenceCounter
 from sapflow.flows.ipfix.structured import holds_lists
 from sapflow.flows.ipfix.templates import Template
 from sapflow.flows.limits import FlowLimits
@@ -161,6 +161,14 @@ class Session:
         self._whole.clear()
         return b"".join(pieces)
 
+    def take_numbers(self) -> Numbers:
+        """What the exporter's sequence numbers say since this was last asked, of all observation domains."""
+        total = Numbers()
+        for domain in self._domains.values():
+            domain.sequences.expect(domain.expected)
+            total += domain.sequences.take()
+        return total
+
     def _needed(self) -> dict[int, Template | None]:
         whole = self._whole.union(key >> 16 for key in self._listing.intersection(self._used))
         if not whole:
@@ -273,7 +281,7 @@ def _follow(domain: _Domain, sequence: int, records: int, unknown: bool, result:
         return
     lost, repeats = counter.lost, counter.repeats
     counter.expect(domain.expected)
-    counter.follow(sequence, None if unknown else records)
+    counter.follow(sequence, None if unknown else records, at_least=records)
     domain.expected = counter.expected
     result.lost_records += counter.lost - lost
     result.repeats += counter.repeats - repeats
