@@ -187,9 +187,15 @@ def _summary(account: Account, view: View) -> str:
         f"found in the log {account.stored_records:,}\n"
         f"killed {', '.join(account.faults) or 'nothing'}; lost {account.lost_batches}, "
         f"stored twice {account.duplicated_batches}, out of order {account.disordered_batches}, "
-        f"foreign {account.foreign_batches}"
+        f"foreign {account.foreign_batches}; the ledgers {_ledgers(account)}"
     )
     return "\n".join([counted, *(view.shares.lines() if account.faults else [])])
+
+
+def _ledgers(account: Account) -> str:
+    if not account.ledger_differences:
+        return "close, to the record"
+    return f"do not close: {account.ledger_differences}"
 
 
 def _save(picture: Path, view: View, summary: str) -> None:

@@ -135,8 +135,9 @@ class Endpoint:
             return
         for subscription in self.durable:
             subscription.pump(state)
-        for live in self.live:
-            live.offer(state, batch)
+        if batch.payload:
+            for live in self.live:
+                live.offer(state, batch)
 
     def acknowledged(self, state: StreamState, through: int) -> None:
         """A durable subscriber has everything up to `through`: let go, and tell upstream."""

@@ -37,6 +37,7 @@ from sapflow.link import (
     StreamEnded,
     Subscribed,
 )
+from sapflow.link.account import decode_account
 from sapflow.runtime.session import LinkSession
 from sapflow.runtime.transport import accept_link
 
@@ -318,7 +319,7 @@ class _Link:
         batch = event.batch
         self._collector.pool.received(self._key(event.handle), batch.size)
         walk = Session(self._collector.settings.limits).walk(batch.payload)
-        if walk.fault is not None or walk.taken != batch.size or walk.records != batch.records:
+        if walk.fault is not None or walk.taken != len(batch.payload) or walk.records != batch.records:
             self._collector.counts.malformed += 1
             self._collector.pool.release(endpoint.org, batch.size)
             what = str(walk.fault) if walk.fault is not None else f"{walk.records} records, not {batch.records}"
@@ -327,6 +328,12 @@ class _Link:
                 f"says: {what}; link closed, nothing of this batch was taken",
                 code=Close.PROTOCOL,
             )
+        try:
+            decode_account(batch.account, batch.records)
+        except LinkError:
+            self._collector.counts.malformed += 1
+            self._collector.pool.release(endpoint.org, batch.size)
+            raise
         endpoint.publish(state, batch)
 
     async def _subscribe(self, fields: dict[str, Any]) -> None:

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
+from meter.accounts import NO_TEMPLATE, Accounts, SessionAccounts
 from sapflow.errors import MalformedMessage
 from sapflow.flows.ipfix.framing import MessageFramer, in_parts
 from sapflow.flows.ipfix.mending import mended
@@ -20,13 +21,15 @@ from sapflow.flows.ipfix.session import Session
 from sapflow.flows.limits import FlowLimits
 from sapflow.flows.wire import MAX_MESSAGE_BYTES
 from sapflow.link import LinkLimits
+from sapflow.link.account import MAX_ACCOUNT_BYTES, NOTHING, Account, decode_account, together
+from sapflow.link.events import size_of
 
 FEED_BYTES = 256 << 10
 """So much is read of an exporter at a time, or taken of its datagrams together."""
 MAX_PRELUDE_BYTES = (512 << 10) + (48 << 10)
 """All templates that a session may hold (`FlowLimits.max_template_bytes`), with the headers of their messages."""
 MAX_BATCH_BYTES = LinkLimits().max_batch_bytes
-MOST_BATCH_BYTES = MAX_BATCH_BYTES - MAX_PRELUDE_BYTES - FEED_BYTES - MAX_MESSAGE_BYTES
+MOST_BATCH_BYTES = MAX_BATCH_BYTES - MAX_PRELUDE_BYTES - FEED_BYTES - MAX_MESSAGE_BYTES - MAX_ACCOUNT_BYTES
 """The most that `batch_bytes` may be: a batch ends only after what was read has been added, and must fit a link."""
 
 
@@ -37,6 +40,29 @@ class Draft:
     messages: int
     records: int
     payload: bytes
+    account: bytes = b""
+    """What became of the exporter's records since the last one, as `link.account` writes it."""
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes of budgets, as a batch does."""
+        return size_of(self.payload, self.account)
+
+    def owing(self, owed: Account) -> Draft:
+        """As it is, and its account tells of this too."""
+        if not owed:
+            return self
+        account = decode_account(self.account, self.records) + owed
+        return evolve(self, account=account.encode(self.records))
+
+    def given_up(self, reason: str) -> Account:
+        """Its account when it is not passed on."""
+        return decode_account(self.account, self.records).refusing(reason, self.records)
+
+
+def telling(account: Account) -> Draft:
+    """A batch that holds nothing but an account."""
+    return Draft(0, 0, b"", account.encode(0))
 
 
 @define
@@ -58,7 +84,7 @@ class ExporterCounts:
 class Batcher:
     """Bytes in, drafts out; after a malformed message nothing more is taken and `fault` says why."""
 
-    def __init__(self, limits: FlowLimits, *, batch_bytes: int) -> None:
+    def __init__(self, limits: FlowLimits, *, batch_bytes: int, accounts: Accounts | None = None) -> None:
         self.counts = ExporterCounts()
         self.fault: MalformedMessage | None = None
         self._batch_bytes = batch_bytes
@@ -66,6 +92,10 @@ class Batcher:
         self._session = Session(limits, mends=True)
         self._open = _Open()
         self._walked = 0
+        self._told_records = 0
+        self._told_faults: Counter[str] = Counter()
+        self.accounts = accounts or SessionAccounts(self._session)
+        """Whose numbers say what was exported: by default those of the messages."""
 
     @property
     def waiting_bytes(self) -> int:
@@ -102,7 +132,26 @@ class Batcher:
         if not self._open.size:
             return None
         done, self._open = self._open, _Open()
-        return Draft(done.messages, done.records, b"".join((self._session.cut(), *done.pieces)))
+        account = self._account().encode(done.records)
+        return Draft(done.messages, done.records, b"".join((self._session.cut(), *done.pieces)), account)
+
+    def last(self) -> Draft | None:
+        """As `flush`; and when nothing waits, but something is to be told, a batch that tells it."""
+        draft = self.flush()
+        if draft is None and (account := self._account()) != NOTHING:
+            draft = telling(account)
+        return draft
+
+    def _account(self) -> Account:
+        received = self.counts.records - self._told_records
+        self._told_records = self.counts.records
+        account = self.accounts.take(received)
+        faults = Counter(self.counts.refused_sets)
+        faults[NO_TEMPLATE] += self.counts.undecodable_sets
+        if self.fault is not None:
+            faults[self.fault.reason] += 1
+        news, self._told_faults = faults - self._told_faults, faults
+        return evolve(account, faults=together(account.faults, news)) if news else account
 
     def _take(self, whole: bytes) -> None:
         walk = self._session.walk(whole)

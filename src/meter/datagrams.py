@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable
 import structlog
 from attrs import define, field, frozen
 
-from meter.batching import Batcher, Draft
+from meter.accounts import DatagramAccounts
+from meter.batching import Batcher, Draft, telling
 from meter.faults import Faults
 from meter.recvmmsg import Source
 from meter.uplink import ExporterStream, StreamSource
@@ -20,8 +21,12 @@ from sapflow.errors import MalformedMessage
 from sapflow.flows.datagrams.parking import Allowance
 from sapflow.flows.datagrams.session import DatagramSession, Protocol, protocol_of
 from sapflow.flows.limits import FlowLimits
+from sapflow.link.account import NOTHING, Account
 
 log = structlog.get_logger()
+
+NO_ROOM = "no_room"
+"""Records for which there was no room: as many of their exporter's were not acknowledged as may be."""
 
 ExporterKey = tuple[str, int, Protocol]
 
@@ -59,7 +64,7 @@ class DatagramIntakeCounts:
     skipped: int = 0
     """Samples of sFlow, and records of samples, that gave no flow record: counters, most of them."""
     dropped_full: int = 0
-    """Datagrams dropped because their exporter's stream was full."""
+    """Datagrams whose records were dropped because their exporter's stream was full."""
     evicted: int = 0
     lost_units: int = 0
     """Flows (v5), packets (v9), records (IPFIX), datagrams (sFlow) that did not come; of exporters that have left."""
@@ -76,6 +81,8 @@ class Exporter:
     stream: ExporterStream
     heard_at: float
     waiting_since: float = 0.0
+    owed: Account = NOTHING
+    """Of what was dropped since the last batch."""
     dropped: int = 0
     reasons: Counter[str] = field(factory=Counter)
     """Of its faults, as they were counted last."""
@@ -103,6 +110,8 @@ class DatagramIntake:
     faults: Faults = field(factory=Faults)
     counts: DatagramIntakeCounts = field(factory=DatagramIntakeCounts)
     exporters: OrderedDict[ExporterKey, Exporter] = field(factory=OrderedDict)
+    _untold: dict[ExporterKey, float] = field(factory=dict)
+    """Since when exporters have something to tell though no record waits."""
     parked: Allowance = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -134,6 +143,9 @@ class DatagramIntake:
     def flush(self, now: float) -> None:
         """End batches that have waited for long enough."""
         due = now - self.settings.flush_interval_s
+        for key, since in list(self._untold.items()):
+            if since <= due:
+                self._tell(key)
         for exporter in self.exporters.values():
             if exporter.batcher.waiting_bytes and exporter.waiting_since <= due:
                 self._put(exporter, exporter.batcher.flush())
@@ -170,11 +182,12 @@ class DatagramIntake:
             self._leave(oldest)
         address, port, protocol = key
         limits = self.settings.limits
+        session = DatagramSession(protocol, limits, self.parked)
         exporter = Exporter(
             key=key,
             org=org,
-            session=DatagramSession(protocol, limits, self.parked),
-            batcher=Batcher(limits, batch_bytes=self.settings.batch_bytes),
+            session=session,
+            batcher=Batcher(limits, batch_bytes=self.settings.batch_bytes, accounts=DatagramAccounts(session)),
             stream=self.uplink.open_stream(org, f"{address}:{port}"),
             heard_at=now,
         )
@@ -197,6 +210,7 @@ class DatagramIntake:
                 "templates not restored", exporter=exporter.name, what=str(fault), meaning="it will send them again"
             )
             exporter.session = DatagramSession(exporter.key[2], self.settings.limits, self.parked)
+            exporter.batcher.accounts = DatagramAccounts(exporter.session)
             return False
         exporter.saved_changes = exporter.session.template_changes
         return True
@@ -207,29 +221,64 @@ class DatagramIntake:
         counts.bytes += sum(map(len, datagrams))
         exporter.heard_at = now
         self.exporters.move_to_end(exporter.key)
-        if exporter.stream.is_full(self.settings.max_unacknowledged_bytes):
+        full = exporter.stream.is_full(self.settings.max_unacknowledged_bytes)
+        if full:
             counts.dropped_full += len(datagrams)
             exporter.dropped += len(datagrams)
-            return
+            # What waited came before; behind it all is dropped that comes until there is room.
+            self._put(exporter, batcher.flush())
         messages = session.take(datagrams, received_s)
         self._fault(exporter)
         if exporter.key[2] == "sflow":
             self._skip(exporter)
-        if not messages:
-            return
+        if full:
+            self._drop(exporter, messages)
+        elif messages:
+            self._pass_on(exporter, messages, now)
+        if exporter.key in self.exporters and not batcher.waiting_bytes:
+            self._untold.setdefault(exporter.key, now)
+
+    def _drop(self, exporter: Exporter, messages: bytes) -> None:
+        """Take what datagrams say of templates, and count what they hold."""
+        batcher = exporter.batcher
+        for draft in (*batcher.feed_all(messages), batcher.last()):
+            if draft is not None:
+                exporter.owed += draft.given_up(NO_ROOM)
+        self._begin_anew_if_broken(exporter)
+
+    def _pass_on(self, exporter: Exporter, messages: bytes, now: float) -> None:
+        counts, batcher = self.counts, exporter.batcher
         if not batcher.waiting_bytes:
             exporter.waiting_since = now
         before = batcher.counts.messages, batcher.counts.records
         for draft in batcher.feed_all(messages):
             self._put(exporter, draft)
-        if batcher.fault is not None:
-            # Our own fault, for the session gives whole messages; it is not to cost the other exporters anything.
-            log.error("exporter begun anew", exporter=exporter.name, org=exporter.org, what=str(batcher.fault))
-            counts.malformed += 1
-            self._leave(exporter)
-            return
-        counts.messages += batcher.counts.messages - before[0]
-        counts.records += batcher.counts.records - before[1]
+        if not self._begin_anew_if_broken(exporter):
+            counts.messages += batcher.counts.messages - before[0]
+            counts.records += batcher.counts.records - before[1]
+
+    def _begin_anew_if_broken(self, exporter: Exporter) -> bool:
+        fault = exporter.batcher.fault
+        if fault is None:
+            return False
+        # Our own fault, for the session gives whole messages; it is not to cost the other exporters anything.
+        log.error("exporter begun anew", exporter=exporter.name, org=exporter.org, what=str(fault))
+        self.counts.malformed += 1
+        self._leave(exporter)
+        return True
+
+    def _tell(self, key: ExporterKey) -> None:
+        """Say what became of an exporter's records though none waits; when there is room for it."""
+        exporter = self.exporters[key]
+        if exporter.batcher.waiting_bytes:
+            del self._untold[key]
+        elif not exporter.stream.is_full(self.settings.max_unacknowledged_bytes):
+            del self._untold[key]
+            self._put(exporter, self._last(exporter))
+
+    def _last(self, exporter: Exporter) -> Draft | None:
+        draft = exporter.batcher.last()
+        return telling(NOTHING) if draft is None and exporter.owed else draft
 
     def _fault(self, exporter: Exporter) -> None:
         faults = sum(exporter.session.counts.malformed.values())
@@ -258,13 +307,15 @@ class DatagramIntake:
 
     def _put(self, exporter: Exporter, draft: Draft | None) -> None:
         if draft is not None:
-            exporter.stream.put_now(draft)
+            exporter.stream.put_now(draft.owing(exporter.owed))
+            exporter.owed = NOTHING
             self.counts.batches += 1
 
     def _leave(self, exporter: Exporter) -> None:
         del self.exporters[exporter.key]
-        self._put(exporter, exporter.batcher.flush())
+        self._untold.pop(exporter.key, None)
         exporter.session.close()
+        self._put(exporter, self._last(exporter))
         exporter.stream.end()
         self.counts.exporters -= 1
         self.counts.lost_units += exporter.session.lost

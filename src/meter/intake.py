@@ -154,7 +154,7 @@ class _ExporterSession:
 
     def _last_words(self) -> None:
         """What came whole is delivered even after the session ended; the stream's outbox has room for one more."""
-        draft = self._batcher.flush()
+        draft = self._batcher.last()
         if draft is not None:
             self._count(draft.messages, draft.records)
             self._stream.put_now(draft)

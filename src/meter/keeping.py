@@ -19,11 +19,15 @@ from typing import Literal
 
 from attrs import define, field, frozen
 
-from meter.batching import Draft
+from meter.batching import Draft, telling
 from meter.lanes import KeptStream, Lane
 from meter.spool import Spool
-from meter.spooled import Applied, Changes, Cut, Put, Read, StreamRecord, entry_charge
+from meter.spooled import SPOOL_FULL, Applied, Changes, Cut, Put, Read, StreamRecord, beginning, entry_charge
 from sapflow.link import Batch, StreamId
+from sapflow.link.account import NOTHING, Account
+
+MAX_DEBTORS = 1000
+"""Exporters of which it is kept one by one that they owe an account; further ones are told of together, by org."""
 
 WhenFull = Literal["oldest", "newest"]
 
@@ -81,12 +85,16 @@ class Keeping:
     _lanes: dict[tuple[str, str, str], Lane] = field(factory=dict)
     """Those that are found again: droppable ones by exporter, files by source."""
     _order: int = 0
+    _debts: dict[tuple[str, str], Account] = field(factory=dict)
+    """Of exporters that have left, by org and exporter; nothing here is what the spool has the account of."""
+    _latest_us: int = 0
+    """When the last batch was taken in, as its exporter's intake said."""
 
     def __attrs_post_init__(self) -> None:
         """Everything that an earlier life left is on its way again; only files may bring more of the same."""
         for record in sorted(self.spool.records.values(), key=lambda record: (record.order, record.first)):
             key = (record.org, record.exporter, record.source)
-            lane = self._lanes.get(key)
+            lane = self._lanes.get(key) if record.droppable or record.source else None
             if lane is None:
                 lane = Lane(record.org, record.exporter, record.droppable, record.source, not record.source, 0)
                 if record.droppable or record.source:
@@ -99,8 +107,19 @@ class Keeping:
             lane.streams.append(stream)
             self.streams[record.id] = stream
             self._order = record.order
+        self._find_owing()
         for stream in list(self.streams.values()):
             self._settle(stream)
+
+    def _find_owing(self) -> None:
+        """What was dropped in an earlier life is told of by the exporter's next batch, or by one of its own."""
+        lanes = {(stream.lane.org, stream.lane.exporter): stream.lane for stream in self.streams.values()}
+        for org, exporter in self.spool.owing:
+            lane = lanes.get((org, exporter))
+            if lane is not None:
+                lane.owes = True
+            else:
+                self._tell(Lane(org, exporter))
 
     def lane(self, org: str, exporter: str, *, droppable: bool = False, source: str = "") -> Lane:
         """Where an exporter's batches are put; that of before, for a file, or an exporter over UDP."""
@@ -136,22 +155,30 @@ class Keeping:
     def put(self, lane: Lane, draft: Draft, received_us: int, offset: int = 0) -> KeptStream | None:
         """Number a batch and have it written. None when its exporter cannot wait and there is no room: dropped."""
         assert not lane.closed
-        cost, size = entry_charge(lane.exporter, len(draft.payload)), len(draft.payload)
+        self._latest_us = max(self._latest_us, received_us)
+        draft = draft.owing(lane.owed)
+        cost = entry_charge(lane.exporter, _batch(0, draft, 0))
         if lane.droppable and not self._make_room(lane, cost):
             self.refused_batches += 1
             self.refused_records += draft.records
+            lane.owed = draft.given_up(SPOOL_FULL)
             return None
+        lane.owed, lane.owes = NOTHING, False
+        return self._number(lane, draft, received_us, offset)
+
+    def _number(self, lane: Lane, draft: Draft, received_us: int, offset: int = 0) -> KeptStream:
         stream = self._continued(lane) or self._begun(lane)
         # Half of the window is for those that are behind, while there are any.
         window = self.settings.window_bytes // 2 if self._behind else self.settings.window_bytes
+        size = draft.size
         at_once = stream.loaded == stream.last and lane.streams[0] is stream and self._fits(stream, size, window)
         stream.last += 1
         if at_once:
             stream.loaded, stream.offered = stream.last, True
             self._in_window(stream, size)
-        batch = Batch(stream.last, draft.messages, draft.records, received_us, draft.payload)
+        batch = _batch(stream.last, draft, received_us)
         self._pending.append(Put(stream.id, batch, at_once, offset))
-        self._pending_charge += cost
+        self._pending_charge += entry_charge(lane.exporter, batch)
         self.pending_bytes += size
         return stream
 
@@ -169,6 +196,8 @@ class Keeping:
         lane.users -= 1
         if lane.users > 0:
             return
+        if lane.owed:
+            self._tell(lane)
         lane.closed = True
         if lane.streams:
             self._settle(lane.streams[-1])
@@ -223,13 +252,14 @@ class Keeping:
         self._dropping_bytes = sum(self.spool.records[stream].held_bytes for stream in self._dropped)
         offers = []
         touched = {put.stream: self.streams[put.stream] for put in changes.put}
-        for put in changes.put:
+        for put, batch in zip(changes.put, applied.put, strict=True):
             stream = self.streams[put.stream]
-            stream.stored, stream.durable, stream.offset = True, put.batch.seq, put.offset
-            self._pending_charge -= entry_charge(stream.lane.exporter, put.batch.size)
+            stream.stored, stream.durable, stream.offset = True, batch.seq, put.offset
+            self._pending_charge -= entry_charge(stream.lane.exporter, put.batch)
             self.pending_bytes -= put.batch.size
             if put.offered:
-                offers.append(Offer(stream, put.batch))
+                self._in_window(stream, batch.size - put.batch.size)
+                offers.append(Offer(stream, batch))
         for read in changes.read:
             stream, found = self.streams[read.stream], applied.found[read.stream]
             touched[read.stream] = stream
@@ -240,6 +270,7 @@ class Keeping:
             offers += [Offer(carried, batch) for batch in found.batches]
         for stream in touched.values():
             self._settle(stream)
+        self._tell_debts()
         return offers
 
     # --- within -----------------------------------------------------------------------------------------------
@@ -308,9 +339,38 @@ class Keeping:
             stream.queued = True
             self._behind.append(stream)
 
+    def _tell(self, lane: Lane) -> None:
+        """Have what a lane owes told by a batch of its own, as soon as there is room for one."""
+        who = (lane.org, lane.exporter)
+        if who not in self._debts and len(self._debts) >= MAX_DEBTORS:
+            who = (lane.org, "")
+        self._debts[who] = self._debts.get(who, NOTHING) + lane.owed
+        lane.owed, lane.owes = NOTHING, False
+        self._tell_debts()
+
+    def _tell_debts(self) -> None:
+        """In streams of their own, which are never given up."""
+        while self._debts and self._may_tell:
+            (org, exporter), owed = self._debts.popitem()
+            teller = Lane(org, exporter)
+            self._number(teller, telling(owed), self._latest_us)
+            teller.closed = True
+
+    @property
+    def _may_tell(self) -> bool:
+        return (
+            self.used_bytes < self.spool.limit_bytes
+            and self.pending_bytes < self.settings.pending_bytes
+            and len(self.streams) < self.settings.max_streams
+        )
+
     def _forget(self, lane: Lane) -> None:
         if lane.closed and not lane.streams:
-            self._lanes.pop((lane.org, lane.exporter, lane.source), None)
+            if lane.owes:
+                self._tell(lane)
+            key = (lane.org, lane.exporter, lane.source)
+            if self._lanes.get(key) is lane:
+                del self._lanes[key]
 
     def _make_room(self, lane: Lane, cost: int) -> bool:
         if self.pending_bytes >= self.settings.pending_bytes:
@@ -335,6 +395,7 @@ class Keeping:
         self._dropping_bytes += self.spool.records[stream.id].held_bytes
         del self.streams[stream.id]
         lane = stream.lane
+        lane.owes = True
         was_first = lane.streams[0] is stream
         lane.streams.remove(stream)
         if stream.queued:
@@ -347,6 +408,7 @@ class Keeping:
     def _split(self, stream: KeptStream, damaged: int) -> KeptStream:
         """A batch cannot be read: its stream ends before it (which is returned), and another goes on behind it."""
         lane = stream.lane
+        lane.owes = True
         done = KeptStream(
             stream.id, lane, stream.order, damaged - 1, damaged - 1, damaged - 1, stream.acknowledged, True, True
         )
@@ -358,8 +420,12 @@ class Keeping:
         self.streams[stream.id] = stream
         lane.streams.insert(lane.streams.index(stream), done)
         self._pending = deque(
-            Put(stream.id, put.batch, put.offered, put.offset) if put.stream == done.id else put
+            Put(stream.id, beginning(put.batch), put.offered, put.offset) if put.stream == done.id else put
             for put in self._pending
         )
         self._settle(done)
         return done
+
+
+def _batch(number: int, draft: Draft, received_us: int) -> Batch:
+    return Batch(number, draft.messages, draft.records, received_us, draft.payload, draft.account)

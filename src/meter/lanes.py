@@ -7,6 +7,7 @@ from collections import deque
 from attrs import define, field
 
 from sapflow.link import StreamId
+from sapflow.link.account import NOTHING, Account
 
 
 @define(eq=False)
@@ -21,6 +22,10 @@ class Lane:
     users: int = 1
     """Two protocols of one address and port are one exporter's."""
     streams: deque[KeptStream] = field(factory=deque)
+    owed: Account = NOTHING
+    """Of what was dropped before it was taken, since the last batch."""
+    owes: bool = False
+    """Whether something of what was taken was dropped since the last batch: the spool has its account."""
 
     @property
     def offset(self) -> int:

@@ -3,7 +3,8 @@
 Rule 1: a batch that `write` returned for is on disk, with its number; only then may it be sent.
 Rule 2: a stream whose batches may be sent is marked `offered` on disk before; such a stream is never given up.
 Rule 3: a batch goes when it is acknowledged, its stream was given up whole before it was ever offered, or its bytes
-        cannot be read any more; each is counted in the totals, in the same transaction.
+        cannot be read any more; each is counted in the totals, in the same transaction, and what was not acknowledged
+        also in the account of its exporter's next batch.
 Rule 4: what to do is decided elsewhere (`keeping`), and may be asked for again after a failure.
 
 Synchronous: a thread calls `write`, which does one transaction's work; `adopt` makes it what this object shows. There
@@ -12,6 +13,8 @@ is no recovery pass: kill -9 and a clean stop take the same way back, and openin
     streams  stream 16           -> record with its CRC (see `spooled`)
     batches  lane 16 | seq u64   -> entry with its CRC (see sapflow.entry)
     notes    name                -> text; and the totals
+    owed     hash 16             -> org and exporter, and the account of what of theirs was dropped, until their next
+                                    batch tells of it
 
 Of `spool_bytes`, which the file never exceeds, two thirds hold batches, and never more than five sixths: the rest is
 for pages that are free but not in one piece, and for the copies that LMDB writes before it lets go of what they
@@ -22,6 +25,8 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
+import json
 import os
 import struct
 import time
@@ -32,14 +37,40 @@ import attrs
 import lmdb
 import structlog
 
-from meter.spooled import Applied, Changes, Cut, Found, Put, Read, StreamRecord, Totals, charge, entry_charge
-from sapflow.entry import FIXED, HEAD, CorruptEntry, LogEntry, decode_entry, encode_entry, entry_counts, received_us
-from sapflow.errors import ConfigurationError, StorageError
+from meter.spooled import (
+    DAMAGED,
+    SPOOL_FULL,
+    Applied,
+    Changes,
+    Cut,
+    Found,
+    Put,
+    Read,
+    StreamRecord,
+    Totals,
+    beginning,
+    charge,
+    entry_charge,
+)
+from sapflow.entry import (
+    FIXED,
+    HEAD,
+    CorruptEntry,
+    LogEntry,
+    decode_entry,
+    encode_entry,
+    entry_account,
+    entry_counts,
+    received_us,
+)
+from sapflow.errors import ConfigurationError, LinkError, StorageError
 from sapflow.link import Batch, StreamId
+from sapflow.link.account import NOTHING, Account, decode_account
 
 log = structlog.get_logger()
 
 KEY = struct.Struct("!16sQ")
+OWNER = struct.Struct("!H")
 TOTALS = b"totals"
 REMAP_BYTES = 32 << 20
 MIN_BYTES = 8 << 20
@@ -54,6 +85,8 @@ class Spool:
 
     def __init__(self, path: Path, lock: IO[bytes], spool_bytes: int) -> None:
         self.path = path
+        self.owing: set[tuple[str, str]] = set()
+        """Orgs and exporters with something of theirs dropped that no batch told of, when the spool was opened."""
         self.limit_bytes = spool_bytes // 3 * 2
         self._most_bytes = spool_bytes // 6 * 5
         self.held_bytes = 0
@@ -111,7 +144,7 @@ class Spool:
             self._env.close()
             self._env = self._open_env()
             self._touched_bytes = 0
-        coming = sum(entry_charge("", put.batch.size) for put in changes.put)
+        coming = sum(entry_charge("", put.batch) for put in changes.put)
         if coming and self.held_bytes + coming > self._most_bytes:
             raise SpoolFull(f"the spool in {self.path} is full")
         try:
@@ -126,7 +159,7 @@ class Spool:
                 f"the spool in {self.path} cannot be written: {error}; free space on its disk, or mend it"
             ) from error
         self._touched_bytes += work.touched_bytes
-        return Applied(work.records, work.totals, work.found, work.touched_bytes)
+        return Applied(work.records, work.put, work.totals, work.found, work.touched_bytes)
 
     def adopt(self, applied: Applied) -> None:
         """Show what `write` did."""
@@ -158,22 +191,27 @@ class Spool:
     def _open_env(self) -> lmdb.Environment:
         try:
             env = lmdb.open(
-                str(self.path), map_size=self._spool_bytes, max_dbs=3, max_readers=8, readahead=False, lock=True
+                str(self.path), map_size=self._spool_bytes, max_dbs=4, max_readers=8, readahead=False, lock=True
             )
             if os.path.getsize(self.path / "data.mdb") < env.info()["last_pgno"] * env.stat()["psize"]:
                 env.close()
                 raise StorageError(f"the spool in {self.path} is cut off")
-            self.streams, self.batches, self.notes = (env.open_db(name) for name in (b"streams", b"batches", b"notes"))
+            names = (b"streams", b"batches", b"notes", b"owed")
+            self.streams, self.batches, self.notes, self.owed = (env.open_db(name) for name in names)
         except (lmdb.Error, OSError) as error:
             raise StorageError(f"the spool in {self.path} cannot be opened: {error}") from error
         return env
 
     def _load(self) -> None:
         damaged = []
-        self.records = {}
+        self.records, self.owing = {}, set()
         try:
             with self._env.begin(buffers=True) as txn:
                 self.totals = Totals.decode(txn.get(TOTALS, db=self.notes))
+                for _, value in txn.cursor(self.owed):
+                    (size,) = OWNER.unpack_from(value)
+                    org, exporter = json.loads(bytes(value[OWNER.size : OWNER.size + size]))
+                    self.owing.add((org, exporter))
                 for key, value in txn.cursor(self.streams):
                     try:
                         record = StreamRecord.decode(bytes(key), bytes(value))
@@ -205,6 +243,7 @@ class _Work:
     def __init__(self, spool: Spool, txn: lmdb.Transaction) -> None:
         self.records: dict[StreamId, StreamRecord | None] = {}
         self.totals = attrs.evolve(spool.totals)
+        self.put: list[Batch] = []
         self.found: dict[StreamId, Found] = {}
         self.touched_bytes = 0
         self._spool = spool
@@ -222,7 +261,7 @@ class _Work:
             if self._record(stream) is None:
                 self.records[stream] = attrs.evolve(record)
         for put in changes.put:
-            self._put(put)
+            self.put.append(self._put(put))
         for read in changes.read:
             self._read(read)
         for stream in changes.ended:
@@ -268,10 +307,35 @@ class _Work:
             return
         assert record.droppable, record
         assert not record.offered, record
+        owed = NOTHING
         while not record.empty:
-            self.totals.dropped_records += self._remove(record)
+            account = self._account(record)
+            records = self._remove(record)
+            owed += account.refusing(SPOOL_FULL, records)
+            self.totals.dropped_records += records
             self.totals.dropped_batches += 1
+        self._owe(record, owed)
         self.records[stream] = None
+
+    def _account(self, record: StreamRecord) -> Account:
+        """That of a stream's lowest batch, as far as it can be read."""
+        value = self._txn.get(KEY.pack(record.lane, record.first), db=self._spool.batches)
+        records = _records(value)
+        try:
+            return decode_account(entry_account(bytes(value or b"")), records)
+        except LinkError:
+            return Account.usual(records)
+
+    def _owe(self, record: StreamRecord, account: Account) -> None:
+        owner = _owner(record)
+        total = self._owed(record) + account
+        value = OWNER.pack(len(owner)) + owner + total.encode(0)
+        self._txn.put(_owed_key(owner), value, db=self._spool.owed)
+
+    def _owed(self, record: StreamRecord) -> Account:
+        owner = _owner(record)
+        value = self._txn.get(_owed_key(owner), db=self._spool.owed)
+        return decode_account(bytes(value)[OWNER.size + len(owner) :], 0) if value is not None else NOTHING
 
     def _remove(self, record: StreamRecord) -> int:
         """Delete a stream's lowest batch: how many records were in it."""
@@ -293,7 +357,9 @@ class _Work:
         rest = attrs.evolve(old, id=cut.new, offered=False, first=cut.at)
         before = sum(self._size(old.lane, number) for number in range(old.first, cut.at))
         old.last, old.held_bytes, rest.held_bytes = cut.at - 1, before, old.held_bytes - before
-        self.totals.corrupt_records += self._remove(rest)
+        records = self._remove(rest)
+        self._owe(rest, Account.usual(records).refusing(DAMAGED, records))
+        self.totals.corrupt_records += records
         self.totals.corrupt_batches += 1
         self._age(rest)
         self.records[cut.new] = rest
@@ -301,17 +367,20 @@ class _Work:
     def _size(self, lane: bytes, number: int) -> int:
         return _charge(self._txn.get(KEY.pack(lane, number), db=self._spool.batches))
 
-    def _put(self, put: Put) -> None:
+    def _put(self, put: Put) -> Batch:
         record = self._changing(put.stream)
         assert record is not None, put.stream
         record.offered |= put.offered
         batch = put.batch
         if batch.seq <= record.last:
-            return
+            return self._told(record, batch)
         assert batch.seq == record.last + 1, (record, batch.seq)
-        entry = LogEntry(
-            put.stream, batch.seq, record.exporter, batch.received_us, batch.messages, batch.records, batch.payload
-        )
+        if owed := self._owed(record):
+            account = decode_account(batch.account, batch.records) + owed
+            batch = attrs.evolve(batch, account=account.encode(batch.records))
+            self._txn.delete(_owed_key(_owner(record)), db=self._spool.owed)
+        counts = (batch.received_us, batch.messages, batch.records)
+        entry = LogEntry(put.stream, batch.seq, record.exporter, *counts, batch.payload, batch.account)
         data, _ = encode_entry(entry)
         self._txn.put(KEY.pack(record.lane, batch.seq), data, db=self._spool.batches)
         if record.empty:
@@ -321,6 +390,12 @@ class _Work:
         record.held_bytes += charge(len(data))
         self.totals.taken_batches += 1
         self.totals.taken_records += batch.records
+        return batch
+
+    def _told(self, record: StreamRecord, batch: Batch) -> Batch:
+        """A batch that is in the spool already, with the account that it has there."""
+        value = self._txn.get(KEY.pack(record.lane, batch.seq), db=self._spool.batches)
+        return attrs.evolve(batch, account=entry_account(bytes(value))) if value is not None else batch
 
     def _read(self, read: Read) -> None:
         record = self._changing(read.stream)
@@ -340,7 +415,9 @@ class _Work:
             except CorruptEntry:
                 damaged = number
                 break
-            batches.append(Batch(number, entry.messages, entry.records, entry.received_us, entry.payload))
+            counts = (entry.messages, entry.records, entry.received_us)
+            batch = Batch(number, *counts, entry.payload, entry.account)
+            batches.append(batch if record.lane == record.id else beginning(batch))
         self.touched_bytes += size
         self.found[read.stream] = Found(batches, damaged)
 
@@ -373,6 +450,15 @@ class _Work:
 def _oldest(value: bytes | memoryview | None) -> int:
     """When an entry was taken in; 0 for one that cannot be read."""
     return received_us(value) if value is not None and len(value) >= HEAD.size + FIXED.size else 0  # type: ignore[arg-type]
+
+
+def _owner(record: StreamRecord) -> bytes:
+    return json.dumps([record.org, record.exporter]).encode()
+
+
+def _owed_key(owner: bytes) -> bytes:
+    # The keys of LMDB are short; an exporter's name may not be.
+    return hashlib.blake2b(owner, digest_size=16).digest()
 
 
 def _records(value: bytes | memoryview | None) -> int:

@@ -16,12 +16,23 @@ from crc32c import crc32c
 
 from sapflow.entry import FIXED, HEAD, CorruptEntry
 from sapflow.link import Batch, StreamId
+from sapflow.link.account import decode_account
 
 _FIXED = struct.Struct("!16sQQQQQB")
 _CRC = struct.Struct("!I")
 _PAGE = 4096
 _IN_LEAF = 1900
 _DROPPABLE, _OFFERED = 1, 2
+SPOOL_FULL = "spool_full"
+"""Records that were given up, or not taken, for want of room in the spool."""
+DAMAGED = "damaged"
+"""Records of a batch that could not be read back from the spool, as far as its head tells how many."""
+
+
+def beginning(batch: Batch) -> Batch:
+    """A batch that its stream may begin with, though its number is not 1: those before it were another's."""
+    account = decode_account(batch.account, batch.records)
+    return attrs.evolve(batch, account=attrs.evolve(account, begins=True).encode(batch.records))
 
 
 def charge(size: int) -> int:
@@ -29,9 +40,9 @@ def charge(size: int) -> int:
     return -(-(size + 16) // _PAGE) * _PAGE + 64 if size > _IN_LEAF else 2 * (size + 48)
 
 
-def entry_charge(exporter: str, payload_bytes: int) -> int:
+def entry_charge(exporter: str, batch: Batch) -> int:
     """As `charge`, of a batch that is not stored yet."""
-    return charge(HEAD.size + FIXED.size + len(exporter.encode()[:255]) + payload_bytes)
+    return charge(HEAD.size + FIXED.size + len(exporter.encode()[:255]) + len(batch.account) + len(batch.payload))
 
 
 @define
@@ -178,6 +189,8 @@ class Applied:
 
     records: dict[StreamId, StreamRecord | None]
     """Every stream that changed; None for one that is no more."""
+    put: list[Batch]
+    """Those of `Changes.put`, whose accounts tell of what was dropped before them."""
     totals: Totals
     found: dict[StreamId, Found]
     touched_bytes: int

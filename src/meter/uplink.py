@@ -152,12 +152,12 @@ class UplinkStream:
         assert not self.ended
         while self.outbox.held_bytes >= self.settings.max_unacknowledged_bytes:
             await self._changed.park()
-        await self.budget.acquire(self.org, len(draft.payload))
+        await self.budget.acquire(self.org, draft.size)
         return self._put(draft)
 
     def put_now(self, draft: Draft) -> int:
         """As `put`, whatever is held: for the last batch of a session that has ended."""
-        self.budget.take(self.org, len(draft.payload))
+        self.budget.take(self.org, draft.size)
         return self._put(draft)
 
     def offer(self, batch: Batch) -> None:
@@ -167,7 +167,8 @@ class UplinkStream:
 
     def _put(self, draft: Draft) -> int:
         seq = self.outbox.last + 1
-        self._hand_on(Batch(seq, draft.messages, draft.records, time.time_ns() // 1000, draft.payload))
+        received_us = time.time_ns() // 1000
+        self._hand_on(Batch(seq, draft.messages, draft.records, received_us, draft.payload, draft.account))
         return seq
 
     def _hand_on(self, batch: Batch) -> None:

@@ -289,6 +289,7 @@ class _CollectorLink:
                     messages=batch.messages,
                     records=batch.records,
                     payload=batch.payload,
+                    account=batch.account,
                 )
                 owner.committer.put(Commit(opened.org, entry, self, handle, batch))
             case CreditWanted(handle, limit):

@@ -18,6 +18,7 @@ from attrs import define, frozen
 
 from phloem.engine.engine import Engine
 from phloem.engine.repeats import Repeats
+from phloem.telling import tell_ledger
 from sapflow.entry import entry_counts
 from sapflow.errors import LinkError, Refused, StorageError
 from sapflow.link import (
@@ -153,6 +154,10 @@ class _Feed:
                                 self._started = True
                                 org = str(fields.get("org", ""))
                                 await self._check(org)
+                                if fields.get("ledger"):
+                                    owner = self._owner
+                                    await tell_ledger(self._session, owner.engine, owner.reading, org, fields)
+                                    return
                                 nursery.start_soon(self._send, org, fields)
                             case CreditGranted():
                                 self._granted.set()

@@ -175,6 +175,8 @@ class PhloemConfig:
     """… and the oldest of an org that holds more than this."""
     retention_interval_s: float = 10.0
     """How often that is looked at."""
+    ledger_streams_s: float = 86_400.0
+    """A stream that was not heard of for so long has no row of its own in the ledger any more; its org's sum has it."""
     map_bytes: int = 64 << 30
     """The most that the log may grow to; the embedded engine's."""
     engine: Literal["embedded", "kafka"] = "embedded"

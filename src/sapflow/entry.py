@@ -1,9 +1,10 @@
 """A log entry: one stored batch as it stands in the log and as consumers are given it, with a CRC of its own.
 
     version u8 | 0 u24 | crc32c u32 | stream 16 | seq u64 | received_us u64 | messages u32 | records u32 |
-    exporter length u8 | exporter | payload
+    account length u16 | exporter length u8 | exporter | account | payload
 
-The CRC covers everything behind itself, so a flipped bit anywhere is found by whoever reads the entry last.
+The account is a meter's spool's affair: the log counts it in its ledger, and keeps none of it in its entries. The CRC
+covers everything behind itself, so a flipped bit anywhere is found by whoever reads the entry last.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from crc32c import crc32c
 from sapflow.errors import StorageError
 
 HEAD = struct.Struct("!B3xI")
-FIXED = struct.Struct("!16sQQIIB")
+FIXED = struct.Struct("!16sQQIIHB")
 HEAD_BYTES = HEAD.size + FIXED.size
 """Where an entry says when it was taken in, and how much it holds."""
-VERSION = 1
+VERSION = 2
 
 
 class CorruptEntry(StorageError):
@@ -37,14 +38,14 @@ class LogEntry:
     messages: int
     records: int
     payload: bytes = field(repr=False)
+    account: bytes = b""
 
 
 def encode_entry(entry: LogEntry) -> tuple[bytes, int]:
     """The entry's bytes, and its CRC."""
-    exporter = entry.exporter.encode()[:255]
-    fixed = (
-        FIXED.pack(entry.stream, entry.seq, entry.received_us, entry.messages, entry.records, len(exporter)) + exporter
-    )
+    exporter, account = entry.exporter.encode()[:255], entry.account
+    counts = (entry.received_us, entry.messages, entry.records)
+    fixed = FIXED.pack(entry.stream, entry.seq, *counts, len(account), len(exporter)) + exporter + account
     crc = crc32c(entry.payload, crc32c(fixed))
     return b"".join((HEAD.pack(VERSION, crc), fixed, entry.payload)), crc
 
@@ -58,10 +59,11 @@ def decode_entry(data: bytes) -> LogEntry:
         raise CorruptEntry(f"an entry of version {version}, which is not known here")
     if crc32c(data[HEAD.size :]) != crc:
         raise CorruptEntry("an entry's checksum does not match its bytes")
-    stream, seq, received, messages, records, length = FIXED.unpack_from(data, HEAD.size)
+    stream, seq, received, messages, records, told, length = FIXED.unpack_from(data, HEAD.size)
     at = HEAD_BYTES
     exporter = data[at : at + length].decode("utf-8", "replace")
-    return LogEntry(stream, seq, exporter, received, messages, records, data[at + length :])
+    at += length
+    return LogEntry(stream, seq, exporter, received, messages, records, data[at + told :], data[at : at + told])
 
 
 def received_us(data: bytes) -> int:
@@ -70,6 +72,15 @@ def received_us(data: bytes) -> int:
         return 0
     found: int = FIXED.unpack_from(data, HEAD.size)[2]
     return found
+
+
+def entry_account(data: bytes) -> bytes:
+    """The account of an encoded entry, without checking the rest; b"" of one that is cut off."""
+    if len(data) < HEAD_BYTES:
+        return b""
+    *_, told, length = FIXED.unpack_from(data, HEAD.size)
+    at = HEAD_BYTES + length
+    return data[at : at + told]
 
 
 def entry_counts(data: bytes) -> tuple[int, int]:

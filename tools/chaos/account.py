@@ -1,4 +1,4 @@
-"""The account: every record that the log holds beside every one that was acknowledged."""
+"""The account: every record that the log holds beside every one that was acknowledged, and what the ledgers tell."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import trio
 from attrs import define, field
 
 from sapflow.client import subscribe
+from sapflow.client.ledger import ledger as tell_ledger
 from sapflow.errors import Unreachable
 from sapflow.flows.ipfix.session import Session
 from sapflow.runtime.dial import dial
@@ -29,23 +30,27 @@ class Account:
     foreign_batches: int = 0
     disordered_batches: int = 0
     unreadable_batches: int = 0
+    ledger_differences: dict[str, dict[str, int]] = field(factory=dict)
+    """Of each org whose ledger does not close, or tells of other records than are there."""
 
     @property
     def clean(self) -> bool:
-        """Nothing acknowledged is lost, nothing is stored twice, foreign, out of order or unreadable."""
+        """Nothing acknowledged is lost, nothing is stored twice, foreign, out of order or unreadable; ledgers close."""
         return not (
             self.lost_batches
             or self.duplicated_batches
             or self.foreign_batches
             or self.disordered_batches
             or self.unreadable_batches
+            or self.ledger_differences
         )
 
 
 async def count(fleet: Fleet, ledger: Ledger, account: Account) -> None:
-    """Read every org's log from its beginning, and compare it with the ledger."""
+    """Read every org's log from its beginning, and compare it with what was sent, and with the fleet's ledger."""
     for org, acknowledged in ledger.acknowledged.items():
         seen: dict[bytes, int] = {}
+        before = account.stored_records
         known = ledger.sent[org]
         url = f"link://{fleet.doors['consume']}"
         with trio.fail_after(READ_TIMEOUT_S):
@@ -59,6 +64,7 @@ async def count(fleet: Fleet, ledger: Ledger, account: Account) -> None:
                     account.unreadable_batches += walk.fault is not None or walk.records != batch.records
                     account.stored_records += batch.records
                 account.duplicated_batches += batches.repeats
+        await _compare(fleet, org, account, account.stored_records - before)
         account.lost_batches += sum(max(0, through - seen.get(stream, 0)) for stream, through in acknowledged.items())
     account.sent_records, account.acknowledged_records = ledger.sent_records, ledger.acknowledged_records
     account.latency_s = ledger.quantiles()
@@ -74,3 +80,12 @@ async def _until_open(door: str) -> None:
             continue
         await trio.aclose_forcefully(stream)
         return
+
+
+async def _compare(fleet: Fleet, org: str, account: Account, found_records: int) -> None:
+    told = await tell_ledger(f"link://{fleet.doors['consume']}", org, fleet.fleet_token())
+    differences = told.differences()
+    if told.total.stored != found_records:
+        differences["found"] = told.total.stored - found_records
+    if differences:
+        account.ledger_differences[org] = differences

@@ -25,10 +25,12 @@ from attrs import frozen
 from phloem.engine.creating import create, sync
 from phloem.engine.engine import Outcome, Stretch
 from phloem.engine.layout import KEY, MARK, ORG, Tables, Tail
+from phloem.engine.ledger import fold, org_ledger
 from phloem.engine.length import ADVICE, SyncedLength
 from phloem.engine.writing import Writer, remove_oldest
-from sapflow.entry import CorruptEntry, LogEntry, decode_entry, received_us
+from sapflow.entry import CorruptEntry, LogEntry, decode_entry, entry_counts, received_us
 from sapflow.errors import EngineLocked, StorageError
+from sapflow.ledger import OrgLedger, StreamLedger
 
 RETAIN_STEP = 50
 """Entries removed in one transaction, between commits."""
@@ -40,6 +42,8 @@ class Retention:
 
     seconds: float = 7 * 86_400.0
     bytes_per_org: int = 10 << 30
+    silent_s: float = 86_400.0
+    """A stream's row in the ledger is folded into its org's when it was not heard of for so long."""
 
 
 class EmbeddedLog:
@@ -138,7 +142,7 @@ class EmbeddedLog:
             create(self.path)
             # Read ahead: consumers that are behind, and retention, find entries in the order in which they were stored.
             env = lmdb.open(
-                str(self.path), map_size=self._map_bytes, max_dbs=4, max_readers=126, readahead=True, lock=True
+                str(self.path), map_size=self._map_bytes, max_dbs=5, max_readers=126, readahead=True, lock=True
             )
         except (lmdb.Error, OSError) as error:
             raise StorageError(f"the log in {self.path} cannot be opened: {error}; {_advice(error)}") from error
@@ -184,7 +188,10 @@ class EmbeddedLog:
         """Nothing: it waits for its disk only."""
 
     def upkeep(self, orgs: Set[str]) -> Iterator[int]:
-        """Retention, of all that have a log: entries removed in each step. Raises StorageError."""
+        """Retention, of all that have a log: entries removed in each step. Raises StorageError.
+
+        The ledger's rows of silent streams are folded as well.
+        """
         for org in self.orgs():
             before_us = int((time.time() - self.retention.seconds) * 1e6)
             removed = RETAIN_STEP
@@ -193,6 +200,9 @@ class EmbeddedLog:
                     org, before_us=before_us, keep_bytes=self.retention.bytes_per_org, at_most=RETAIN_STEP
                 )
                 yield removed
+            silent_us = int((time.time() - self.retention.silent_s) * 1e6)
+            while self.fold_ledger(org, before_us=silent_us, at_most=RETAIN_STEP) == RETAIN_STEP:
+                yield 0
 
     def remove_oldest(self, org: str, *, before_us: int, keep_bytes: int, at_most: int = 1000) -> int:
         """Retention, one bounded step: remove entries older than `before_us`, or beyond `keep_bytes`.
@@ -211,6 +221,19 @@ class EmbeddedLog:
             return removed
         except (lmdb.Error, OSError) as error:
             raise StorageError(f"nothing can be removed from the log in {self.path}: {error}") from error
+
+    def fold_ledger(self, org: str, *, before_us: int, at_most: int = 1000) -> int:
+        """Fold the ledger's rows of streams that were not heard of since `before_us`: how many. Raises StorageError."""
+        number = self._org_number(org)
+        if number is None:
+            return 0
+        try:
+            with self._env.begin(write=True) as txn:
+                folded = fold(txn, self._tables, number, before_us=before_us, at_most=at_most)
+            self._length.note()
+            return folded
+        except (lmdb.Error, OSError) as error:
+            raise StorageError(f"the ledger of the log in {self.path} cannot be folded: {error}") from error
 
     # --- reading ----------------------------------------------------------------------------------------------
 
@@ -263,6 +286,29 @@ class EmbeddedLog:
             return Tail()
         with self._reading() as txn:
             return Tail.read(txn, self._tables, number)
+
+    def ledger(self, org: str, *, most_rows: int = 0) -> OrgLedger:
+        """What became of an org's records; with the rows of its streams, those heard of last, when they are wanted."""
+        number = self._org_number(org)
+        if number is None:
+            return OrgLedger(org, StreamLedger())
+        with self._reading() as txn:
+            return org_ledger(txn, self._tables, org, number, most_rows=most_rows)
+
+    def behind(self, org: str, position: int) -> tuple[int, int]:
+        """(entries, records) that are kept behind a position: what is left to read for who has read up to it."""
+        number = self._org_number(org)
+        entries = records = 0
+        if number is not None:
+            with self._reading() as txn:
+                cursor = txn.cursor(self._tables.entries)
+                if cursor.set_range(KEY.pack(number, position + 1)):
+                    for key, value in cursor:
+                        if KEY.unpack(key)[0] != number:
+                            break
+                        entries += 1
+                        records += entry_counts(bytes(value))[1]
+        return entries, records
 
     def first_position(self, org: str) -> int:
         """The oldest position that is kept."""

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 from attrs import field, frozen
 
 from sapflow.entry import LogEntry
+from sapflow.ledger import OrgLedger
 
 
 @frozen(slots=True)
@@ -88,6 +89,12 @@ class Engine(Protocol):
 
     def position_at(self, org: str, time_us: int) -> int:
         """A position before which nothing was taken in at or after a time, as late as the engine knows."""
+
+    def ledger(self, org: str, *, most_rows: int = 0) -> OrgLedger | None:
+        """What became of an org's records, with so many rows of streams; None when this log keeps none.
+
+        Raises StorageError.
+        """
 
     def holds(self, org: str) -> bool:
         """Whether this log is known to have anything of an org."""

@@ -4,6 +4,7 @@ orgs     name                     -> org number u32
 tails    org u32                  -> first, next position; stored and removed entries, bytes, records
 marks    org u32 | stream 16      -> mark u64, CRCs of the last entries
 entries  org u32 | position u64   -> entry (see sapflow.entry)
+ledger   see `ledger.py`
 """
 
 from __future__ import annotations
@@ -22,17 +23,18 @@ MARK = struct.Struct(f"!Q{RING}I")
 
 @frozen
 class Tables:
-    """LMDB's handles of the four tables; they hold for one opening."""
+    """LMDB's handles of the tables; they hold for one opening."""
 
     orgs: lmdb._Database
     tails: lmdb._Database
     marks: lmdb._Database
     entries: lmdb._Database
+    ledger: lmdb._Database
 
     @classmethod
     def of(cls, env: lmdb.Environment) -> Tables:
         """Open them, and make those that are not there."""
-        return cls(*(env.open_db(name) for name in (b"orgs", b"tails", b"marks", b"entries")))
+        return cls(*(env.open_db(name) for name in (b"orgs", b"tails", b"marks", b"entries", b"ledger")))
 
 
 @frozen

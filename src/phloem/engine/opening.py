@@ -13,7 +13,7 @@ def open_engine(config: Config) -> Engine:
     if mine.engine == "kafka":
         return _kafka(mine, config.fleet.name)
     log = EmbeddedLog.open(config.data_path / "log", map_bytes=mine.map_bytes)
-    log.retention = Retention(mine.retention_s, mine.retention_bytes_per_org)
+    log.retention = Retention(mine.retention_s, mine.retention_bytes_per_org, mine.ledger_streams_s)
     return log
 
 

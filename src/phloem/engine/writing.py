@@ -1,7 +1,8 @@
 """One write transaction of the embedded log: batches appended, or the oldest entries removed.
 
 The rules of what is stored are here, and nowhere else: number <= mark is a duplicate, mark + 1 is stored, anything
-higher is refused; a stream that was never seen may start anywhere. Opening, syncing and reading are `embedded.py`.
+higher is refused; a stream that was never seen may start anywhere. A batch without messages, which only brings an
+account, takes its number but no place in the log. Opening, syncing and reading are `embedded.py`.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from attrs import evolve
 
 from phloem.engine.engine import Outcome
 from phloem.engine.layout import KEY, MARK, ORG, RING, Mark, Tables, Tail
+from phloem.engine.ledger import Row, now_us
 from sapflow.entry import HEAD_BYTES, LogEntry, encode_entry, entry_counts, received_us
 
 MAX_ORG_BYTES = 200
 
 
 class Writer:
-    """Appends in one transaction: tails and marks are read once, and written once at its end."""
+    """Appends in one transaction: tails, marks and the ledger's rows are read once, and written once at its end."""
 
     def __init__(self, tables: Tables, txn: lmdb.Transaction) -> None:
         self._tables = tables
@@ -25,19 +27,28 @@ class Writer:
         self._numbers: dict[str, int] = {}
         self._tails: dict[int, Tail] = {}
         self._marks: dict[bytes, Mark] = {}
+        self._rows: dict[bytes, Row] = {}
 
     def append(self, org: str, entry: LogEntry) -> Outcome:
         """Store one entry if its stream's mark is just below it."""
         number = self._number(org)
         key = ORG.pack(number) + entry.stream
         mark = self._mark(key)
-        data, crc = encode_entry(entry)
+        data, crc = encode_entry(evolve(entry, account=b"") if entry.account else entry)
         if mark is not None and entry.seq <= mark.mark:
             behind = mark.mark - entry.seq
             same = behind >= RING or mark.ring[behind] in (0, crc)
             return Outcome("duplicate" if same else "conflict", mark.mark)
         if mark is not None and entry.seq > mark.mark + 1:
             return Outcome("refused", mark.mark)
+        position = self._put(number, entry, data) if entry.payload else 0
+        ring = mark.ring if mark is not None else [0] * RING
+        self._marks[key] = Mark(entry.seq, [crc, *ring[: RING - 1]])
+        self._row(key).count(entry, first=mark is None)
+        return Outcome("stored", entry.seq, position)
+
+    def _put(self, number: int, entry: LogEntry, data: bytes) -> int:
+        """Put an entry behind the others: its position."""
         tail = self._tails.get(number)
         if tail is None:
             tail = Tail.read(self._txn, self._tables, number)
@@ -52,12 +63,13 @@ class Writer:
             tail.removed_entries,
             tail.removed_records,
         )
-        ring = mark.ring if mark is not None else [0] * RING
-        self._marks[key] = Mark(entry.seq, [crc, *ring[: RING - 1]])
-        return Outcome("stored", entry.seq, position)
+        return position
 
     def finish(self) -> None:
-        """Write the marks and tails that changed."""
+        """Write the marks, tails and rows that changed."""
+        now = now_us()
+        for key, row in self._rows.items():
+            self._txn.put(key, row.encode(now), db=self._tables.ledger)
         for key, mark in self._marks.items():
             self._txn.put(key, MARK.pack(mark.mark, *mark.ring), db=self._tables.marks)
         for number, tail in self._tails.items():
@@ -76,6 +88,13 @@ class Writer:
                 number = ORG.unpack(value)[0]
             self._numbers[org] = number
         return number
+
+    def _row(self, key: bytes) -> Row:
+        row = self._rows.get(key)
+        if row is None:
+            value = self._txn.get(key, db=self._tables.ledger)
+            row = self._rows[key] = Row(None if value is None else bytes(value))
+        return row
 
     def _mark(self, key: bytes) -> Mark | None:
         mark = self._marks.get(key)

@@ -233,7 +233,7 @@ async def subscribe(
         try:
             with anyio.fail_after(connect_timeout_s):
                 await stream.send(connection.hello(Hint(org=org), role="consumer", token=token))
-                await _welcomed(stream, connection)
+                await welcomed(stream, connection)
         except (TimeoutError, anyio.BrokenResourceError):
             raise Unreachable(f"{url} did not greet within {connect_timeout_s:g} s; is it a consume door?") from None
         subscription = Subscription(stream, connection, org)
@@ -246,7 +246,8 @@ async def subscribe(
         yield subscription
 
 
-async def _welcomed(stream: anyio.abc.ByteStream, connection: Connection) -> None:
+async def welcomed(stream: anyio.abc.ByteStream, connection: Connection) -> None:
+    """Wait for the door's greeting. Raises Refused, Unreachable, LinkError."""
     while True:
         try:
             events = connection.receive(await stream.receive())

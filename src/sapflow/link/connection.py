@@ -18,6 +18,7 @@ from attrs import define
 
 from sapflow.errors import LinkError
 from sapflow.link import frames
+from sapflow.link.account import MAX_ACCOUNT_BYTES
 from sapflow.link.events import (
     Acknowledged,
     Batch,
@@ -202,10 +203,13 @@ class Connection:
         return Opened(handle, StreamId(stream), str(fields.get("org", "")), str(fields.get("exporter", "")))
 
     def _batch_received(self, body: bytes) -> BatchReceived:
-        handle, seq, messages, records, received_us = frames.BATCH.unpack_from(body)
-        payload = body[frames.BATCH.size :]
+        handle, seq, messages, records, received_us, told = frames.BATCH.unpack_from(body)
+        at = frames.BATCH.size + told
+        if told > MAX_ACCOUNT_BYTES or at > len(body):
+            raise LinkError(f"stream {handle}: an account of {told:,} bytes", code=Close.PROTOCOL)
+        batch = Batch(seq, messages, records, received_us, body[at:], body[frames.BATCH.size : at])
         receiver = self._receiver(handle)
-        receiver.received += len(payload)
+        receiver.received += batch.size
         if receiver.received > receiver.limit:
             raise LinkError(
                 f"stream {handle}: {receiver.received - receiver.limit:,} bytes more than were granted",
@@ -213,7 +217,7 @@ class Connection:
             )
         if seq < 1:
             raise LinkError(f"stream {handle}: batch number {seq}; numbers begin at 1", code=Close.PROTOCOL)
-        return BatchReceived(handle, Batch(seq, messages, records, received_us, payload))
+        return BatchReceived(handle, batch)
 
     def _receiver(self, handle: int) -> _Receiving:
         receiver = self._receiving.get(handle)
@@ -264,9 +268,10 @@ class Connection:
         sender = self._sending[handle]
         sender.sent += batch.size
         assert sender.sent <= sender.limit, (handle, sender.sent, sender.limit)
-        head = frames.HEADER.pack(Frame.BATCH, frames.BATCH.size + batch.size)
-        fixed = frames.BATCH.pack(handle, batch.seq, batch.messages, batch.records, batch.received_us)
-        return head + fixed, batch.payload
+        account, payload = batch.account, batch.payload
+        head = frames.HEADER.pack(Frame.BATCH, frames.BATCH.size + len(account) + len(payload))
+        fixed = frames.BATCH.pack(handle, batch.seq, batch.messages, batch.records, batch.received_us, len(account))
+        return head + fixed + account, payload
 
     def want(self, handle: int, bytes_waiting: int) -> bytes:
         """Ask for credit for what waits; b"" when that has been asked for already."""

@@ -8,6 +8,14 @@ from attrs import frozen
 
 from sapflow.link.frames import Hint, StreamId
 
+EMPTY_BYTES = 256
+"""What a batch counts for that holds nothing but an account: about what it takes in memory."""
+
+
+def size_of(payload: bytes, account: bytes) -> int:
+    """Bytes of a batch that count against credit and budgets; never 0."""
+    return (len(payload) or EMPTY_BYTES) + len(account)
+
 
 @frozen(slots=True)
 class Batch:
@@ -18,11 +26,13 @@ class Batch:
     records: int
     received_us: int
     payload: bytes
+    account: bytes = b""
+    """What became of the exporter's records since the batch before, as `account` writes it."""
 
     @property
     def size(self) -> int:
         """Bytes that count against credit and budgets."""
-        return len(self.payload)
+        return size_of(self.payload, self.account)
 
 
 @frozen

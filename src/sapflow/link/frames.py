@@ -19,6 +19,7 @@ from typing import Any, NewType
 from attrs import frozen
 
 from sapflow.errors import LinkError
+from sapflow.link.account import MAX_ACCOUNT_BYTES
 
 StreamId = NewType("StreamId", bytes)
 Buffers = tuple[bytes, ...]
@@ -28,8 +29,9 @@ MAGIC = b"SAPL"
 VERSION = 1
 PREAMBLE = struct.Struct("!4sBxH")
 HEADER = struct.Struct("!BxxxI")
-BATCH = struct.Struct("!IQIIQ")
-"""handle, sequence number, messages, records, time of reception at the intake (microseconds UTC)."""
+BATCH = struct.Struct("!IQIIQH")
+"""handle, sequence number, messages, records, time of reception at the intake (microseconds UTC), length of the account
+that comes before the messages."""
 MARK = struct.Struct("!IQ")
 """handle, a stream's number or cumulative bytes."""
 OPEN = struct.Struct("!I16s")
@@ -193,7 +195,7 @@ class FrameReader:
         except ValueError:
             raise LinkError(f"unknown frame type {kind}", code=Close.PROTOCOL) from None
         if frame is Frame.BATCH:
-            low, high = BATCH.size, BATCH.size + self._limits.max_batch_bytes
+            low, high = BATCH.size, BATCH.size + MAX_ACCOUNT_BYTES + self._limits.max_batch_bytes
         elif frame in _FIXED_BODY:
             low = high = _FIXED_BODY[frame]
         else:

@@ -19,7 +19,7 @@ class Traffic:
     def add(self, batch: Batch) -> None:
         """A batch went by."""
         self.batches += 1
-        self.bytes += batch.size
+        self.bytes += len(batch.payload)
         self.messages += batch.messages
         self.records += batch.records
 

@@ -8,10 +8,11 @@ import pytest
 from meter.batching import Draft
 from meter.keeping import Keeping, KeepingSettings
 from meter.spool import KEY, MIN_BYTES, Spool, SpoolFull
-from meter.spooled import Changes, Put, StreamRecord
+from meter.spooled import DAMAGED, Changes, Put, StreamRecord
 from meter.spooling import random_id
 from sapflow.errors import ConfigurationError, StorageError
 from sapflow.link import Batch, StreamId
+from sapflow.link.account import NOTHING, Account, decode_account
 
 SIZE = 16 << 20
 
@@ -42,13 +43,16 @@ def flip(path: Path, stream: StreamId, seq: int) -> None:
         txn.put(KEY.pack(stream, seq), bytes(value), db=batches)
 
 
-def all_of_it(keeping: Keeping) -> list[tuple[StreamId, int]]:
-    """Whatever is offered is acknowledged, until nothing is held."""
+def all_of_it(keeping: Keeping, told: list[Batch] | None = None) -> list[tuple[StreamId, int]]:
+    """Whatever is offered is acknowledged, until nothing is held; `told` are batches that hold but an account."""
     arrived = []
     for _ in range(1000):
         changes = keeping.collect()
         for offer in keeping.applied(changes, keeping.spool.write(changes)):
-            arrived.append((offer.stream.id, offer.batch.seq))
+            if offer.batch.payload:
+                arrived.append((offer.stream.id, offer.batch.seq))
+            elif told is not None:
+                told.append(offer.batch)
             keeping.acknowledged(offer.stream.id, offer.batch)
         if not keeping.streams and not changes:
             break
@@ -91,7 +95,9 @@ def test_a_flipped_bit_costs_its_batch_only_and_is_counted(tmp_path: Path, damag
     keeping.spool.close()
     flip(tmp_path, stream, damaged)
     again = a_keeping(tmp_path)
-    arrived = all_of_it(again)
+    told: list[Batch] = []
+    arrived = all_of_it(again, told)
+    assert sum((decode_account(batch.account, 0) for batch in told), NOTHING) == Account.usual(2).refusing(DAMAGED, 2)
     assert [seq for _, seq in arrived] == [seq for seq in range(1, 10) if seq != damaged]
     assert {seq for id_, seq in arrived if id_ == stream} == set(range(1, damaged))
     totals = again.spool.totals

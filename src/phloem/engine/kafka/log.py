@@ -22,6 +22,7 @@ from phloem.engine.kafka.settings import KafkaSettings
 from phloem.engine.kafka.topics import Topics
 from sapflow.entry import LogEntry, encode_entry, entry_number
 from sapflow.errors import StorageError
+from sapflow.ledger import OrgLedger
 
 LEARN_BYTES = 64 << 20
 """What is read at most to find out whether another node stored what is missing."""
@@ -226,6 +227,10 @@ class KafkaLog:
         with self._readers.take() as reader:
             offset = reader.offset_at(place, time_us // 1000)
             return (reader.ends(place)[1] if offset == END else offset) + 1
+
+    def ledger(self, org: str, *, most_rows: int = 0) -> OrgLedger | None:
+        """None: no ledger is kept here."""
+        return None
 
     def holds(self, org: str) -> bool:
         """See `Engine`: what this node has stored of it, or its topic."""

@@ -1,0 +1,80 @@
+"""`sapflow status --ledger ORG`: what became of an org's records, and whether it closes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import trio
+
+from sapflow.cli.fleet_file import read_fleet
+from sapflow.cli.options import read_token
+from sapflow.client.ledger import ledger
+from sapflow.errors import SapflowError
+from sapflow.ledger import OrgLedger, StreamLedger
+
+ROWS = 10_000
+MEANINGS = {
+    "numbers": "records exported and repeated differ from those received and lost",
+    "packets": "packets exported and repeated differ from those received and lost",
+    "stored": "records received differ from those stored and refused",
+    "missing_batches": "batches came before the first that this log has seen",
+    "kept": "records stored differ from those that the log holds and those that retention removed",
+}
+
+
+def show_ledger(org: str, *, data: str, to: str | None, token_file: Path | None, streams: bool, as_json: bool) -> None:
+    """Print it. Raises SapflowError when it cannot be had, or does not close."""
+    url = to or f"link://{read_fleet(data)['doors']['consume']}"
+    token = read_token(token_file or Path(data) / "fleet.token")
+    found = trio.run(lambda: ledger(url, org, token, streams=ROWS if streams else 0))
+    if as_json:
+        rows = {"rows": [row.as_json() for row in found.rows]} if streams else {}
+        click.echo(json.dumps({**found.as_json(), **rows}))
+    else:
+        click.echo("\n".join(ledger_lines(found)))
+    if not found.closes:
+        raise SapflowError(f"the ledger of {org} does not close; see above")
+
+
+def ledger_lines(found: OrgLedger) -> list[str]:
+    """As people read it."""
+    total = found.total
+    account = total.account
+    lines = [
+        f"ledger of {found.org}, {found.streams:,} streams, {total.batches:,} batches",
+        f"{'':<24}{'records':>18}{'packets':>18}",
+        _line("exported", account.exported, account.packets_exported),
+        _line("+ repeated", account.repeated, account.packets_repeated),
+        _line("+ not counted by numbers", account.uncounted),
+        _line("= received", account.received, account.packets_received),
+        _line("+ lost", account.lost, account.packets_lost),
+        "",
+        _line("received", account.received),
+        _line("= stored", total.stored),
+    ]
+    lines += [_line(f"+ refused: {reason}", count) for reason, count in sorted(account.refused.items())]
+    lines += ["", _line("stored", total.stored), _line("= kept", found.kept), _line("+ removed", found.removed)]
+    if account.faults:
+        lines += ["", "messages and sets that could not be read"]
+        lines += [_line(reason, count) for reason, count in sorted(account.faults.items())]
+    if found.rows:
+        lines += ["", f"{'exporter':<24}{'exported':>14}{'received':>14}{'lost':>12}{'refused':>12}{'stored':>14}"]
+        lines += [_row(row) for row in found.rows]
+    differences = found.differences()
+    lines += ["", "it closes" if not differences else "it does not close:"]
+    return lines + [f"  {value:,} {MEANINGS[name]}" for name, value in differences.items()]
+
+
+def _line(what: str, records: int, packets: int | None = None) -> str:
+    return f"{what:<24}{records:>18,}" + (f"{packets:>18,}" if packets is not None else "")
+
+
+def _row(row: StreamLedger) -> str:
+    account = row.account
+    refused = sum(account.refused.values())
+    return (
+        f"{row.exporter:<24}{account.exported:>14,}{account.received:>14,}{account.lost:>12,}{refused:>12,}"
+        f"{row.stored:>14,}"
+    )

@@ -1,0 +1,136 @@
+"""The ledger: for a stream, and for an org, what became of every record, from the exporter's numbers to the log.
+
+    exported + repeated + uncounted = received + lost          (and the same of packets, where numbers count those)
+    received = stored + refused by reason
+    stored = kept + removed by retention
+
+The left and the right of each are counted by different parts of the system, so that each is a check that can fail:
+`differences` says where it does, and by how much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import define, field
+
+from sapflow.errors import SapflowError
+from sapflow.link.account import FIGURES, NOTHING, Account
+
+
+@define
+class StreamLedger:
+    """One stream, as the log knows it; or several, folded into one."""
+
+    account: Account = NOTHING
+    """What its batches told."""
+    batches: int = 0
+    """In order and without a gap, those with nothing but an account among them."""
+    stored: int = 0
+    """Records, counted by the log as they were stored."""
+    missing_batches: int = 0
+    """Those before the first that this log saw: they are in another one, or lost."""
+    updated_us: int = 0
+    """When it was last heard of (microseconds UTC, by the log's clock)."""
+    stream: str = ""
+    exporter: str = ""
+
+    def add(self, other: StreamLedger) -> None:
+        """Count another's with it."""
+        self.account += other.account
+        self.batches += other.batches
+        self.stored += other.stored
+        self.missing_batches += other.missing_batches
+        self.updated_us = max(self.updated_us, other.updated_us)
+
+    def differences(self) -> dict[str, int]:
+        """By how much each equation does not hold; without those that do."""
+        account = self.account
+        packets_out = account.packets_exported + account.packets_repeated
+        found = {
+            "numbers": account.exported + account.repeated + account.uncounted - account.received - account.lost,
+            "packets": packets_out - account.packets_received - account.packets_lost,
+            "stored": account.received - sum(account.refused.values()) - self.stored,
+            "missing_batches": self.missing_batches,
+        }
+        return {name: value for name, value in found.items() if value}
+
+    def as_json(self) -> dict[str, Any]:
+        """For people and programs."""
+        return {
+            "stream": self.stream,
+            "exporter": self.exporter,
+            **dict(zip(FIGURES, self.account.figures, strict=True)),
+            "refused": dict(self.account.refused),
+            "faults": dict(self.account.faults),
+            "stored": self.stored,
+            "batches": self.batches,
+            "missing_batches": self.missing_batches,
+            "updated_us": self.updated_us,
+            "differences": self.differences(),
+        }
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> StreamLedger:
+        """From what `as_json` gave. Raises SapflowError."""
+        try:
+            refused, faults = (
+                {str(key): int(value) for key, value in fields[name].items()} for name in ("refused", "faults")
+            )
+            account = Account.of([int(fields[name]) for name in FIGURES], refused, faults)
+            return cls(
+                account,
+                int(fields["batches"]),
+                int(fields["stored"]),
+                int(fields["missing_batches"]),
+                int(fields["updated_us"]),
+                str(fields["stream"]),
+                str(fields["exporter"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise SapflowError(f"this is no ledger: {error!r}") from None
+
+
+@define
+class OrgLedger:
+    """An org's, over all its streams there ever were."""
+
+    org: str
+    total: StreamLedger
+    streams: int = 0
+    kept: int = 0
+    """Records that are in the log now."""
+    removed: int = 0
+    """Records that retention has removed."""
+    rows: list[StreamLedger] = field(factory=list)
+    """The streams that are not folded into the sum yet, when they were asked for."""
+
+    def differences(self) -> dict[str, int]:
+        """As a stream's; and whether what was stored is in the log, or was removed from it."""
+        found = self.total.differences()
+        if self.total.stored != self.kept + self.removed:
+            found["kept"] = self.total.stored - self.kept - self.removed
+        return found
+
+    @property
+    def closes(self) -> bool:
+        """Whether every equation holds, to the record."""
+        return not self.differences()
+
+    def as_json(self) -> dict[str, Any]:
+        """For people and programs."""
+        total = self.total.as_json()
+        del total["stream"], total["exporter"]
+        figures = {"streams": self.streams, "kept": self.kept, "removed": self.removed}
+        return {"org": self.org, **total, **figures, "differences": self.differences(), "closes": self.closes}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> OrgLedger:
+        """From what `as_json` gave. Raises SapflowError."""
+        total = StreamLedger.from_json({**fields, "stream": "", "exporter": ""})
+        try:
+            streams, kept, removed = (int(fields[name]) for name in ("streams", "kept", "removed"))
+            return cls(str(fields["org"]), total, streams, kept, removed)
+        except (KeyError, TypeError, ValueError) as error:
+            raise SapflowError(f"this is no ledger: {error!r}") from None
