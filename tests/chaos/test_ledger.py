@@ -1,20 +1,27 @@
 """The ledger over a real fleet whose processes are killed under load: it closes, to the record."""
 
 import json
+import os
+import signal
+import socket
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import trio
 from tools.fleet import Fleet, running
 
+from meter.spooled import SPOOL_FULL
 from sapflow.client.ledger import ledger
 from sapflow.errors import Refused, Unreachable
 from sapflow.flows.ipfix.encode import make_set, make_template
+from sapflow.flows.reference import reference_work
 from sapflow.flows.wire import MESSAGE_HEADER, VERSION
 from sapflow.ledger import OrgLedger
+from tests.chaos.test_meter import ORG, Meter, a_meter, nothing_waits
 
 PORTS = make_template(256, [(0, 7, 2), (0, 11, 2)])
 DEFINITION = make_set(2, PORTS.raw)
@@ -144,3 +151,53 @@ async def it_is_shown(fleet: Fleet, found: OrgLedger) -> None:
         await ledger(door, "nobody", fleet.fleet_token())
     with pytest.raises(Refused, match="credential not accepted"):
         await ledger(door, "default", "wrong")
+
+
+def flood(meter: Meter, sequence: int, datagrams: int) -> int:
+    """So many datagrams of 24 records from one socket, at a pace that a door can read: the next number."""
+    host, port = meter.addresses["udp"].split(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        udp.bind(("127.0.0.1", 0))
+        udp.connect((host, int(port)))
+        udp.send(reference_work(1)[: -len(reference_work(1, define=False))])
+        for number in range(datagrams):
+            udp.send(reference_work(1, define=False, sequence=sequence + 24 * number))
+            if number % 50 == 49:
+                time.sleep(0.005)
+        udp.send(reference_work(1, define=False, sequence=sequence + 24 * datagrams))
+    return 24 * (datagrams + 1)
+
+
+@pytest.mark.timeout(200)
+def test_what_a_meters_full_spool_gave_up_is_told_to_the_record(tmp_path: Path) -> None:
+    with (
+        running(tmp_path / "fleet") as fleet,
+        a_meter(tmp_path / "meter", fleet, "--spool-bytes", str(8 << 20)) as meter,
+    ):
+        stopped = [pid for name, pid in fleet.processes().items() if name.startswith("collector")]
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        sent = flood(meter, 0, 10_000)
+        meter.wait(lambda status: status["counts"]["spool"]["dropped_records"] > 0)
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+        meter.wait(nothing_waits)
+        time_out = time.monotonic() + SETTLES_S
+        while (found := trio.run(asked, fleet, ORG)).total.account.exported < sent:
+            assert time.monotonic() < time_out, found
+        account = found.total.account
+        assert found.closes, found.differences()
+        assert account.exported == sent
+        assert account.refused[SPOOL_FULL] >= meter.totals()["dropped_records"] > 1_000
+        # Killed while it takes in and gives up: what it had not written is in no row, and all else adds up.
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        flood(meter, 0, 5_000)
+        meter.kill()
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+        meter.start()
+        meter.wait(nothing_waits)
+        after = trio.run(asked, fleet, ORG)
+        assert after.closes, after.differences()
+        assert after.total.stored > found.total.stored

@@ -56,6 +56,9 @@ def _org(log: EmbeddedLog, org: str, state: State) -> str | None:
             found[stream].append(read.seq)
     if after != log.last_position(org):
         return f"position {log.last_position(org)} is said to be the last, and {after} is"
+    ledger = log.ledger(org)
+    if not ledger.closes or ledger.total.batches != sum(marks.values()):
+        return f"its ledger tells of {ledger.total.batches} batches, and differs by {ledger.differences()}"
     for stream, numbers in found.items():
         fault = _stream(org, stream, numbers, marks.get(bytes([stream] * 16), 0), log, state)
         if fault is not None:

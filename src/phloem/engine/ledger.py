@@ -47,8 +47,7 @@ class Row:
         if not self._text:
             self._text = _text(entry.exporter, NOTHING)
         figures[_BATCHES] += 1
-        if entry.payload:
-            figures[_STORED] += records
+        figures[_STORED] += records
         if not entry.account:
             figures[_ACCOUNT] += records
             figures[_ACCOUNT + 1] += records

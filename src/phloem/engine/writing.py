@@ -1,8 +1,7 @@
 """One write transaction of the embedded log: batches appended, or the oldest entries removed.
 
 The rules of what is stored are here, and nowhere else: number <= mark is a duplicate, mark + 1 is stored, anything
-higher is refused; a stream that was never seen may start anywhere. A batch without messages, which only brings an
-account, takes its number but no place in the log. Opening, syncing and reading are `embedded.py`.
+higher is refused; a stream that was never seen may start anywhere. Opening, syncing and reading are `embedded.py`.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class Writer:
             return Outcome("duplicate" if same else "conflict", mark.mark)
         if mark is not None and entry.seq > mark.mark + 1:
             return Outcome("refused", mark.mark)
-        position = self._put(number, entry, data) if entry.payload else 0
+        position = self._put(number, entry, data)
         ring = mark.ring if mark is not None else [0] * RING
         self._marks[key] = Mark(entry.seq, [crc, *ring[: RING - 1]])
         self._row(key).count(entry, first=mark is None)

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sapflow.flows.columns.records import Context
+from sapflow.flows.formats import FORMATS, open_writer
 from sapflow.flows.ipfix.encode import Encoder, make_template
 from sapflow.flows.reference import reference_work
 from tests.unit.cli.test_files import run
@@ -64,3 +66,15 @@ def test_a_table_that_ctrl_c_ended_has_its_end(tmp_path: Path) -> None:
         process.stdin.close()
     assert process.returncode == 1
     assert pq.read_table(out).num_rows > 24_000
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_a_batch_that_holds_but_an_account_adds_nothing_to_an_output(format_: str) -> None:
+    outputs = []
+    for batches in ((reference_work(2),), (b"", reference_work(2), b"")):
+        out = io.BytesIO()
+        writer = open_writer(format_, out)
+        assert sum(writer.write(data, Context("acme", "x", "00", 1)) for data in batches) == 48
+        writer.close()
+        outputs.append(out.getvalue())
+    assert outputs[0] == outputs[1]

@@ -41,12 +41,12 @@ def test_an_account_is_counted_once_however_often_its_batch_comes(tmp_path: Path
     assert [row.exporter for row in found.rows] == ["192.0.2.1:9"]
 
 
-def test_a_batch_with_nothing_but_an_account_takes_its_number_and_no_place_in_the_log(tmp_path: Path) -> None:
+def test_a_batch_with_nothing_but_an_account_has_its_number_and_its_place_in_the_log(tmp_path: Path) -> None:
     log = EmbeddedLog.open(tmp_path)
     found = store(log, an_entry(1), an_entry(2, Account(exported=4, lost=4), records=0), an_entry(3))
     assert (found.total.account.lost, found.total.batches, found.total.stored) == (4, 3, 4)
     assert log.marks("acme") == {bytes([1]) * 16: 3}
-    assert [position for position, _ in log.read("acme", 0, max_bytes=1 << 20, max_entries=9)] == [1, 2]
+    assert [position for position, _ in log.read("acme", 0, max_bytes=1 << 20, max_entries=9)] == [1, 2, 3]
     assert found.closes
 
 
