@@ -23,6 +23,7 @@ from rich.live import Live
 from sapflow.cli import start_log
 from sapflow.cli.exits import run
 from sapflow.client import subscribe
+from sapflow.client.ledger import ledger as ask_ledger
 from tools.chaos import Account, count
 from tools.demo_view import View
 from tools.fleet import Fleet, running
@@ -71,7 +72,11 @@ async def demo(fleet: Fleet, console: Console, plan: Plan, view: View) -> Accoun
     console.print("load has ended; reading the whole log back …")
     await count(fleet, ledger, account)
     exported = await _stored(fleet, "default")
-    console.print(f"softflowd's flow records in the log, of org default: {exported:,}")
+    told = await ask_ledger(f"link://{fleet.doors['consume']}", "default", fleet.fleet_token())
+    if not told.closes:
+        account.ledger_differences["default"] = told.differences()
+    lost = f"by its own numbers it sent {told.total.account.exported:,}, and {told.total.account.lost:,} were lost"
+    console.print(f"softflowd's flow records in the log, of org default: {exported:,}; {lost}")
     return account
 
 

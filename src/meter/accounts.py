@@ -7,9 +7,10 @@ followed the sequence numbers. So the two can be held against each other whereve
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Protocol
 
-from attrs import define, evolve, field
+from attrs import define, field
 
 from sapflow.flows.datagrams.session import DatagramSession
 from sapflow.flows.ipfix.sequences import Numbers
@@ -18,6 +19,23 @@ from sapflow.link.account import UNREADABLE, Account
 
 NO_TEMPLATE = "no_template"
 """Sets whose template never came, or not while they could wait."""
+
+
+@define
+class FaultNews:
+    """Counts of faults that never go down, and what of them was told."""
+
+    _told: Counter[str] = field(factory=Counter)
+
+    def news(self, *counts: Mapping[str, int]) -> dict[str, int]:
+        """What is more than when this was last asked."""
+        if not self._told and not any(any(count.values()) for count in counts):
+            return {}
+        now: Counter[str] = Counter()
+        for count in counts:
+            now.update(count)
+        news, self._told = now - self._told, now
+        return dict(news)
 
 
 class Accounts(Protocol):
@@ -35,7 +53,7 @@ class SessionAccounts:
 
     def take(self, received: int) -> Account:
         """The session's numbers, which count records."""
-        return _of_records(self.session.take_numbers(), received)
+        return _of_records(self.session.take_numbers(), received, {})
 
 
 @define
@@ -43,17 +61,16 @@ class DatagramAccounts:
     """An exporter's datagrams of one protocol."""
 
     session: DatagramSession
-    _told: Counter[str] = field(factory=Counter)
+    _faults: FaultNews = field(factory=FaultNews)
     _numbered: int = 0
 
     def take(self, received: int) -> Account:
         """The numbers of its protocol, which count records, or packets."""
         session = self.session
-        faults = session.counts.malformed + Counter({NO_TEMPLATE: session.parked[1]})
-        news, self._told = dict(faults - self._told), faults
+        news = self._faults.news(session.counts.malformed, {NO_TEMPLATE: session.parked[1]})
         numbers = session.take_numbers()
         if session.numbered is None:
-            return evolve(_of_records(numbers, received), faults=news)
+            return _of_records(numbers, received, news)
         came, self._numbered = session.numbered - self._numbered, session.numbered
         return Account(
             received=received,
@@ -66,11 +83,12 @@ class DatagramAccounts:
         )
 
 
-def _of_records(numbers: Numbers, received: int) -> Account:
+def _of_records(numbers: Numbers, received: int, faults: dict[str, int]) -> Account:
     return Account(
         received=received + numbers.unread,
         exported=numbers.exported,
         repeated=numbers.repeated,
         lost=numbers.lost,
         refused={UNREADABLE: numbers.unread} if numbers.unread else {},
+        faults=faults,
     )

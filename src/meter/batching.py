@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from attrs import define, evolve, field, frozen
 
-from meter.accounts import NO_TEMPLATE, Accounts, SessionAccounts
+from meter.accounts import NO_TEMPLATE, Accounts, FaultNews, SessionAccounts
 from sapflow.errors import MalformedMessage
 from sapflow.flows.ipfix.framing import MessageFramer, in_parts
 from sapflow.flows.ipfix.mending import mended
@@ -93,7 +93,7 @@ class Batcher:
         self._open = _Open()
         self._walked = 0
         self._told_records = 0
-        self._told_faults: Counter[str] = Counter()
+        self._faults = FaultNews()
         self.accounts = accounts or SessionAccounts(self._session)
         """Whose numbers say what was exported: by default those of the messages."""
 
@@ -146,11 +146,8 @@ class Batcher:
         received = self.counts.records - self._told_records
         self._told_records = self.counts.records
         account = self.accounts.take(received)
-        faults = Counter(self.counts.refused_sets)
-        faults[NO_TEMPLATE] += self.counts.undecodable_sets
-        if self.fault is not None:
-            faults[self.fault.reason] += 1
-        news, self._told_faults = faults - self._told_faults, faults
+        ended = {self.fault.reason: 1} if self.fault is not None else {}
+        news = self._faults.news(self.counts.refused_sets, {NO_TEMPLATE: self.counts.undecodable_sets}, ended)
         return evolve(account, faults=together(account.faults, news)) if news else account
 
     def _take(self, whole: bytes) -> None:

@@ -20,13 +20,16 @@ LAST_S = 30.0
 async def tell_ledger(
     session: LinkSession, engine: Engine, reading: ThreadKind, org: str, fields: dict[str, Any]
 ) -> None:
-    """Answer a subscription that asks for the ledger: `streams` of its streams too."""
+    """Answer a subscription that asks for the ledger: `streams` of its streams too, and the backlog at `position`."""
     wanted = fields.get("streams")
     most = min(wanted, MAX_ROWS) if type(wanted) is int and wanted > 0 else 0
     ledger = await reading.run(lambda: engine.ledger(org, most_rows=most))
     if ledger is None:
         await session.finish(Close.UNKNOWN, "this fleet's log (Kafka) keeps no ledger", deadline_s=LAST_S)
         return
+    position = fields.get("position")
+    if type(position) is int and 0 <= position < 1 << 63:
+        ledger.backlog = await reading.run(lambda: engine.backlog(org, position))
     session.send(session.connection.notice(kind="ledger", ledger=ledger.as_json()))
     page: list[dict[str, Any]] = []
     size = 0

@@ -3,6 +3,7 @@
     exported + repeated + uncounted = received + lost          (and the same of packets, where numbers count those)
     received = stored + refused by reason
     stored = kept + removed by retention
+    stored = read + backlog                                     (of a reader, by its position)
 
 The left and the right of each are counted by different parts of the system, so that each is a check that can fail:
 `differences` says where it does, and by how much.
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import define, field
+from attrs import asdict, define, field, frozen
 
 from sapflow.errors import SapflowError
 from sapflow.link.account import FIGURES, NOTHING, Account
@@ -92,6 +93,15 @@ class StreamLedger:
             raise SapflowError(f"this is no ledger: {error!r}") from None
 
 
+@frozen
+class Backlog:
+    """What is left to read for a reader that has read up to a position; what retention removed counts as read."""
+
+    position: int
+    batches: int
+    records: int
+
+
 @define
 class OrgLedger:
     """An org's, over all its streams there ever were."""
@@ -103,6 +113,8 @@ class OrgLedger:
     """Records that are in the log now."""
     removed: int = 0
     """Records that retention has removed."""
+    backlog: Backlog | None = None
+    """Behind the position that was asked for."""
     rows: list[StreamLedger] = field(factory=list)
     """The streams that are not folded into the sum yet, when they were asked for."""
 
@@ -122,7 +134,9 @@ class OrgLedger:
         """For people and programs."""
         total = self.total.as_json()
         del total["stream"], total["exporter"]
-        figures = {"streams": self.streams, "kept": self.kept, "removed": self.removed}
+        figures: dict[str, Any] = {"streams": self.streams, "kept": self.kept, "removed": self.removed}
+        if self.backlog is not None:
+            figures["backlog"] = asdict(self.backlog)
         return {"org": self.org, **total, **figures, "differences": self.differences(), "closes": self.closes}
 
     @classmethod
@@ -131,6 +145,8 @@ class OrgLedger:
         total = StreamLedger.from_json({**fields, "stream": "", "exporter": ""})
         try:
             streams, kept, removed = (int(fields[name]) for name in ("streams", "kept", "removed"))
-            return cls(str(fields["org"]), total, streams, kept, removed)
+            backlog = fields.get("backlog")
+            behind = Backlog(*(int(backlog[name]) for name in ("position", "batches", "records"))) if backlog else None
+            return cls(str(fields["org"]), total, streams, kept, removed, behind)
         except (KeyError, TypeError, ValueError) as error:
             raise SapflowError(f"this is no ledger: {error!r}") from None

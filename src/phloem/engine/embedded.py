@@ -25,12 +25,12 @@ from attrs import frozen
 from phloem.engine.creating import create, sync
 from phloem.engine.engine import Outcome, Stretch
 from phloem.engine.layout import KEY, MARK, ORG, Tables, Tail
-from phloem.engine.ledger import fold, org_ledger
+from phloem.engine.ledger import backlog, fold, org_ledger
 from phloem.engine.length import ADVICE, SyncedLength
 from phloem.engine.writing import Writer, remove_oldest
-from sapflow.entry import CorruptEntry, LogEntry, decode_entry, entry_counts, received_us
+from sapflow.entry import CorruptEntry, LogEntry, decode_entry, received_us
 from sapflow.errors import EngineLocked, StorageError
-from sapflow.ledger import OrgLedger, StreamLedger
+from sapflow.ledger import Backlog, OrgLedger, StreamLedger
 
 RETAIN_STEP = 50
 """Entries removed in one transaction, between commits."""
@@ -142,7 +142,7 @@ class EmbeddedLog:
             create(self.path)
             # Read ahead: consumers that are behind, and retention, find entries in the order in which they were stored.
             env = lmdb.open(
-                str(self.path), map_size=self._map_bytes, max_dbs=5, max_readers=126, readahead=True, lock=True
+                str(self.path), map_size=self._map_bytes, max_dbs=6, max_readers=126, readahead=True, lock=True
             )
         except (lmdb.Error, OSError) as error:
             raise StorageError(f"the log in {self.path} cannot be opened: {error}; {_advice(error)}") from error
@@ -295,20 +295,13 @@ class EmbeddedLog:
         with self._reading() as txn:
             return org_ledger(txn, self._tables, org, number, most_rows=most_rows)
 
-    def behind(self, org: str, position: int) -> tuple[int, int]:
-        """(entries, records) that are kept behind a position: what is left to read for who has read up to it."""
+    def backlog(self, org: str, position: int) -> Backlog:
+        """What is left to read for who has read up to a position; of an org of any size, few entries are looked at."""
         number = self._org_number(org)
-        entries = records = 0
-        if number is not None:
-            with self._reading() as txn:
-                cursor = txn.cursor(self._tables.entries)
-                if cursor.set_range(KEY.pack(number, position + 1)):
-                    for key, value in cursor:
-                        if KEY.unpack(key)[0] != number:
-                            break
-                        entries += 1
-                        records += entry_counts(bytes(value))[1]
-        return entries, records
+        if number is None:
+            return Backlog(0, 0, 0)
+        with self._reading() as txn:
+            return backlog(txn, self._tables, number, position)
 
     def first_position(self, org: str) -> int:
         """The oldest position that is kept."""

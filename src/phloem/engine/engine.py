@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 from attrs import field, frozen
 
 from sapflow.entry import LogEntry
-from sapflow.ledger import OrgLedger
+from sapflow.ledger import Backlog, OrgLedger
 
 
 @frozen(slots=True)
@@ -92,6 +92,12 @@ class Engine(Protocol):
 
     def ledger(self, org: str, *, most_rows: int = 0) -> OrgLedger | None:
         """What became of an org's records, with so many rows of streams; None when this log keeps none.
+
+        Raises StorageError.
+        """
+
+    def backlog(self, org: str, position: int) -> Backlog | None:
+        """What is kept behind a position, left to read for who has read up to it; None when this log cannot say.
 
         Raises StorageError.
         """

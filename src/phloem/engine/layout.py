@@ -4,6 +4,7 @@ orgs     name                     -> org number u32
 tails    org u32                  -> first, next position; stored and removed entries, bytes, records
 marks    org u32 | stream 16      -> mark u64, CRCs of the last entries
 entries  org u32 | position u64   -> entry (see sapflow.entry)
+counts   org u32 | position u64   -> records stored before it u64, of each `COUNT_EVERY`th position
 ledger   see `ledger.py`
 """
 
@@ -17,6 +18,9 @@ from attrs import astuple, define, frozen
 ORG = struct.Struct("!I")
 KEY = struct.Struct("!IQ")
 TAIL = struct.Struct("!QQQQQQQ")
+COUNT = struct.Struct("!Q")
+COUNT_EVERY = 256
+"""So many entries are read at most to know how many records lie behind a position."""
 RING = 8
 MARK = struct.Struct(f"!Q{RING}I")
 
@@ -29,12 +33,14 @@ class Tables:
     tails: lmdb._Database
     marks: lmdb._Database
     entries: lmdb._Database
+    counts: lmdb._Database
     ledger: lmdb._Database
 
     @classmethod
     def of(cls, env: lmdb.Environment) -> Tables:
         """Open them, and make those that are not there."""
-        return cls(*(env.open_db(name) for name in (b"orgs", b"tails", b"marks", b"entries", b"ledger")))
+        names = (b"orgs", b"tails", b"marks", b"entries", b"counts", b"ledger")
+        return cls(*(env.open_db(name) for name in names))
 
 
 @frozen

@@ -17,10 +17,10 @@ from collections.abc import Iterator
 
 import lmdb
 
-from phloem.engine.layout import ORG, Tables, Tail
-from sapflow.entry import LogEntry
+from phloem.engine.layout import COUNT, COUNT_EVERY, KEY, ORG, Tables, Tail
+from sapflow.entry import HEAD_BYTES, LogEntry, entry_counts
 from sapflow.errors import LinkError
-from sapflow.ledger import OrgLedger, StreamLedger
+from sapflow.ledger import Backlog, OrgLedger, StreamLedger
 from sapflow.link.account import FIGURES, NOTHING, Account, decode_account
 
 ROW = struct.Struct(f"!QQQQ{len(FIGURES)}q")
@@ -30,6 +30,9 @@ MOST = (1 << 62) - 1
 """A figure that would be more stays at this: nobody's lies break a row."""
 _BATCHES, _STORED, _MISSING, _ACCOUNT = 1, 2, 3, 4
 UNREADABLE_ACCOUNT = "account"
+"""Among the faults: an account that is none."""
+DAMAGED_ROW = "ledger_row"
+"""Among the faults: a row whose reasons are damaged on disk; what they were is not known any more."""
 
 
 class Row:
@@ -61,7 +64,7 @@ class Row:
         for index, value in enumerate(account.figures, _ACCOUNT):
             self._figures[index] += value
         if account.refused or account.faults:
-            exporter, refused, faults, _ = json.loads(self._text)
+            exporter, refused, faults, _ = _read_text(self._text)
             self._text = _text(exporter, Account(refused=refused, faults=faults) + account)
         return account.begins
 
@@ -83,6 +86,15 @@ def _text(exporter: str, account: Account, streams: int = 0) -> bytes:
     return json.dumps([exporter, dict(account.refused), dict(account.faults), streams]).encode()
 
 
+def _read_text(text: bytes) -> tuple[str, dict[str, int], dict[str, int], int]:
+    """A row's text; one that is damaged on disk costs itself, and stops no commit."""
+    try:
+        exporter, refused, faults, streams = json.loads(text)
+    except ValueError:
+        return "", {}, {DAMAGED_ROW: 1}, 0
+    return exporter, refused, faults, streams
+
+
 def _packed(figures: list[int]) -> bytes:
     try:
         return ROW.pack(*figures)
@@ -99,7 +111,7 @@ def encode_row(row: StreamLedger, streams: int = 0) -> bytes:
 def decode_row(key: bytes, value: bytes) -> tuple[StreamLedger, int]:
     """A row, and how many streams were folded into it."""
     updated_us, batches, stored, missing, *figures = ROW.unpack_from(value)
-    exporter, refused, faults, streams = json.loads(bytes(value[ROW.size :]))
+    exporter, refused, faults, streams = _read_text(value[ROW.size :])
     account = Account.of(figures, refused, faults)
     stream = bytes(key[ORG.size :]).hex()
     return StreamLedger(account, batches, stored, missing, updated_us, stream, exporter), streams
@@ -131,9 +143,8 @@ def org_ledger(txn: lmdb.Transaction, tables: Tables, org: str, number: int, *, 
             if len(rows) >= 2 * most_rows:
                 rows = _latest(rows, most_rows)
     tail = Tail.read(txn, tables, number)
-    return OrgLedger(
-        org, total, streams, tail.records - tail.removed_records, tail.removed_records, _latest(rows, most_rows)
-    )
+    kept = tail.records - tail.removed_records
+    return OrgLedger(org, total, streams, kept, tail.removed_records, rows=_latest(rows, most_rows))
 
 
 def fold(txn: lmdb.Transaction, tables: Tables, number: int, *, before_us: int, at_most: int) -> int:
@@ -154,6 +165,26 @@ def fold(txn: lmdb.Transaction, tables: Tables, number: int, *, before_us: int, 
         total.exporter = total.stream = ""
         txn.put(ORG.pack(number), encode_row(total, folded + len(old)), db=tables.ledger)
     return len(old)
+
+
+def backlog(txn: lmdb.Transaction, tables: Tables, number: int, position: int) -> Backlog:
+    """What of an org is kept behind a position; one beyond the log's end is taken for its end."""
+    tail = Tail.read(txn, tables, number)
+    last = tail.next - 1
+    position = max(min(position, last), tail.first - 1)
+    start = max(position - position % COUNT_EVERY, tail.first)
+    counted = txn.get(KEY.pack(number, start), db=tables.counts)
+    if counted is None:
+        start = tail.first
+    before = tail.removed_records if counted is None else COUNT.unpack(counted)[0]
+    cursor = txn.cursor(tables.entries)
+    if cursor.set_range(KEY.pack(number, start)):
+        for key, value in cursor:
+            owner, at = KEY.unpack(key)
+            if owner != number or at > position:
+                break
+            before += entry_counts(bytes(value[:HEAD_BYTES]))[1]
+    return Backlog(position, last - position, tail.records - before)
 
 
 def now_us() -> int:

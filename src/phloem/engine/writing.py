@@ -10,7 +10,7 @@ import lmdb
 from attrs import evolve
 
 from phloem.engine.engine import Outcome
-from phloem.engine.layout import KEY, MARK, ORG, RING, Mark, Tables, Tail
+from phloem.engine.layout import COUNT, COUNT_EVERY, KEY, MARK, ORG, RING, Mark, Tables, Tail
 from phloem.engine.ledger import Row, now_us
 from sapflow.entry import HEAD_BYTES, LogEntry, encode_entry, entry_counts, received_us
 
@@ -53,6 +53,8 @@ class Writer:
             tail = Tail.read(self._txn, self._tables, number)
         position = tail.next
         self._txn.put(KEY.pack(number, position), data, db=self._tables.entries, dupdata=False)
+        if position % COUNT_EVERY == 0:
+            self._txn.put(KEY.pack(number, position), COUNT.pack(tail.records), db=self._tables.counts)
         self._tails[number] = Tail(
             tail.first,
             position + 1,
@@ -125,6 +127,8 @@ def remove_oldest(
         _, records = entry_counts(head)
         if size:
             cursor.delete()
+        if tail.first % COUNT_EVERY == 0:
+            txn.delete(key, db=tables.counts)
         tail = evolve(
             tail,
             first=tail.first + 1,

@@ -26,7 +26,7 @@ import trio
 from sapflow.cli.fleet_file import FleetFile
 from sapflow.cli.fleet_file import read_fleet as read_fleet
 from sapflow.cli.fleet_file import read_status as read_status
-from sapflow.cli.ledger import show_ledger
+from sapflow.cli.ledger import asked_for, ledger_options, show_ledger
 from sapflow.cli.meaning import registry_of
 from sapflow.config import Config
 from sapflow.config_file import check, describe, dumps, load
@@ -352,21 +352,13 @@ def _announce(supervisor: Supervisor, as_json: bool, config: Config) -> None:
 @click.command("status")
 @click.option("--data", default="sapflow-data", show_default=True, help="The fleet's data directory.")
 @click.option("--json", "as_json", is_flag=True, help="Everything, as one JSON object.")
-@click.option("--ledger", "org", metavar="ORG", help="What became of an org's records instead, and whether it closes.")
-@click.option("--streams", is_flag=True, help="With --ledger: those of each of its streams.")
-@click.option(
-    "--token-file", type=click.Path(path_type=Path), help="With --ledger: the org's own; the fleet's if none."
-)
-@click.option("--to", help="With --ledger: another consume door, link://HOST:PORT.")
-def status_command(
-    data: str, as_json: bool, org: str | None, streams: bool, token_file: Path | None, to: str | None
-) -> None:
+@ledger_options
+def status_command(data: str, as_json: bool, **ledger: Any) -> None:
     """Show the processes: memory, CPU, what is held, and the ratio out/in beside what it should be."""
-    if org is not None:
-        show_ledger(org, data=data, to=to, token_file=token_file, streams=streams, as_json=as_json)
+    asked = asked_for(data, **ledger)
+    if asked is not None:
+        show_ledger(asked, as_json=as_json)
         return
-    if streams or token_file or to:
-        raise click.UsageError("--streams, --token-file and --to belong to --ledger")
     statuses = read_status(read_fleet(data))
     if as_json:
         click.echo(json.dumps(statuses))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 import trio
+from attrs import frozen
 
 from sapflow.cli.fleet_file import read_fleet
 from sapflow.cli.options import read_token
@@ -24,18 +27,64 @@ MEANINGS = {
 }
 
 
-def show_ledger(org: str, *, data: str, to: str | None, token_file: Path | None, streams: bool, as_json: bool) -> None:
+OPTIONS = (
+    click.option(
+        "--ledger", "org", metavar="ORG", help="What became of an org's records instead, and whether it adds up."
+    ),
+    click.option("--streams", is_flag=True, help="With --ledger: of each of its streams."),
+    click.option("--position", type=click.IntRange(min=0), help="With --ledger: what is left to read behind it."),
+    click.option(
+        "--token-file", type=click.Path(path_type=Path), help="With --ledger: the org's token, not the fleet's."
+    ),
+    click.option("--to", help="With --ledger: another consume door, link://HOST:PORT."),
+)
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+@frozen
+class Asked:
+    """Whose ledger, of which door, with what credential, and how much of it."""
+
+    org: str
+    data: str
+    to: str | None = None
+    token_file: Path | None = None
+    streams: bool = False
+    position: int | None = None
+
+    async def answer(self) -> OrgLedger:
+        """What the door says."""
+        url = self.to or f"link://{read_fleet(self.data)['doors']['consume']}"
+        token = read_token(self.token_file or Path(self.data) / "fleet.token")
+        return await ledger(url, self.org, token, streams=ROWS if self.streams else 0, position=self.position)
+
+
+def ledger_options(command: Command) -> Command:
+    """The options of `status` that are about the ledger."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+def asked_for(data: str, org: str | None, **how: Any) -> Asked | None:
+    """What they ask for; None when no ledger is asked for. Raises UsageError for those that make no sense without."""
+    if org is not None:
+        return Asked(org, data, **how)
+    if any(value not in (None, False) for value in how.values()):
+        raise click.UsageError("--streams, --position, --token-file and --to belong to --ledger")
+    return None
+
+
+def show_ledger(asked: Asked, *, as_json: bool) -> None:
     """Print it. Raises SapflowError when it cannot be had, or does not close."""
-    url = to or f"link://{read_fleet(data)['doors']['consume']}"
-    token = read_token(token_file or Path(data) / "fleet.token")
-    found = trio.run(lambda: ledger(url, org, token, streams=ROWS if streams else 0))
+    found = trio.run(asked.answer)
     if as_json:
-        rows = {"rows": [row.as_json() for row in found.rows]} if streams else {}
+        rows = {"rows": [row.as_json() for row in found.rows]} if asked.streams else {}
         click.echo(json.dumps({**found.as_json(), **rows}))
     else:
         click.echo("\n".join(ledger_lines(found)))
     if not found.closes:
-        raise SapflowError(f"the ledger of {org} does not close; see above")
+        raise SapflowError(f"the ledger of {asked.org} does not close; see above")
 
 
 def ledger_lines(found: OrgLedger) -> list[str]:
@@ -56,6 +105,10 @@ def ledger_lines(found: OrgLedger) -> list[str]:
     ]
     lines += [_line(f"+ refused: {reason}", count) for reason, count in sorted(account.refused.items())]
     lines += ["", _line("stored", total.stored), _line("= kept", found.kept), _line("+ removed", found.removed)]
+    if found.backlog is not None:
+        read = total.stored - found.backlog.records
+        lines += ["", _line("stored", total.stored), _line(f"= read, to {found.backlog.position:,}", read)]
+        lines += [_line("+ backlog", found.backlog.records)]
     if account.faults:
         lines += ["", "messages and sets that could not be read"]
         lines += [_line(reason, count) for reason, count in sorted(account.faults.items())]

@@ -12,8 +12,11 @@ from sapflow.link import Closed, Connection, Event, Noticed, Side
 from sapflow.link.frames import Close, Hint, LinkLimits
 
 
-async def ledger(url: str, org: str, token: str, *, streams: int = 0, timeout_s: float = 30.0) -> OrgLedger:
-    """An org's ledger, with the rows of at most so many of its streams, those heard of last.
+async def ledger(
+    url: str, org: str, token: str, *, streams: int = 0, position: int | None = None, timeout_s: float = 30.0
+) -> OrgLedger:
+    """An org's ledger, with the rows of at most so many of its streams, those heard of last; and, given the position
+    up to which somebody has read, with what is left to read.
 
     Raises Refused for a credential or org that is not accepted, LinkError for another protocol, Unreachable when the
     door does not answer in time.
@@ -24,7 +27,7 @@ async def ledger(url: str, org: str, token: str, *, streams: int = 0, timeout_s:
                 connection = Connection(Side.CLIENT, LinkLimits(max_batch_bytes=MAX_FEED_BYTES))
                 await stream.send(connection.hello(Hint(org=org), role="consumer", token=token))
                 await welcomed(stream, connection)
-                await stream.send(connection.subscribe(org=org, ledger=True, streams=streams))
+                await stream.send(connection.subscribe(org=org, ledger=True, streams=streams, position=position))
                 return await _told(stream, connection)
     except (TimeoutError, anyio.BrokenResourceError):
         raise Unreachable(f"{url} did not tell its ledger within {timeout_s:g} s; is it a consume door?") from None

@@ -26,7 +26,7 @@ Buffers = tuple[bytes, ...]
 """What is to be sent, as pieces in order, so that a payload is not copied to join it to its header."""
 
 MAGIC = b"SAPL"
-VERSION = 1
+VERSION = 2
 PREAMBLE = struct.Struct("!4sBxH")
 HEADER = struct.Struct("!BxxxI")
 BATCH = struct.Struct("!IQIIQH")

@@ -75,7 +75,7 @@ async def test_one_that_closes_in_the_midst_of_its_preamble_is_let_go_at_once() 
     door = LinkDoor(place=lambda *_: None, dial=nobody, left=lambda _: None, preamble_timeout_s=60)
     async with serving(door) as (host, port):
         connection = await trio.open_tcp_stream(host, port)
-        await connection.send_all(b"SAPL\x01")
+        await connection.send_all(b"SAPL\x02")
         await until(lambda: door.unplaced == 1)
         await connection.aclose()
         await until(lambda: door.counts.refused == 1)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from phloem.engine import ledger as rows
 from phloem.engine.embedded import EmbeddedLog
 from sapflow.entry import LogEntry
-from sapflow.ledger import OrgLedger, StreamLedger
+from sapflow.ledger import Backlog, OrgLedger, StreamLedger
 from sapflow.link.account import Account
 
 LATER_US = 1 << 62
@@ -74,7 +74,21 @@ def test_what_retention_removes_was_stored_all_the_same(tmp_path: Path) -> None:
     log.remove_oldest("acme", before_us=LATER_US, keep_bytes=1 << 30, at_most=3)
     found = log.ledger("acme")
     assert (found.total.stored, found.kept, found.removed, found.closes) == (10, 4, 6, True)
-    assert log.behind("acme", 4) == (1, 2)
+
+
+@pytest.mark.parametrize("removed", [0, 3, 256, 300, 700])
+def test_what_is_left_to_read_behind_a_position_is_counted(tmp_path: Path, removed: int) -> None:
+    log = EmbeddedLog.open(tmp_path)
+    store(log, *(an_entry(seq, records=seq % 7) for seq in range(1, 701)))
+    store(log, an_entry(1), org="other")
+    if removed:
+        assert log.remove_oldest("acme", before_us=LATER_US, keep_bytes=0, at_most=removed) == removed
+    for position in (0, 1, removed, 255, 256, 257, 511, 512, 513, 699, 700, 9000):
+        left = range(max(position, removed) + 1, 701)
+        found = log.backlog("acme", position)
+        assert (found.batches, found.records) == (len(left), sum(seq % 7 for seq in left)), position
+        assert found.position == max(removed, min(position, 700))
+    assert log.backlog("nobody", 1) == Backlog(0, 0, 0)
 
 
 def test_streams_that_are_silent_for_long_are_folded_into_their_orgs_sum(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from phloem.engine.kafka.settings import KafkaSettings
 from phloem.engine.kafka.topics import Topics
 from sapflow.entry import LogEntry, encode_entry, entry_number
 from sapflow.errors import StorageError
-from sapflow.ledger import OrgLedger
+from sapflow.ledger import Backlog, OrgLedger
 
 LEARN_BYTES = 64 << 20
 """What is read at most to find out whether another node stored what is missing."""
@@ -230,6 +230,10 @@ class KafkaLog:
 
     def ledger(self, org: str, *, most_rows: int = 0) -> OrgLedger | None:
         """None: no ledger is kept here."""
+        return None
+
+    def backlog(self, org: str, position: int) -> Backlog | None:
+        """None: an org's entries are not counted apart from those of the others in its partition."""
         return None
 
     def holds(self, org: str) -> bool:
