@@ -22,7 +22,7 @@ from attrs import define, field, frozen
 from meter.batching import Draft, telling
 from meter.lanes import KeptStream, Lane
 from meter.spool import Spool
-from meter.spooled import SPOOL_FULL, Applied, Changes, Cut, Put, Read, StreamRecord, beginning, entry_charge
+from meter.spooled import SPOOL_FULL, Applied, Changes, Cut, Put, Read, StreamRecord, entry_charge
 from sapflow.link import Batch, StreamId
 from sapflow.link.account import NOTHING, Account
 
@@ -420,7 +420,7 @@ class Keeping:
         self.streams[stream.id] = stream
         lane.streams.insert(lane.streams.index(stream), done)
         self._pending = deque(
-            Put(stream.id, beginning(put.batch), put.offered, put.offset) if put.stream == done.id else put
+            Put(stream.id, put.batch, put.offered, put.offset) if put.stream == done.id else put
             for put in self._pending
         )
         self._settle(done)

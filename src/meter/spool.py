@@ -248,6 +248,7 @@ class _Work:
         self.touched_bytes = 0
         self._spool = spool
         self._txn = txn
+        self._anyone_owes = bool(txn.stat(spool.owed)["entries"])
 
     def do(self, changes: Changes) -> None:
         """All of it, in the order that `Changes` says."""
@@ -329,6 +330,7 @@ class _Work:
     def _owe(self, record: StreamRecord, account: Account) -> None:
         owner = _owner(record)
         total = self._owed(record) + account
+        self._anyone_owes = True
         value = OWNER.pack(len(owner)) + owner + total.encode(0)
         self._txn.put(_owed_key(owner), value, db=self._spool.owed)
 
@@ -375,10 +377,12 @@ class _Work:
         if batch.seq <= record.last:
             return self._told(record, batch)
         assert batch.seq == record.last + 1, (record, batch.seq)
-        if owed := self._owed(record):
+        if self._anyone_owes and (owed := self._owed(record)):
             account = decode_account(batch.account, batch.records) + owed
             batch = attrs.evolve(batch, account=account.encode(batch.records))
             self._txn.delete(_owed_key(_owner(record)), db=self._spool.owed)
+        if record.lane != record.id:
+            batch = beginning(batch)
         counts = (batch.received_us, batch.messages, batch.records)
         entry = LogEntry(put.stream, batch.seq, record.exporter, *counts, batch.payload, batch.account)
         data, _ = encode_entry(entry)

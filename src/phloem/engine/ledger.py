@@ -28,6 +28,8 @@ ROW = struct.Struct(f"!QQQQ{len(FIGURES)}q")
 exporter, the account's reasons, and how many streams a folded row is of."""
 MOST = (1 << 62) - 1
 """A figure that would be more stays at this: nobody's lies break a row."""
+MAX_EXPORTER = 255
+"""Characters of an exporter's name that a row keeps."""
 _BATCHES, _STORED, _MISSING, _ACCOUNT = 1, 2, 3, 4
 UNREADABLE_ACCOUNT = "account"
 """Among the faults: an account that is none."""
@@ -48,7 +50,7 @@ class Row:
         """A batch of the stream is stored: `first` when the log has never seen the stream."""
         figures, records = self._figures, entry.records
         if not self._text:
-            self._text = _text(entry.exporter, NOTHING)
+            self._text = _text(entry.exporter[:MAX_EXPORTER], NOTHING)
         figures[_BATCHES] += 1
         figures[_STORED] += records
         if not entry.account:

@@ -10,6 +10,8 @@ from meter.keeping import Keeping, KeepingSettings
 from meter.spool import KEY, MIN_BYTES, Spool, SpoolFull
 from meter.spooled import DAMAGED, Changes, Put, StreamRecord
 from meter.spooling import random_id
+from phloem.engine.embedded import EmbeddedLog
+from sapflow.entry import LogEntry
 from sapflow.errors import ConfigurationError, StorageError
 from sapflow.link import Batch, StreamId
 from sapflow.link.account import NOTHING, Account, decode_account
@@ -234,3 +236,25 @@ def test_batches_for_which_there_was_no_room_come_again_in_order_before_what_cam
     keeping.put_back(changes)
     assert keeping.applied(changes, keeping.spool.write(changes)) == []
     assert [batch.seq for _ in range(3) for batch in written(keeping)] == list(range(1, 10))
+
+
+@pytest.mark.parametrize("damaged", [1, 4, 9])
+def test_the_ledger_closes_over_a_batch_that_could_not_be_read_back(tmp_path: Path, damaged: int) -> None:
+    keeping = a_keeping(tmp_path / "spool")
+    stream = put(keeping, 9)
+    written(keeping)
+    keeping.spool.close()
+    flip(tmp_path / "spool", stream, damaged)
+    again = a_keeping(tmp_path / "spool")
+    log = EmbeddedLog.open(tmp_path / "log")
+    while again.streams:
+        changes = again.collect()
+        for offer in again.applied(changes, again.spool.write(changes)):
+            batch = offer.batch
+            counts = (batch.received_us, batch.messages, batch.records)
+            entry = LogEntry(offer.stream.id, batch.seq, "x", *counts, batch.payload, batch.account)
+            assert log.append([("acme", entry)])[0].kind == "stored"
+            again.acknowledged(offer.stream.id, batch)
+    found = log.ledger("acme")
+    assert found.closes, found.differences()
+    assert (found.total.stored, dict(found.total.account.refused)) == (16, {DAMAGED: 2})

@@ -108,6 +108,8 @@ def test_an_account_that_is_none_stops_no_commit_and_no_figure_breaks_a_row(tmp_
     broken = LogEntry(bytes(16), 1, "x", 7, 1, 2, b"messages", b"\xff\xff\xff")
     found = store(log, broken)
     assert (dict(found.total.account.faults), found.differences()) == ({"account": 1}, {"stored": -2})
+    store(log, LogEntry(bytes([2]) * 16, 1, "n" * 60_000, 7, 1, 2, b"messages"), org="b")
+    assert len(log.ledger("b", most_rows=1).rows[0].exporter) == rows.MAX_EXPORTER
     row = StreamLedger(Account(received=1 << 80))
     assert rows.decode_row(bytes(20), rows.encode_row(row))[0].account.received == rows.MOST
 
