@@ -55,6 +55,7 @@ class FakeKafka:
     reports: deque[KafkaError | None] = field(factory=deque)
     """What becomes of the next entries; without one they are stored."""
     brokers: int = 1
+    tells_offsets: bool = True
     calls: Counter[str] = field(factory=Counter)
     producers: list[FakeProducer] = field(factory=list)
     consumers: list[FakeConsumer] = field(factory=list)
@@ -115,7 +116,7 @@ class FakeProducer:
             topic, partition, key, value, report = self.waiting.popleft()
             fault = self.kafka.reports.popleft() if self.kafka.reports else None
             at = self.kafka.store(topic, partition, key, value) if fault is None else -1
-            report(fault, FakeMessage(at))
+            report(fault, FakeMessage(at if self.kafka.tells_offsets else -1001))
         return 0
 
     def purge(self, in_queue: bool = True, in_flight: bool = True, blocking: bool = True) -> None:

@@ -100,6 +100,14 @@ def test_what_kafka_refuses_to_take_is_an_error_and_nothing_is_acknowledged() ->
     assert stored(kafka) == []
 
 
+def test_what_is_stored_at_an_offset_that_kafka_does_not_say_is_stored() -> None:
+    kafka = FakeKafka(tells_offsets=False)
+    log = a_log(kafka)
+    assert kinds(log, an_entry(1), an_entry(2)) == ["stored", "stored"]
+    assert kinds(log, an_entry(2), an_entry(3), an_entry(9)) == ["duplicate", "stored", "refused"]
+    assert stored(kafka) == [1, 2, 3]
+
+
 def test_requests_shrink_with_each_failure_and_grow_again() -> None:
     kafka = FakeKafka()
     log = a_log(kafka)

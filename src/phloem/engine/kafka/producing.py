@@ -26,6 +26,8 @@ from sapflow.errors import StorageError
 log = structlog.get_logger()
 
 POLL_S = 0.1
+UNKNOWN = -1
+"""An offset that Kafka did not say."""
 LEAST_REQUEST_BYTES = 16 << 10
 MOST_REQUEST_BYTES = 256 << 10
 """Of one partition's entries; one entry may be larger. With requests of 1 MiB librdkafka's thread took 1.3 s of CPU to
@@ -46,7 +48,7 @@ class Draft:
 class _Group:
     """What is known of a group that is on its way."""
 
-    offsets: list[int]
+    offsets: list[int | None]
     waiting: int
     error: KafkaError | None = None
     heard: float = field(factory=time.monotonic)
@@ -57,7 +59,8 @@ class _Group:
         self.waiting -= 1
         self.heard = time.monotonic()
         if error is None:
-            self.offsets[index] = message.offset()
+            # Of an entry that was stored by an earlier try Kafka may not say where.
+            self.offsets[index] = max(message.offset(), UNKNOWN)
         elif self.error is None or self.error.code() == KafkaError._PURGE_QUEUE:
             self.error = error
 
@@ -80,7 +83,8 @@ class Producing:
         self._is_interrupted = True
 
     def store(self, drafts: Sequence[Draft], on_stored: Callable[[int, int], None]) -> None:
-        """Produce, and wait for every report; `on_stored(index, offset)` is called for each that is known to be stored.
+        """Produce, and wait for every report; `on_stored(index, offset)` is called for each that is known to be stored,
+        its offset perhaps UNKNOWN.
 
         Raises StorageError, when an entry fails or none is stored for too long: then some may be stored without that
         being known.
@@ -88,7 +92,7 @@ class Producing:
         if not drafts:
             return
         self.turned_away = {draft.place.topic for draft in drafts}
-        group = _Group([-1] * len(drafts), len(drafts))
+        group = _Group([None] * len(drafts), len(drafts))
         try:
             with self._trouble.told("the log cannot be written"):
                 producer = self._open()
@@ -110,10 +114,10 @@ class Producing:
             self.throw_away()
             self._request_bytes *= 2
 
-    def _tell(self, drafts: Sequence[Draft], offsets: list[int], on_stored: Callable[[int, int], None]) -> None:
+    def _tell(self, drafts: Sequence[Draft], offsets: list[int | None], on_stored: Callable[[int, int], None]) -> None:
         lacking: set[Place] = set()
         for index, (draft, offset) in enumerate(zip(drafts, offsets, strict=True)):
-            if offset < 0:
+            if offset is None:
                 lacking.add(draft.place)
             elif draft.place not in lacking:
                 on_stored(index, offset)
