@@ -116,4 +116,4 @@ def test_c07_a_full_disk_means_no_acknowledgement_and_work_goes_on_when_there_is
     lines = [json.loads(line) for line in (tmp_path / "up.log").read_text().splitlines() if line.startswith("{")]
     told = [line for line in lines if line.get("event") == "log cannot be written"]
     assert told
-    assert "free space" in told[0]["advice"]
+    assert "free space" in told[0]["reason"]
