@@ -1,40 +1,62 @@
 """Which collector takes a stream or a link: by what collectors reported, plus what was promised to them since.
 
-Pure: state in, decision with its reason out; the clock is the caller's.
+Pure: state in, decision with its reason out; clock and dice are the caller's.
 
-Rule 1: load = reported bytes/s + reservations. Each placement reserves a predicted rate, never 0, that fades over 30 s
-        as the measured one takes its place. So a thousand placements between two reports do not all go to one.
+Rule 1: load = reported bytes/s, or what this balancer itself sends there when that is more, + reservations. Each
+        placement reserves a predicted rate, never 0, that fades over 30 s as the measured one takes its place. So a
+        thousand placements between two reports do not all go to one.
 Rule 2: a collector without a report counts as average, never as empty.
-Rule 3: one whose report is old, whose loop is late or whose budget is nearly full is not eligible; when none is, the
-        placement is refused, and the caller waits.
-Rule 4: an org's own share on a collector counts twice, so that no collector holds all of an org.
-Rule 5: one that failed is left out for a moment: empty because it just died is not idle.
+Rule 3: one whose report is old, whose loop is late, whose budget is nearly full, or which gives no sign of work is not
+        eligible; when none is, the placement is refused, and the caller waits. When all reports are old it is the
+        reports that have stopped: all then count as average.
+Rule 4: an org has a width of two collectors at least, and its own share on one counts twice, so none holds all of it.
+Rule 5: one that failed is left out for a moment: empty because it just died is not idle. One that is new, or was away,
+        ramps up: it takes a part that grows to the whole over `ramp_s`.
+Rule 6: links are admitted to a collector at a rate that it can bear; what is over waits.
+Rule 7: up to `few` collectors are all compared; of more, two at random.
+Rule 8: a wanted collector is taken when it is eligible and not past `start` times the mean: who lies gains nothing.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+import random
+from collections import Counter
 from collections.abc import Hashable, Iterable
 
 from attrs import define, field, frozen
 
-FADE_S = 30.0
+from balancer.rebalancing import CollectorLoad
+from balancer.remembered import RememberedRates
+from balancer.reservations import Reservations
+
 STALE_S = 5.0
 MAX_LAG_S = 2.0
 MAX_FILL = 0.9
 FAILED_PAUSE_S = 1.0
-DEFAULT_RATE = 10_000.0
-"""bytes/s reserved for a stream that nothing is known of."""
+LEAST_RAMP = 0.1
+WANTED_MOST = 1.25
+"""Times the mean: a wanted collector that has more is not taken."""
+
+
+@frozen
+class PlacementSettings:
+    """What may be chosen; the rest are named constants of this module."""
+
+    ramp_s: float = 10.0
+    links_per_s: float = 1000.0
+    """Links admitted to one collector."""
+    few: int = 8
 
 
 @frozen
 class Report:
-    """What a collector says of itself once a second."""
+    """What a collector says of itself once a second. `up_s`: for how long it has been there, when that is known."""
 
     bytes_per_s: float
     lag_s: float
     held_bytes: int
     budget_bytes: int
+    up_s: float | None = None
 
 
 @frozen
@@ -53,112 +75,185 @@ class Refusal:
 
 
 @define
-class _Promise:
-    collector: str
-    org: str
-    rate: float
-    at: float
-
-
-@define
 class _Collector:
     since: float
     report: Report | None = None
     reported_at: float = 0.0
     failed_until: float = 0.0
+    idle_until: float = 0.0
+    """Until then it is left out, since it gave no sign of work."""
+    why_idle: str = ""
+    sent: float = 0.0
+    tokens: float = 0.0
+    tokens_at: float = float("-inf")
 
 
 @define
 class Placement:
     """The state of one balancer's placements; all of it comes back within one report interval of a restart."""
 
+    settings: PlacementSettings = PlacementSettings()
+    rates: RememberedRates = field(factory=RememberedRates)
+    dice: random.Random = field(factory=random.Random)
+    reserved: Reservations = field(factory=Reservations)
     _collectors: dict[str, _Collector] = field(factory=dict)
-    _promises: dict[Hashable, _Promise] = field(factory=dict)
+    _seen_orgs: Counter[tuple[str, str]] = field(factory=Counter)
 
     def members(self, names: Iterable[str], now: float) -> None:
         """The collectors that there are."""
         wanted = set(names)
-        for name in wanted - self._collectors.keys():
+        for name in sorted(wanted - self._collectors.keys()):
             self._collectors[name] = _Collector(since=now)
-        for name in self._collectors.keys() - wanted:
+        for name in list(self._collectors.keys() - wanted):
             del self._collectors[name]
 
     def report(self, name: str, report: Report, now: float) -> None:
         """A collector reported."""
         if name in self._collectors:
             collector = self._collectors[name]
+            if collector.report is None and report.up_s is not None:
+                # A balancer that was just started takes nobody for new who is not.
+                collector.since = min(collector.since, now - report.up_s)
             collector.report, collector.reported_at = report, now
+
+    def sent(self, name: str, rate: float) -> None:
+        """What this balancer itself sends to a collector, in bytes/s: less than that it cannot have."""
+        if name in self._collectors:
+            self._collectors[name].sent = rate
+
+    def seen(self, orgs: Counter[tuple[str, str]]) -> None:
+        """How many streams of an org are on a collector, as far as collectors say: (org, collector)."""
+        self._seen_orgs = orgs
 
     def failed(self, name: str, now: float) -> None:
         """A collector could not be reached, or its link broke."""
         if name in self._collectors:
-            self._collectors[name].failed_until = now + FAILED_PAUSE_S
+            collector = self._collectors[name]
+            collector.failed_until = collector.since = now + FAILED_PAUSE_S
+
+    def idle(self, name: str, until: float, why: str) -> None:
+        """A collector gives no sign of work: left out until then, and then taken for new."""
+        if name in self._collectors:
+            collector = self._collectors[name]
+            collector.idle_until = collector.since = until
+            collector.why_idle = why
 
     def released(self, key: Hashable) -> None:
         """What was placed under `key` is no more."""
-        self._promises.pop(key, None)
+        self.reserved.remove(key)
 
     def place(
-        self, key: Hashable, org: str, now: float, *, exclude: Iterable[str] = (), want: str = ""
+        self,
+        key: Hashable,
+        org: str,
+        now: float,
+        *,
+        exclude: Iterable[str] = (),
+        want: str = "",
+        known_as: Hashable = None,
+        is_link: bool = False,
     ) -> Decision | Refusal:
-        """Choose a collector for `key`, and reserve a rate for it there."""
-        self._promises.pop(key, None)
-        left_out = set(exclude)
-        eligible: list[str] = []
-        reasons: dict[str, str] = {}
-        for name, collector in self._collectors.items():
-            reason = "tried already" if name in left_out else self._unfit(collector, now)
-            if reason:
-                reasons[name] = reason
-            else:
-                eligible.append(name)
+        """Choose a collector for `key`, and reserve a rate for it there: what was measured of `known_as` before."""
+        self.reserved.remove(key)
+        eligible, reasons = self._eligible(set(exclude), now, is_link)
         if not eligible:
             return Refusal("; ".join(f"{name}: {why}" for name, why in sorted(reasons.items())) or "no collectors")
         loads = self.loads(now)
-        rate = self._predict(org)
-        if want in eligible:
+        rate = self.rates.predict(key if known_as is None else known_as, org)
+        mean = sum(loads.values()) / len(loads)
+        if want in eligible and loads[want] <= WANTED_MOST * mean:
             decision = Decision(want, "wanted after a move")
         else:
-            shares = self._org_loads(org, now)
-            best = min(eligible, key=lambda name: (loads[name] + shares[name], name))
-            decision = Decision(best, f"least load: {loads[best]:,.0f} B/s of {len(eligible)} eligible")
-        self._promises[key] = _Promise(decision.collector, org, rate, now)
+            decision = self._least(eligible, org, rate, loads, now)
+        self.reserved.add(key, decision.collector, org, rate, now)
+        if is_link:
+            self._collectors[decision.collector].tokens -= 1.0
         return decision
 
     def loads(self, now: float) -> dict[str, float]:
         """bytes/s of each collector: reported, or average when unknown, plus what is reserved."""
-        known = [c.report.bytes_per_s for c in self._collectors.values() if c.report and now - c.reported_at < STALE_S]
+        known = [c.report.bytes_per_s for c in self._collectors.values() if c.report and self._is_fresh(c, now)]
         average = sum(known) / len(known) if known else 0.0
-        loads = {
-            name: c.report.bytes_per_s if c.report is not None and now - c.reported_at < STALE_S else average
+        left = self.reserved.left
+        return {name: self._measured(c, average, now) + left(name, now) for name, c in self._collectors.items()}
+
+    def measured(self, now: float) -> list[CollectorLoad]:
+        """Those that report: what they really have, why nothing may go there, and how far they have ramped up."""
+        return [
+            CollectorLoad(name, self._measured(c, 0.0, now), self._unfit(c, now), self._ramp(c, now))
             for name, c in self._collectors.items()
-        }
-        for promise in self._promises.values():
-            if promise.collector in loads:
-                loads[promise.collector] += self._left(promise, now)
-        return loads
+            if c.report is not None and self._is_fresh(c, now)
+        ]
 
-    def _org_loads(self, org: str, now: float) -> dict[str, float]:
-        shares: dict[str, float] = defaultdict(float)
-        for promise in self._promises.values():
-            if promise.org == org:
-                shares[promise.collector] += promise.rate
-        return shares
+    def unfit(self, now: float) -> dict[str, str]:
+        """Why a collector takes nothing now, for those that do not."""
+        reasons = {name: self._unfit(c, now) for name, c in self._collectors.items()}
+        return {name: why for name, why in reasons.items() if why}
 
-    def _left(self, promise: _Promise, now: float) -> float:
-        return promise.rate * max(0.0, 1 - (now - promise.at) / FADE_S)
+    def _eligible(self, left_out: set[str], now: float, is_link: bool) -> tuple[list[str], dict[str, str]]:
+        eligible: list[str] = []
+        reasons: dict[str, str] = {}
+        reports_stopped = not any(c.report is None or self._is_fresh(c, now) for c in self._collectors.values())
+        for name, collector in self._collectors.items():
+            reason = "tried already" if name in left_out else self._unfit(collector, now, reports_stopped)
+            if not reason and is_link and not self._admits(collector, now):
+                reason = f"it takes {self.settings.links_per_s:g} links/s"
+            if reason:
+                reasons[name] = reason
+            else:
+                eligible.append(name)
+        return eligible, reasons
 
-    def _predict(self, org: str) -> float:
-        rates = sorted(promise.rate for promise in self._promises.values() if promise.org == org)
-        return max(rates[len(rates) // 2] if rates else DEFAULT_RATE, 1.0)
+    def _least(self, eligible: list[str], org: str, rate: float, loads: dict[str, float], now: float) -> Decision:
+        shares = self.reserved.of_org(org)
+        candidates, narrowed = self._with_width(eligible, org, shares)
+        if len(candidates) > self.settings.few:
+            candidates = self.dice.sample(candidates, 2)
+            narrowed = f"{narrowed}, two of them compared"
 
-    def _unfit(self, collector: _Collector, now: float) -> str:
+        def score(name: str) -> tuple[float, str]:
+            ramp = self._ramp(self._collectors[name], now)
+            return (loads[name] + shares.get(name, 0.0) + (rate if ramp < 1.0 else 0.0)) / ramp, name
+
+        best = min(candidates, key=score)
+        return Decision(best, f"least load: {loads[best]:,.0f} B/s of {len(eligible)} eligible{narrowed}")
+
+    def _with_width(self, eligible: list[str], org: str, shares: dict[str, float]) -> tuple[list[str], str]:
+        """An org that is on one collector alone goes to another next."""
+        on = set(shares) | {name for (its, name), count in self._seen_orgs.items() if its == org and count}
+        others = [name for name in eligible if name not in on]
+        if len(on) == 1 and others and len(others) < len(eligible):
+            return others, f" but {next(iter(on))}, where all of {org} is"
+        return eligible, ""
+
+    def _measured(self, collector: _Collector, average: float, now: float) -> float:
+        report = collector.report
+        known = report is not None and self._is_fresh(collector, now)
+        return max(report.bytes_per_s if known and report is not None else average, collector.sent)
+
+    def _is_fresh(self, collector: _Collector, now: float) -> bool:
+        return now - collector.reported_at <= STALE_S
+
+    def _ramp(self, collector: _Collector, now: float) -> float:
+        return min(1.0, max(LEAST_RAMP, (now - collector.since) / self.settings.ramp_s))
+
+    def _admits(self, collector: _Collector, now: float) -> bool:
+        """Whether one more link may go there now: a bucket that holds what is admitted in half a second."""
+        per_s = self.settings.links_per_s
+        most = max(1.0, per_s / 2)
+        collector.tokens = min(most, collector.tokens + max(0.0, now - collector.tokens_at) * per_s)
+        collector.tokens_at = now
+        return collector.tokens >= 1.0
+
+    def _unfit(self, collector: _Collector, now: float, reports_stopped: bool = False) -> str:
+        if now < collector.idle_until:
+            return collector.why_idle
         if now < collector.failed_until:
             return "failed just now"
         report = collector.report
-        if report is None:
+        if report is None or reports_stopped:
             return ""
-        if now - collector.reported_at > STALE_S:
+        if not self._is_fresh(collector, now):
             return f"no report for {now - collector.reported_at:.0f} s"
         if report.lag_s > MAX_LAG_S:
             return f"its loop is {report.lag_s:.1f} s late"
