@@ -27,18 +27,21 @@ class RelayCounts(Protocol):
 
 
 async def relay(
-    client: trio.SocketStream, upstream: trio.SocketStream, *, counters: RelayCounts, pipe_bytes: int = PIPE_BYTES
+    client: trio.SocketStream, upstream: trio.SocketStream, *counters: RelayCounts, pipe_bytes: int = PIPE_BYTES
 ) -> None:
-    """Carry bytes both ways until both directions have ended, or one side was reset."""
+    """Carry bytes both ways until both directions have ended, or one side was reset; all `counters` count them."""
 
     def taken(size: int) -> None:
-        counters.bytes_in += size
+        for counts in counters:
+            counts.bytes_in += size
 
     def given(size: int) -> None:
-        counters.bytes_out += size
+        for counts in counters:
+            counts.bytes_out += size
 
     def back(size: int) -> None:
-        counters.bytes_back += size
+        for counts in counters:
+            counts.bytes_back += size
 
     def nothing(_size: int) -> None: ...
 

@@ -24,7 +24,7 @@ from balancer.hints import MAX_HINT_BYTES, read_hint
 from meter.intake import Intake
 from sapflow.errors import LinkError, MalformedMessage, Unreachable
 from sapflow.link import LinkLimits
-from sapflow.link.frames import Close, Hint
+from sapflow.link.frames import MAGIC, Close, Frame, Hint, encode_json
 from sapflow.runtime.addresses import split_address
 from sapflow.runtime.seldom import Seldom
 from sapflow.runtime.transport import server_tls
@@ -32,6 +32,13 @@ from sapflow.runtime.transport import server_tls
 log = structlog.get_logger()
 
 OVER_FULL = "too many links wait to be placed"
+NO_ROOM = "no collector can take it now"
+PLACE_AGAIN_S = 0.05
+HOLD_S = 5.0
+"""A link that found no collector in time is told to come back after so long, jittered."""
+HOLD_TOLD_S = 1.0
+CUT_WITHIN_S = 2.0
+"""Links that are cut off from one collector do not all come back at the same moment."""
 
 
 @frozen
@@ -161,6 +168,25 @@ class ExporterDoor:
 
 
 @define
+class Carriage:
+    """Bytes carried, of one link or of all that went to one collector."""
+
+    bytes_in: int = 0
+    bytes_out: int = 0
+    bytes_back: int = 0
+
+
+@define(eq=False)
+class CarriedLink:
+    """A meter's link while it is carried."""
+
+    collector: str
+    hint: Hint
+    carriage: Carriage = field(factory=Carriage)
+    scope: trio.CancelScope = field(factory=trio.CancelScope)
+
+
+@define
 class LinkDoor:
     """Meters' links, placed by their hint and carried to a collector."""
 
@@ -176,40 +202,71 @@ class LinkDoor:
     unplaced: int = 0
     """Links that have not said, or not found, where they go."""
     counts: DoorCounts = field(factory=DoorCounts)
+    links: set[CarriedLink] = field(factory=set)
+    carriage: dict[str, Carriage] = field(factory=dict)
+    """By collector, of all links that it was ever given."""
     _refusals: Seldom = field(factory=Seldom)
+    _turn: trio.StrictFIFOLock = field(factory=trio.StrictFIFOLock)
 
     async def serve(self, stream: trio.SocketStream, peer: str) -> None:
         """One link, from its preamble until either side ends it."""
         link = object()
         try:
-            upstream = await self._placed(link, stream)
+            carried, upstream = await self._placed(link, stream)
         except (LinkError, trio.TooSlowError) as error:
             # It may have been placed, and its collector not reached in time.
             self.left(link)
             self.counts.refused += 1
-            reason = str(error) or "no preamble in time, or no collector can take it now"
+            reason = str(error) or "no preamble in time"
             if times := self._refusals.again(reason):
                 log.warning("link refused", peer=peer, reason=reason, times=times)
+            if reason == NO_ROOM:
+                await self._hold(stream)
             return
         self._refusals.over(OVER_FULL)
         self.counts.accepted += 1
         self.counts.open += 1
+        self.links.add(carried)
+        of_all = self.carriage.setdefault(carried.collector, Carriage())
         try:
-            async with upstream:
-                await relay(stream, upstream, counters=self.counts)
+            with carried.scope:
+                async with upstream:
+                    await relay(stream, upstream, self.counts, carried.carriage, of_all)
         finally:
+            self.links.discard(carried)
             self.counts.open -= 1
             self.left(link)
 
-    async def _placed(self, link: object, stream: trio.SocketStream) -> trio.SocketStream:
+    def cut(self, collector: str) -> int:
+        """Cut all links to a collector that does not work, over a while, so that they are placed anew: how many."""
+        cut = [link for link in self.links if link.collector == collector]
+        for link in cut:
+            link.scope.deadline = trio.current_time() + random.uniform(0, CUT_WITHIN_S)
+        return len(cut)
+
+    async def _hold(self, stream: trio.SocketStream) -> None:
+        """Tell a link to come back later, where that can be told in clear, and wait a moment for it to close."""
+        with trio.move_on_after(HOLD_TOLD_S):
+            try:
+                if bytes(await stream.receive_some(MAX_HINT_BYTES))[: len(MAGIC)] == MAGIC:
+                    await stream.send_all(encode_json(Frame.HOLD, {"seconds": HOLD_S, "reason": NO_ROOM}))
+                    while await stream.receive_some(MAX_HINT_BYTES):
+                        continue
+            except trio.BrokenResourceError:
+                return
+
+    async def _placed(self, link: object, stream: trio.SocketStream) -> tuple[CarriedLink, trio.SocketStream]:
         if self.unplaced >= self.max_unplaced:
             raise LinkError(OVER_FULL, code=Close.OVERLOADED)
         self.unplaced += 1
         try:
             with trio.fail_after(self.preamble_timeout_s):
                 hint = await self._peek(stream)
-            with trio.fail_after(self.place_timeout_s):
-                return await self._reach(link, hint)
+            try:
+                with trio.fail_after(self.place_timeout_s):
+                    return await self._reach(link, hint)
+            except trio.TooSlowError:
+                raise LinkError(NO_ROOM, code=Close.OVERLOADED) from None
         finally:
             self.unplaced -= 1
 
@@ -231,15 +288,10 @@ class LinkDoor:
         finally:
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
-    async def _reach(self, link: object, hint: Hint) -> trio.SocketStream:
+    async def _reach(self, link: object, hint: Hint) -> tuple[CarriedLink, trio.SocketStream]:
         tried: set[str] = set()
         while True:
-            placed = self.place(link, hint, tried)
-            if placed is None:
-                tried.clear()
-                await trio.sleep(0.1)
-                continue
-            name, address = placed
+            name, address = await self._place_in_turn(link, hint, tried)
             try:
                 upstream = await self.dial(address)
             except Unreachable as error:
@@ -248,4 +300,14 @@ class LinkDoor:
                 log.info("collector not reached", collector=name, reason=str(error))
                 continue
             assert isinstance(upstream, trio.SocketStream)
-            return upstream
+            return CarriedLink(name, hint), upstream
+
+    async def _place_in_turn(self, link: object, hint: Hint, tried: set[str]) -> tuple[str, str]:
+        """In the order that they came: while the first of them finds no collector, the others wait behind it."""
+        async with self._turn:
+            while True:
+                placed = self.place(link, hint, tried)
+                if placed is not None:
+                    return placed
+                tried.clear()
+                await trio.sleep(PLACE_AGAIN_S)

@@ -2,6 +2,8 @@
 
 nursery ── control plane (own listener), coordinator server (own listener; with the local coordinator only)
         ├─ coordinator: which collectors there are, and what they report ─▶ placement
+        ├─ steering ── a control link a collector: its load and its meters' streams ─▶ placement, moves ─▶ it
+        ├─ rounds: each second what goes where ─▶ who does no work is left; streams are moved
         ├─ exporter listeners (plain; TLS where configured) ── a task an exporter: intake, batches, its stream
         ├─ exporters' UDP door ── one task reads, another flushes; a stream for each exporter, which drops when full
         ├─ uplink ── a task a collector: connects, sends under credit, re-homes streams
@@ -16,18 +18,22 @@ from functools import partial
 from typing import Any
 
 import attrs
-import structlog
 import trio
 
 from balancer.backoff import Backoff, BackoffSettings
 from balancer.doors import ExporterDoor, ExporterTls, LinkDoor, SourceBinding, SourceBindings
-from balancer.placement import Decision, Placement, Report
+from balancer.idle import IdleCollectors, IdleSettings
+from balancer.placement import Placement, PlacementSettings
+from balancer.places import Places
+from balancer.rebalancing import Rebalancing, RebalancingSettings
+from balancer.rounds import Rounds
+from balancer.steering import Steering
 from meter.datagrams import DatagramIntake, DatagramSettings
 from meter.flowing import exporters_flow
 from meter.intake import Intake, IntakeSettings
 from meter.templates import TemplateStore
 from meter.udp import UdpDoor, bind_udp
-from meter.uplink import Target, Uplink, UplinkSettings, UplinkStream
+from meter.uplink import Uplink, UplinkSettings
 from sapflow.cluster.coordinator import coordinator
 from sapflow.cluster.server import CoordinatorServer
 from sapflow.cluster.view import View
@@ -36,71 +42,15 @@ from sapflow.link.frames import Hint
 from sapflow.monitor.control import serve_control
 from sapflow.monitor.process import ProcessFigures
 from sapflow.runtime.dial import dial
-from sapflow.runtime.seldom import Seldom
 from sapflow.runtime.serve import address_of, listen, serve
 
-log = structlog.get_logger()
-
 Announce = Callable[[dict[str, Any]], None]
-
-
-class _Places:
-    """The placement policy with the fleet's view: what the uplink and the link door ask."""
-
-    def __init__(self) -> None:
-        self.policy = Placement()
-        self._addresses: dict[str, str] = {}
-        self._waits = Seldom()
-
-    def on_change(self, view: View) -> None:
-        """The coordinator told who is there and what they report."""
-        now = trio.current_time()
-        self._addresses = {member.name: member.addresses["link"] for member in view.of_role("collector")}
-        self.policy.members(self._addresses, now)
-        for name in self._addresses:
-            load = view.loads.get(name)
-            if load:
-                report = Report(load["bytes_per_s"], load["lag_s"], load["held_bytes"], load["budget_bytes"])
-                self.policy.report(name, report, now)
-
-    def choose(self, stream: UplinkStream) -> Target | None:
-        """A collector for an exporter's stream."""
-        decision = self.policy.place(stream.id, stream.org, trio.current_time())
-        if not isinstance(decision, Decision):
-            if times := self._waits.again(stream.org):
-                who = {"org": stream.org, "exporter": stream.exporter}
-                log.warning("stream waits", **who, reason=decision.reason, times=times)
-            return None
-        self._waits.over(stream.org)
-        log.info(
-            "stream placed", stream=stream.id.hex(), org=stream.org, collector=decision.collector, why=decision.reason
-        )
-        return Target(decision.collector, self._addresses[decision.collector])
-
-    def failed(self, target: str) -> None:
-        """A link to a collector broke or could not be made."""
-        self.policy.failed(target, trio.current_time())
-
-    def released(self, stream: UplinkStream) -> None:
-        """A stream is no more."""
-        self.policy.released(stream.id)
-
-    def place_link(self, link: object, hint: Hint, tried: set[str]) -> tuple[str, str] | None:
-        """A collector for a meter's link; the hint places it and is not trusted."""
-        decision = self.policy.place(link, hint.org, trio.current_time(), exclude=tried, want=hint.want)
-        if not isinstance(decision, Decision):
-            return None
-        return decision.collector, self._addresses[decision.collector]
-
-    def link_left(self, link: object) -> None:
-        """A link that was placed ended."""
-        self.policy.released(link)
 
 
 async def run(config: Config, name: str, fleet_token: str, announce: Announce) -> None:
     """Be a balancer until cancelled."""
     mine, fleet = config.balancer, config.fleet
-    places = _Places()
+    places = Places(name, Placement(PlacementSettings(ramp_s=mine.ramp_s, links_per_s=mine.links_per_s)))
     connect = partial(dial, timeout_s=fleet.connect_timeout_s)
     uplink = Uplink(
         places,
@@ -160,6 +110,25 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
         place_timeout_s=mine.place_timeout_s,
         max_unplaced=mine.max_unplaced_links,
     )
+    steering = Steering(name, fleet_token, connect, places.on_told)
+    rebalancing = Rebalancing(
+        RebalancingSettings(
+            start=mine.rebalance_start,
+            stop=mine.rebalance_stop,
+            cooldown_s=fleet.move_cooldown_s,
+            settle_s=mine.rebalance_settle_s,
+            bytes_per_minute=mine.rebalance_bytes_per_minute,
+            least_bytes_per_s=mine.rebalance_least_bytes_per_s,
+        ),
+        random.random,
+    )
+    idle = IdleCollectors(IdleSettings(mine.idle_collector_s, mine.idle_pause_s))
+    rounds = Rounds(places, uplink, link_door, steering, rebalancing, idle, fleet.report_interval_s, mine.moves_direct)
+
+    def on_change(view: View) -> None:
+        places.on_change(view)
+        steering.collectors(places.addresses)
+
     figures = ProcessFigures()
     exporter_listener = await listen(mine.ipfix_tcp, what="exporters (IPFIX over TCP)")
     tls_listener = await listen(mine.ipfix_tls, what="exporters (IPFIX over TLS)") if mine.ipfix_tls else None
@@ -195,6 +164,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
                 },
                 **({"tls_door": attrs.asdict(tls_door.counts)} if tls_door is not None else {}),
                 "link_door": attrs.asdict(link_door.counts),
+                "moves": attrs.asdict(rounds.counts),
                 "coordinator": member.counts(),
                 **({"coordinator_server": {"operations": server.operations}} if server is not None else {}),
             },
@@ -236,17 +206,21 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
         addresses=addresses,
         fleet_token=fleet_token,
         load=load,
-        on_change=places.on_change,
+        on_change=on_change,
         reads_loads=True,
     )
     async with trio.open_nursery() as nursery:
-        addresses["control"] = await nursery.start(serve_control, mine.control, "balancer", status)
+        addresses["control"] = await nursery.start(
+            partial(serve_control, pages={"/why": places.why}), mine.control, "balancer", status
+        )
         nursery.start_soon(figures.run)
         if server is not None:
             nursery.start_soon(server.run)
             nursery.start_soon(partial(serve, max_connections=1000, what="coordinator"), server_listener, server.serve)
         nursery.start_soon(member.run)
         nursery.start_soon(uplink.run)
+        nursery.start_soon(steering.run)
+        nursery.start_soon(rounds.run)
         nursery.start_soon(udp_door.run)
         nursery.start_soon(
             partial(serve, max_connections=mine.max_connections, what="exporter"),

@@ -20,8 +20,7 @@ Rule 8: a wanted collector is taken when it is eligible and not past `start` tim
 from __future__ import annotations
 
 import random
-from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping, Set
 
 from attrs import define, field, frozen
 
@@ -97,7 +96,7 @@ class Placement:
     dice: random.Random = field(factory=random.Random)
     reserved: Reservations = field(factory=Reservations)
     _collectors: dict[str, _Collector] = field(factory=dict)
-    _seen_orgs: Counter[tuple[str, str]] = field(factory=Counter)
+    _seen: Mapping[str, Set[str]] = field(factory=dict)
 
     def members(self, names: Iterable[str], now: float) -> None:
         """The collectors that there are."""
@@ -121,9 +120,9 @@ class Placement:
         if name in self._collectors:
             self._collectors[name].sent = rate
 
-    def seen(self, orgs: Counter[tuple[str, str]]) -> None:
-        """How many streams of an org are on a collector, as far as collectors say: (org, collector)."""
-        self._seen_orgs = orgs
+    def seen(self, orgs: Mapping[str, Set[str]]) -> None:
+        """On which collectors an org has streams, as far as collectors say."""
+        self._seen = orgs
 
     def failed(self, name: str, now: float) -> None:
         """A collector could not be reached, or its link broke."""
@@ -220,7 +219,7 @@ class Placement:
 
     def _with_width(self, eligible: list[str], org: str, shares: dict[str, float]) -> tuple[list[str], str]:
         """An org that is on one collector alone goes to another next."""
-        on = set(shares) | {name for (its, name), count in self._seen_orgs.items() if its == org and count}
+        on = shares.keys() | self._seen.get(org, frozenset())
         others = [name for name in eligible if name not in on]
         if len(on) == 1 and others and len(others) < len(eligible):
             return others, f" but {next(iter(on))}, where all of {org} is"

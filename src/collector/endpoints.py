@@ -34,6 +34,8 @@ class StreamState:
     exporter: str
     outbox: Outbox = field(factory=Outbox)
     upstream: tuple[LinkSession, int] | None = None
+    taken_bytes: int = 0
+    """Of all batches that came, for its rate."""
 
 
 class DurableSubscription:
@@ -126,6 +128,7 @@ class Endpoint:
     def publish(self, state: StreamState, batch: Batch) -> None:
         """Take a batch whose bytes were received under credit."""
         self.taken.add(batch)
+        state.taken_bytes += batch.size
         change = state.outbox.put(batch)
         self.held_bytes += change
         if change != batch.size:

@@ -2,7 +2,7 @@
 
 nursery ── control plane (own listener)
         ├─ coordinator: joins, reports load each second
-        ├─ figures: event-loop lag
+        ├─ figures: event-loop lag; reporting: rates each second, told to each balancer's control link
         ├─ org table: read again when its file changes
         ├─ link listener ── a task a link, at most `max_links`; batches bounded by `budget_bytes` of credit
         └─ live listener ── a task a subscriber; each bounded by `live_buffer_bytes`, then sheds
@@ -17,7 +17,9 @@ from typing import Any
 import attrs
 import trio
 
+from collector.carried import CarriedSettings
 from collector.live import LiveDoor, LiveSettings
+from collector.reporting import Reporting
 from collector.sessions import Collector, CollectorSettings
 from sapflow.cluster.coordinator import coordinator
 from sapflow.config import Config
@@ -43,21 +45,14 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
         hello_timeout_s=mine.hello_timeout_s,
         idle_timeout_s=mine.idle_timeout_s,
         tls=server_tls(mine.tls_certificate, mine.tls_key) if mine.tls_certificate else None,
+        carried=CarriedSettings(config.fleet.move_cooldown_s, mine.move_timeout_s, mine.moves_ignored),
     )
     collector = Collector(settings, orgs.authenticate)
     live = LiveDoor(LiveSettings(buffer_bytes=mine.live_buffer_bytes), orgs.authenticate, collector.endpoint)
     figures = ProcessFigures()
     link_listener = await listen(mine.link, what="links")
     live_listener = await listen(mine.live, what="live subscribers")
-    rate = _Rate()
-
-    def load() -> dict[str, Any]:
-        return {
-            "bytes_per_s": rate.of(collector.counts.bytes_in, trio.current_time()),
-            "held_bytes": collector.pool.used_bytes,
-            "budget_bytes": mine.budget_bytes,
-            **figures.read(),
-        }
+    reporting = Reporting(collector, figures, config.fleet.report_interval_s)
 
     def status() -> dict[str, Any]:
         endpoints = collector.endpoints.values()
@@ -77,10 +72,12 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
                 "endpoint": {"repeats": sum(e.repeats for e in endpoints)},
                 "live": attrs.asdict(live.counts),
                 "coordinator": member.counts(),
+                "moves": {"asked": collector.carried.moves_asked, "ignored": collector.carried.moves_ignored},
             },
             "gauges": {
                 "held_bytes": collector.pool.used_bytes,
                 "budget_bytes": mine.budget_bytes,
+                "bytes_per_s": reporting.load()["bytes_per_s"],
                 **member.gauges(),
                 **figures.read(),
             },
@@ -102,10 +99,13 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
         }
 
     addresses = {"link": address_of(link_listener), "live": address_of(live_listener)}
-    member = coordinator(config, name=name, role="collector", addresses=addresses, fleet_token=fleet_token, load=load)
+    member = coordinator(
+        config, name=name, role="collector", addresses=addresses, fleet_token=fleet_token, load=reporting.load
+    )
     async with trio.open_nursery() as nursery:
         addresses["control"] = await nursery.start(serve_control, mine.control, "collector", status)
         nursery.start_soon(figures.run)
+        nursery.start_soon(reporting.run)
         nursery.start_soon(keep_fresh, orgs)
         nursery.start_soon(
             partial(serve, max_connections=mine.max_links, what="link"), link_listener, collector.serve_link
@@ -113,18 +113,3 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
         nursery.start_soon(partial(serve, max_connections=mine.max_live, what="live"), live_listener, live.serve)
         nursery.start_soon(member.run)
         announce({"event": "ready", "name": name, "role": "collector", "addresses": addresses})
-
-
-class _Rate:
-    """Bytes per second between two readings, smoothed over a few."""
-
-    def __init__(self) -> None:
-        self._before = (0, 0.0)
-        self._rate = 0.0
-
-    def of(self, total: int, now: float) -> float:
-        count, at = self._before
-        if at and now > at:
-            self._rate += 0.5 * ((total - count) / (now - at) - self._rate)
-        self._before = (total, now)
-        return round(self._rate, 1)

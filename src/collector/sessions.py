@@ -16,6 +16,7 @@ import structlog
 import trio
 from attrs import define, field, frozen
 
+from collector.carried import Carried, CarriedSettings
 from collector.endpoints import DurableSubscription, Endpoint, Handles, StreamState
 from sapflow.errors import LinkError, Overloaded, Refused
 from sapflow.flows.ipfix.session import Session
@@ -60,6 +61,7 @@ class CollectorSettings:
     idle_timeout_s: float = 30.0
     limits: FlowLimits = FlowLimits()
     tls: ssl.SSLContext | None = None
+    carried: CarriedSettings = CarriedSettings()
 
 
 @define
@@ -87,12 +89,17 @@ class Collector:
     wildcard: dict[int, Subscriber] = field(factory=dict)
     told: dict[int, Subscriber] = field(factory=dict)
     """Those who are told of every org, and choose."""
+    carried: Carried = field(init=False)
+    """Meters' streams."""
+    watchers: dict[int, LinkSession] = field(factory=dict)
+    """Balancers' control links."""
     _sessions: dict[int, LinkSession] = field(factory=dict)
     _next_session: int = 1
     _granting: bool = False
 
     def __attrs_post_init__(self) -> None:
         self.pool = CreditPool(self.settings.budget_bytes, org_share=self.settings.org_share)
+        self.carried = Carried(self.settings.carried)
 
     def endpoint(self, org: str) -> Endpoint:
         """The org's endpoint, made when first asked for; subscribers of all orgs are on it from the start."""
@@ -210,6 +217,8 @@ class _Link:
         self._number = number
         self._org: str | None = None
         self._fleet = False
+        self._meter = ""
+        self._came_by_move = False
         self._streams: dict[int, tuple[Endpoint, StreamState]] = {}
         self._subscriber: Subscriber | None = None
 
@@ -239,8 +248,10 @@ class _Link:
             collector.wildcard.pop(self._number, None)
             collector.told.pop(self._number, None)
             self._subscriber.close()
+        collector.watchers.pop(self._number, None)
         for handle, (endpoint, state) in self._streams.items():
             collector.pool.close(self._key(handle))
+            collector.carried.ended(self._key(handle))
             endpoint.detach(state, self._session)
         del collector._sessions[self._number]
         collector.grant()
@@ -252,7 +263,9 @@ class _Link:
         collector = self._collector
         token = str(hello.fields.get("token", ""))
         role = hello.fields.get("role")
-        if role in ("intake", "phloem"):
+        self._meter = str(hello.fields.get("name", ""))
+        self._came_by_move = hello.hint.want == collector.settings.name
+        if role in ("intake", "phloem", "balancer"):
             self._fleet = hmac.compare_digest(token.encode(), collector.settings.fleet_token.encode())
         else:
             self._org = collector.authenticate(token)
@@ -266,6 +279,8 @@ class _Link:
         self._session.send(self._session.connection.welcome(name=collector.settings.name, org=self._org))
         if role == "phloem":
             self._subscriber = Subscriber(self._session)
+        elif role == "balancer":
+            collector.watchers[self._number] = self._session
         return True
 
     async def _handle(self, event: Event) -> None:
@@ -280,6 +295,7 @@ class _Link:
             case StreamEnded(handle):
                 endpoint, state = self._streams.pop(handle)
                 collector.pool.close(self._key(handle))
+                collector.carried.ended(self._key(handle))
                 endpoint.detach(state, self._session)
             case Acknowledged(handle, through):
                 if (found := self._find(handle)) is not None:
@@ -294,6 +310,8 @@ class _Link:
                 await self._subscribe(fields)
             case Noticed(fields) if fields.get("kind") == "conflict":
                 await self._conflict(fields)
+            case Noticed(fields) if fields.get("kind") == "move" and self._number in collector.watchers:
+                self._move(fields)
             case _:
                 log.debug("event not for a collector", peer=self._session.peer, got=type(event).__name__)
 
@@ -309,10 +327,24 @@ class _Link:
             raise LinkError(f"a stream for org '{event.org}' with a credential of another", code=Close.FORBIDDEN)
         endpoint = self._collector.endpoint(org)
         self._collector.pool.open(self._key(event.handle), org)
-        self._streams[event.handle] = (
-            endpoint,
-            endpoint.attach(event.stream, event.exporter, (self._session, event.handle)),
-        )
+        state = endpoint.attach(event.stream, event.exporter, (self._session, event.handle))
+        self._streams[event.handle] = (endpoint, state)
+        if not self._fleet:
+            key, now = self._key(event.handle), trio.current_time()
+            self._collector.carried.opened(
+                key, state, self._session, event.handle, self._meter, now, moved=self._came_by_move
+            )
+
+    def _move(self, fields: dict[str, object]) -> None:
+        stream, to, address = (str(fields.get(key, "")) for key in ("stream", "to", "address"))
+        try:
+            refused = self._collector.carried.ask(bytes.fromhex(stream), to, address, trio.current_time())
+        except ValueError:
+            refused = "it is no stream's id"
+        if refused:
+            log.info("move not asked for", stream=stream, destination=to, reason=refused)
+        else:
+            log.info("move asked for", stream=stream, destination=to)
 
     def _batch(self, event: BatchReceived) -> None:
         endpoint, state = self._streams[event.handle]

@@ -13,6 +13,7 @@ from attrs import evolve
 
 from sapflow.link import (
     Acknowledged,
+    Close,
     Closed,
     Connection,
     CreditGranted,
@@ -42,6 +43,8 @@ class TargetLink:
         self.leaving = False
         self.hold_s = 0.0
         self.told = ""
+        self.progress_at = trio.current_time()
+        """When it last acknowledged anything, or came up."""
         self._uplink = uplink
         self._streams: dict[int, UplinkStream] = {}
         self._waiting: list[UplinkStream] = []
@@ -57,9 +60,11 @@ class TargetLink:
         if not self.welcomed:
             self._expected.append(stream)
         elif stream.link is not None:
-            if stream.link is not self:
-                stream.link.let_go(stream)
+            old = stream.link
+            if old is not self:
+                old.let_go(stream)
                 self.attach(stream)
+                old.end_if_empty()
         elif self._uplink.take_homeless(stream):
             self.attach(stream)
 
@@ -126,6 +131,7 @@ class TargetLink:
     def _handle(self, event: Event) -> None:
         match event:
             case Acknowledged(handle, through):
+                self.progress_at = trio.current_time()
                 if (stream := self._streams.get(handle)) is not None:
                     stream.acknowledged(through)
             case CreditGranted(handle, _):
@@ -155,6 +161,7 @@ class TargetLink:
 
     def _welcomed(self, fields: dict[str, Any]) -> None:
         self.welcomed = True
+        self.progress_at = trio.current_time()
         if self._uplink.on_welcomed is not None:
             self._uplink.on_welcomed(self.target.name, fields)
         waiting, self._waiting = self._waiting, []
@@ -173,6 +180,17 @@ class TargetLink:
         stream.link = stream.sender = None
         if self.leaving and not self._streams:
             self._session.cut()
+
+    def end_if_empty(self) -> None:
+        """A link whose last stream was moved away is of no more use."""
+        if not (self._streams or self._waiting or self._expected or self.leaving):
+            self.leaving = True
+            self._uplink.retire(self)
+
+    async def close(self) -> None:
+        """Say so, and end the link; in a second whatever happens."""
+        if self._session is not None:
+            await self._session.finish(Close.NORMAL, "its streams were moved")
 
     async def cut_after(self, deadline_s: float) -> None:
         """End the link at the latest then."""

@@ -5,7 +5,8 @@ collector's link is a task of the uplink's own nursery, so no task that carries 
 each batch until it is acknowledged as durable, and after any reconnect sends again from its lowest.
 
 A collector that asks to be left (move, go-away) keeps its streams until the link to the next one is up: make before
-break. One that says hold is not dialled before its time, and not by all at the same moment.
+break. A link that its last stream has left ends. A stream obeys one move in a while: whoever sends it round and round
+costs it little. A collector that says hold is not dialled before its time, and not by all at the same moment.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ log = structlog.get_logger()
 
 STEADY_S = 60.0
 """A link that lasted for so long is dialled again as if it had never failed."""
+MOVE_PAUSE_S = 30.0
+"""A stream that obeyed a move obeys none for so long."""
 
 
 @frozen
@@ -130,6 +133,10 @@ class UplinkStream:
     outbox: Outbox = field(factory=Outbox)
     records_acknowledged: int = 0
     batches_acknowledged: int = 0
+    taken_bytes: int = 0
+    """Of all batches, for its rate."""
+    moved_at: float = float("-inf")
+    """When the fleet last asked for it elsewhere, and it obeyed."""
     ended: bool = False
     on_acknowledged: Callable[[Batch], None] | None = None
     target: str | None = None
@@ -175,6 +182,7 @@ class UplinkStream:
         assert batch.size <= MAX_BATCH_BYTES, (self.exporter, batch.size)
         self.outbox.put(batch)
         self.taken.add(batch)
+        self.taken_bytes += batch.size
         if self.link is not None and self.sender is not None:
             self.link.send(self, self.sender.pump())
 
@@ -257,6 +265,11 @@ class Uplink:
     def moved(self, stream: UplinkStream, to: str, address: str) -> None:
         """The fleet wants a stream elsewhere: by the collector's own address if given, else through the same door."""
         assert stream.link is not None
+        now = trio.current_time()
+        if now < stream.moved_at + MOVE_PAUSE_S:
+            log.info("move not obeyed", stream=stream.id.hex(), destination=to, reason="it moved just now")
+            return
+        stream.moved_at = now
         log.info("stream moves", stream=stream.id.hex(), source=stream.target, destination=to)
         if address and self.on_moved is not None:
             self.on_moved(to, address)
@@ -264,9 +277,8 @@ class Uplink:
 
     def leave(self, link: TargetLink, deadline_s: float) -> None:
         """A link is to be left: its streams move, and whatever is on it at the deadline finds its collector anew."""
+        self.left(link)
         name = link.target.name
-        if self.links.get(name) is link:
-            del self.links[name]
         # Many are told so at once: they do not all come to the next at once.
         self._hold(name, random.uniform(0, deadline_s / 2))
         for stream in link.streams():
@@ -275,6 +287,17 @@ class Uplink:
                 self.move(stream, target)
         assert self._nursery is not None
         self._nursery.start_soon(link.cut_after, deadline_s)
+
+    def left(self, link: TargetLink) -> None:
+        """A link is given no more streams."""
+        if self.links.get(link.target.name) is link:
+            del self.links[link.target.name]
+
+    def retire(self, link: TargetLink) -> None:
+        """A link is of no more use."""
+        self.left(link)
+        assert self._nursery is not None
+        self._nursery.start_soon(link.close)
 
     @property
     def up(self) -> list[str]:
@@ -361,8 +384,7 @@ class Uplink:
                 self._failures[name] = failures + 1
             if link.hold_s:
                 self._hold(name, random.uniform(link.hold_s, 2 * link.hold_s))
-            if self.links.get(name) is link:
-                del self.links[name]
+            self.left(link)
             streams = link.leave()
             if not link.leaving:
                 self.chooser.failed(name)

@@ -39,6 +39,8 @@ class FleetConfig:
     """A member that has not reported for so long is no more."""
     connect_timeout_s: float = 2.0
     """For every connection between processes."""
+    move_cooldown_s: float = 300.0
+    """A stream that was moved to another collector is not moved again before."""
 
 
 @frozen
@@ -85,7 +87,27 @@ class BalancerConfig:
     preamble_timeout_s: float = 5.0
     """A link must have said where it wants to go by then."""
     place_timeout_s: float = 10.0
-    """A link that no collector can take by then is closed."""
+    """A link that no collector can take by then is told to come back later (plain), or closed."""
+    links_per_s: float = 1000.0
+    """Links admitted to one collector; what is over waits, up to `place_timeout_s`."""
+    ramp_s: float = 10.0
+    """A collector that is new, or was away, gets a part of the load that grows to the whole in so long."""
+    idle_collector_s: float = 5.0
+    """A collector that acknowledges nothing of what it has for so long, while others do, is left …"""
+    idle_pause_s: float = 30.0
+    """… for so long at first, and longer each time."""
+    rebalance_start: float = 1.25
+    """Streams are moved when the most loaded collector has more than so many times the mean …"""
+    rebalance_stop: float = 1.1
+    """… until it has less than this."""
+    rebalance_settle_s: float = 5.0
+    """What moves did is waited for so long, to be seen in reports, before more is decided."""
+    rebalance_bytes_per_minute: int = 32 << 30
+    """What the streams that are moved within a minute bring in a minute."""
+    rebalance_least_bytes_per_s: int = 10_000
+    """Nothing is moved while collectors have less than this on average."""
+    moves_direct: bool = False
+    """Whether meters reach collectors by their own addresses: a move then names it, else they come back to the door."""
     malformed_sessions: int = 3
     """So many of an exporter's TCP sessions in a row that end with a malformed message shut its address out for a
     time, which doubles with each more."""
@@ -143,6 +165,10 @@ class CollectorConfig:
     """Of each live subscriber; what does not fit is shed, counted and told."""
     max_live: int = 1000
     """Live subscribers at a time."""
+    move_timeout_s: float = 10.0
+    """A meter that is still here so long after it was asked to move ignored it …"""
+    moves_ignored: int = 3
+    """… and is left alone for an hour when it did so as often."""
     tls_certificate: str = ""
     """A PEM file; with it the link door also speaks TLS 1.3 (`links://`, `wss://`)."""
     tls_key: str = ""

@@ -13,6 +13,8 @@ from typing import Any
 MIB = 1 << 20
 
 LEAST: Mapping[str, float] = {
+    "balancer.rebalance_start": 1.01,
+    "balancer.rebalance_stop": 1.0,
     "balancer.budget_bytes": 8 * MIB,
     "collector.budget_bytes": 8 * MIB,
     "phloem.budget_bytes": 8 * MIB,
@@ -40,6 +42,7 @@ NOT_MORE_THAN: tuple[tuple[str, str], ...] = (
     ("phloem.commit_bytes", "phloem.budget_bytes"),
     ("intake.batch_bytes", "intake.max_unacknowledged_bytes"),
     ("fleet.report_interval_s", "fleet.lease_s"),
+    ("balancer.rebalance_stop", "balancer.rebalance_start"),
     ("balancer.malformed_backoff_first_s", "balancer.malformed_backoff_most_s"),
 )
 

@@ -140,7 +140,7 @@ async def _serve(port: int, backend: int) -> None:
         upstream = await dial(f"127.0.0.1:{backend}", timeout_s=5.0)
         assert isinstance(upstream, trio.SocketStream)
         async with upstream:
-            await relay(stream, upstream, counters=_Counts())
+            await relay(stream, upstream, _Counts())
 
     listener = await listen(f"127.0.0.1:{port}", what="the relay")
     await partial(serve, max_connections=1000, what="relay")(listener, carry)

@@ -28,6 +28,7 @@ from sapflow.cli.fleet_file import read_fleet as read_fleet
 from sapflow.cli.fleet_file import read_status as read_status
 from sapflow.cli.ledger import asked_for, ledger_options, show_ledger
 from sapflow.cli.meaning import registry_of
+from sapflow.cli.why import say_why
 from sapflow.config import Config
 from sapflow.config_file import check, describe, dumps, load
 from sapflow.errors import SapflowError
@@ -352,10 +353,16 @@ def _announce(supervisor: Supervisor, as_json: bool, config: Config) -> None:
 @click.command("status")
 @click.option("--data", default="sapflow-data", show_default=True, help="The fleet's data directory.")
 @click.option("--json", "as_json", is_flag=True, help="Everything, as one JSON object.")
+@click.option("--why", metavar="STREAM", help="Why a stream is where it is: its id, its exporter or its meter's name.")
 @ledger_options
-def status_command(data: str, as_json: bool, **ledger: Any) -> None:
+def status_command(data: str, as_json: bool, why: str | None, **ledger: Any) -> None:
     """Show the processes: memory, CPU, what is held, and the ratio out/in beside what it should be."""
     asked = asked_for(data, **ledger)
+    if asked is not None and why is not None:
+        raise click.UsageError("--why and --ledger are two questions; ask one at a time")
+    if why is not None:
+        say_why(data, why, as_json)
+        return
     if asked is not None:
         show_ledger(asked, as_json=as_json)
         return

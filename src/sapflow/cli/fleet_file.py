@@ -9,6 +9,7 @@ from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import trio
 
@@ -98,3 +99,14 @@ def read_status(fleet: dict[str, Any]) -> dict[str, dict[str, Any]]:
         except (OSError, ValueError, HTTPException) as error:
             statuses[name] = {"error": str(error)}
     return statuses
+
+
+def read_why(fleet: dict[str, Any], stream: str) -> dict[str, dict[str, Any]]:
+    """What each balancer says of why a stream is where it is; {"error": …} for one that does not answer within 2 s."""
+    query = f"/why?{urlencode({'of': stream})}"
+    urls = {
+        name: url.removesuffix("/status") + query
+        for name, url in fleet["control"].items()
+        if name.startswith("balancer")
+    }
+    return read_status({"control": urls})

@@ -3,14 +3,17 @@
 GET /status   what the process knows of itself, as JSON
 GET /metrics  the same figures for Prometheus
 GET /health   204
+
+A role may have more pages: each gives JSON about what its query names, `?of=…`.
 """
 
 from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from urllib.parse import parse_qs
 
 import trio
 from hypercorn.config import Config as HypercornConfig
@@ -73,7 +76,12 @@ class _Exporter:
 
 
 async def serve_control(
-    address: str, role: str, status: Status, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
+    address: str,
+    role: str,
+    status: Status,
+    *,
+    pages: Mapping[str, Callable[[str], dict[str, Any]]] | None = None,
+    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled; `started` gives where it listens. Raises ConfigurationError when it cannot."""
     registry = CollectorRegistry(auto_describe=False)
@@ -94,6 +102,9 @@ async def serve_control(
             code, kind, body = 200, b"text/plain; version=0.0.4", generate_latest(registry)
         elif scope["path"] == "/health":
             code, body = 204, b""
+        elif pages is not None and (page := pages.get(scope["path"])) is not None:
+            (of, *_) = parse_qs(scope["query_string"].decode("latin-1")).get("of", [""])
+            code, kind, body = 200, b"application/json", json.dumps(page(of)).encode()
         await send({"type": "http.response.start", "status": code, "headers": [(b"content-type", kind)]})
         await send({"type": "http.response.body", "body": body})
 

@@ -11,7 +11,7 @@ import trio
 import trio.lowlevel
 
 from balancer.doors import OVER_FULL, LinkDoor
-from balancer.node import _Places
+from balancer.places import Places
 from sapflow.errors import Unreachable
 from sapflow.link.frames import Hint, encode_preamble
 from sapflow.runtime.serve import address_of, listen, serve
@@ -95,9 +95,9 @@ async def test_more_links_than_may_wait_are_closed_at_once_and_told_seldom(capsy
 
 
 def test_two_links_of_one_name_have_reservations_of_their_own() -> None:
-    places = _Places()
+    places = Places("b1")
     places.policy.members(["c1"], now=0.0)
-    places._addresses = {"c1": "127.0.0.1:1"}
+    places.addresses = {"c1": "127.0.0.1:1"}
     first, second = object(), object()
 
     async def place_both() -> None:
@@ -115,9 +115,9 @@ async def test_a_link_whose_collector_does_not_answer_in_time_gives_its_reservat
         await trio.sleep_forever()
         raise AssertionError
 
-    places = _Places()
+    places = Places("b1")
     places.policy.members(["c1"], now=trio.current_time())
-    places._addresses = {"c1": "127.0.0.1:1"}
+    places.addresses = {"c1": "127.0.0.1:1"}
     door = LinkDoor(place=places.place_link, dial=silent, left=places.link_left, place_timeout_s=0.2)
     async with serving(door) as (host, port):
         connection = await trio.open_tcp_stream(host, port)

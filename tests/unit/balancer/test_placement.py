@@ -103,9 +103,9 @@ def test_an_org_that_is_on_one_collector_goes_to_another_next_however_loaded() -
 
 def test_the_width_counts_streams_that_other_balancers_placed() -> None:
     placement = a_fleet(0.0, 9e6)
-    placement.seen(Counter({("acme", "c0"): 3}))
+    placement.seen({"acme": {"c0"}})
     assert chosen(placement.place("s", "acme", 0.0)) == "c1"
-    placement.seen(Counter({("acme", "c0"): 3, ("acme", "c1"): 1}))
+    placement.seen({"acme": {"c0", "c1"}})
     assert chosen(placement.place("s2", "acme", 0.0)) == "c0"
 
 

@@ -133,7 +133,7 @@ async def test_a_move_without_an_address_comes_back_through_the_door_with_the_co
         await trio.sleep(1)
         assert (fleet.links[1].address, fleet.links[1].want) == ("door:1", "c2")
         assert list(fleet.links[1].handles.values()) == [stream.id]
-        assert uplink.up == ["the door", "c2"]
+        assert uplink.up == ["c2"]
         nursery.cancel_scope.cancel()
 
 

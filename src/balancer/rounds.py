@@ -1,0 +1,202 @@
+"""Once a second: measures what goes where, leaves collectors that do no work, and evens out the load.
+
+The decisions are pure and elsewhere (`idle`, `rebalancing`); here they are given what was measured, and carried out. An
+exporter's stream is moved on the uplink, at a batch boundary, make before break. A meter's is moved by its collector,
+which is asked over its control link; of several balancers each asks for its own part of the meters' streams.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+
+import structlog
+import trio
+from attrs import define, field
+
+from balancer.doors import LinkDoor
+from balancer.idle import IdleCollectors, Work
+from balancer.places import Places
+from balancer.readings import Readings
+from balancer.rebalancing import Move, Rebalancing, StreamLoad
+from balancer.steering import Steering, ToldStream
+from meter.rendezvous import ranked
+from meter.uplink import Uplink, UplinkStream
+from sapflow.link import StreamId
+
+log = structlog.get_logger()
+
+LEAST_UNANSWERED_BYTES = 4096
+"""Of links carried to a collector: less may be the end of a stream, which needs no answer."""
+
+
+@define
+class RoundCounts:
+    """What was moved; never goes down."""
+
+    exporters_moved: int = 0
+    meters_moved: int = 0
+    """Asked to move."""
+    idle_collectors: int = 0
+    links_cut: int = 0
+
+
+@define
+class _Answers:
+    """Of the links carried to one collector: whether bytes come back for those that go in."""
+
+    back: int = 0
+    bytes_in: int = 0
+    """When bytes last came back."""
+    progress_at: float = float("-inf")
+
+
+@define(eq=False)
+class Rounds:
+    """`run()` is its task."""
+
+    places: Places
+    uplink: Uplink
+    door: LinkDoor
+    steering: Steering
+    rebalancing: Rebalancing
+    idle: IdleCollectors
+    interval_s: float = 1.0
+    moves_direct: bool = False
+    counts: RoundCounts = field(factory=RoundCounts)
+    _streams: Readings[StreamId] = field(factory=Readings)
+    _links: Readings[object] = field(factory=Readings)
+    _carried: Readings[str] = field(factory=Readings)
+    _answers: dict[str, _Answers] = field(factory=dict)
+    _rates: dict[StreamId, float] = field(factory=dict)
+
+    async def run(self) -> None:
+        """Until cancelled; several balancers do not do it all at the same moment."""
+        while True:
+            await trio.sleep(self.interval_s * random.uniform(0.9, 1.1))
+            self.round(trio.current_time())
+
+    def round(self, now: float) -> None:
+        """One round."""
+        self._measure(now)
+        self._leave_idle(now)
+        self._rebalance(now)
+
+    def _measure(self, now: float) -> None:
+        self.places.tell_orgs()
+        policy = self.places.policy
+        streams = list(self.uplink.streams)
+        self._rates = self._streams.read(((stream.id, stream.taken_bytes) for stream in streams), now)
+        sent: Counter[str] = Counter()
+        for stream in streams:
+            rate = self._rates[stream.id]
+            policy.rates.note(stream.id, stream.org, rate)
+            if stream.target is not None:
+                sent[stream.target] += int(rate)
+        links = list(self.door.links)
+        rates = self._links.read(((link, link.carriage.bytes_in) for link in links), now)
+        for link in links:
+            policy.rates.note((link.hint.org, link.hint.name), link.hint.org, rates[link])
+        carriage = self.door.carriage
+        for name, rate in self._carried.read(((name, its.bytes_in) for name, its in carriage.items()), now).items():
+            sent[name] += int(rate)
+        for name in self.places.addresses:
+            policy.sent(name, float(sent[name]))
+
+    def _leave_idle(self, now: float) -> None:
+        unfit = self.places.policy.unfit(now)
+        work = {name: self._work(name, now) for name in self.places.addresses}
+        able = {name: its for name, its in work.items() if name not in unfit or its.outstanding}
+        for found in self.idle.judge(able, now):
+            self.places.policy.idle(found.collector, found.until, found.reason)
+            self.counts.idle_collectors += 1
+            moved = self._move_all(found.collector)
+            cut = self.door.cut(found.collector)
+            self.counts.links_cut += cut
+            log.warning(
+                "collector left",
+                collector=found.collector,
+                reason=found.reason,
+                seconds=round(found.until - now),
+                streams_moved=moved,
+                links_cut=cut,
+                meaning="nothing is lost: what was not acknowledged is sent again to others",
+            )
+
+    def _work(self, name: str, now: float) -> Work:
+        """What this balancer gave a collector on its own links and on those that it carries."""
+        answers, carriage = self._answers.setdefault(name, _Answers()), self.door.carriage.get(name)
+        outstanding, progress_at = False, float("-inf")
+        if carriage is not None:
+            if carriage.bytes_back != answers.back:
+                answers.back, answers.bytes_in, answers.progress_at = carriage.bytes_back, carriage.bytes_in, now
+            outstanding = carriage.bytes_in - answers.bytes_in >= LEAST_UNANSWERED_BYTES
+            progress_at = answers.progress_at
+        link = self.uplink.links.get(name)
+        if link is not None and link.welcomed:
+            outstanding = outstanding or any(len(stream.outbox) for stream in link.streams())
+            progress_at = max(progress_at, link.progress_at)
+        return Work(outstanding, progress_at)
+
+    def _move_all(self, collector: str) -> int:
+        link = self.uplink.links.get(collector)
+        streams = link.streams() if link is not None else []
+        for stream in streams:
+            target = self.places.choose(stream)
+            if target is not None and target.name != collector:
+                self.uplink.move(stream, target)
+        return len(streams)
+
+    def _rebalance(self, now: float) -> None:
+        places = self.places
+        mine, theirs = dict(self._mine()), dict(self._theirs())
+        seen = [load for _, load in mine.values()] + [load for _, load in theirs.values()]
+        loads = places.policy.measured(now)
+        for move in self.rebalancing.decide(loads, seen, now, balancers=len(places.balancers) or 1):
+            if move.destination not in places.addresses:
+                continue
+            if move.stream in mine:
+                self._move_mine(move, mine[move.stream][0])
+            else:
+                self._ask_for(move, theirs[move.stream][0])
+
+    def _move_mine(self, move: Move, stream: UplinkStream) -> None:
+        self.counts.exporters_moved += 1
+        self.places.moved(move, (stream.exporter,))
+        log.info("stream moved", **_said(move), exporter=stream.exporter)
+        self.uplink.move(stream, self.places.target(move.destination))
+
+    def _ask_for(self, move: Move, stream: ToldStream) -> None:
+        address = self.places.addresses[move.destination] if self.moves_direct else ""
+        if self.steering.ask(move.source, move.stream, move.destination, address):
+            self.counts.meters_moved += 1
+            self.places.moved(move, (stream.exporter, stream.meter))
+            log.info("stream moved", **_said(move), meter=stream.meter)
+
+    def _mine(self) -> Iterator[tuple[bytes, tuple[UplinkStream, StreamLoad]]]:
+        for stream in self.uplink.streams:
+            if stream.link is not None and stream.target is not None and not stream.ended:
+                load = StreamLoad(stream.id, stream.org, stream.target, self._rates.get(stream.id, 0.0))
+                yield stream.id, (stream, load)
+
+    def _theirs(self) -> Iterator[tuple[bytes, tuple[ToldStream, StreamLoad]]]:
+        places = self.places
+        for collector, told in places.told.items():
+            for stream in told.streams:
+                movable = stream.movable and self._is_my_part(stream.id)
+                yield stream.id, (stream, StreamLoad(stream.id, stream.org, collector, stream.rate, movable))
+
+    def _is_my_part(self, stream: bytes) -> bool:
+        balancers = self.places.balancers
+        return len(balancers) < 2 or next(ranked(stream, balancers)) == self.places.name
+
+
+def _said(move: Move) -> dict[str, str]:
+    return {
+        "stream": move.stream.hex(),
+        "org": move.org,
+        "source": move.source,
+        "destination": move.destination,
+        "reason": move.reason,
+    }

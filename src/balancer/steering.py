@@ -1,0 +1,159 @@
+"""A control link to each collector, apart from those that carry data: hears its load and streams, asks it for moves.
+
+It is a link like others (role `balancer`), so it needs no other listener and no other credential; nothing but notices
+goes over it, so what is asked of a collector does not wait behind data.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+import trio
+from attrs import frozen
+
+from sapflow.errors import LinkError, SapflowError
+from sapflow.link import Connection, Noticed, Side
+from sapflow.link.frames import Close, Hint
+from sapflow.runtime.session import LinkSession
+
+log = structlog.get_logger()
+
+IDLE_TIMEOUT_S = 10.0
+"""A collector says something each second."""
+BACKOFF_FIRST_S = 0.1
+BACKOFF_MOST_S = 2.0
+MAX_UNSENT_BYTES = 1 << 20
+
+
+@frozen
+class ToldStream:
+    """A meter's stream, as its collector tells of it."""
+
+    id: bytes
+    org: str
+    rate: float
+    movable: bool
+    exporter: str
+    meter: str
+
+
+@frozen
+class Told:
+    """What a collector last told: its load, its largest streams of meters, and which orgs have streams there."""
+
+    bytes_per_s: float
+    lag_s: float
+    held_bytes: int
+    budget_bytes: int
+    up_s: float
+    streams: tuple[ToldStream, ...]
+    orgs: frozenset[str]
+
+    @classmethod
+    def read(cls, fields: dict[str, Any]) -> Told:
+        """From a notice. Raises LinkError when it is not what it should be."""
+        try:
+            streams = tuple(
+                ToldStream(bytes.fromhex(id_), str(org), float(rate), bool(movable), str(exporter), str(meter))
+                for id_, org, rate, movable, exporter, meter in fields["streams"]
+            )
+            return cls(
+                float(fields["bytes_per_s"]),
+                float(fields["lag_s"]),
+                int(fields["held_bytes"]),
+                int(fields["budget_bytes"]),
+                float(fields["up_s"]),
+                streams,
+                frozenset(str(org) for org in fields["orgs"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise LinkError(f"a load is not told as it should be: {error!r}", code=Close.PROTOCOL) from None
+
+
+class Steering:
+    """Keeps the links; `on_told` is called with what each collector tells. `run()` is its task tree."""
+
+    def __init__(
+        self,
+        name: str,
+        fleet_token: str,
+        dial: Callable[[str], Awaitable[trio.abc.Stream]],
+        on_told: Callable[[str, Told], None],
+    ) -> None:
+        self._hello = {"role": "balancer", "name": name, "token": fleet_token}
+        self._dial = dial
+        self._on_told = on_told
+        self._addresses: dict[str, str] = {}
+        self._changed = trio.Event()
+        self._sessions: dict[str, LinkSession] = {}
+
+    def collectors(self, addresses: dict[str, str]) -> None:
+        """The collectors that there are now: link addresses by name."""
+        if addresses != self._addresses:
+            self._addresses = dict(addresses)
+            self._changed.set()
+
+    def ask(self, collector: str, stream: bytes, to: str, address: str) -> bool:
+        """Have a collector ask a stream's meter to take it to another one. False when there is no link to it now."""
+        session = self._sessions.get(collector)
+        if session is not None:
+            session.send(session.connection.notice(kind="move", stream=stream.hex(), to=to, address=address))
+        return session is not None
+
+    async def run(self) -> None:
+        """Hold a link to each collector until cancelled."""
+        running: dict[str, tuple[str, trio.CancelScope]] = {}
+        async with trio.open_nursery() as nursery:
+            while True:
+                for name, (address, scope) in list(running.items()):
+                    if self._addresses.get(name) != address:
+                        scope.cancel()
+                        del running[name]
+                for name, address in self._addresses.items():
+                    if name not in running:
+                        scope = trio.CancelScope()
+                        running[name] = (address, scope)
+                        nursery.start_soon(self._keep, name, address, scope)
+                await self._changed.wait()
+                self._changed = trio.Event()
+
+    async def _keep(self, name: str, address: str, scope: trio.CancelScope) -> None:
+        failures = 0
+        with scope:
+            while True:
+                began = trio.current_time()
+                reason = "closed by the collector"
+                try:
+                    await self._listen(name, await self._dial(address))
+                except* (SapflowError, trio.BrokenResourceError) as group:
+                    error: BaseException = group
+                    while isinstance(error, BaseExceptionGroup):
+                        error = error.exceptions[0]
+                    reason = str(error) or type(error).__name__
+                failures = failures + 1 if trio.current_time() < began + IDLE_TIMEOUT_S else 1
+                most = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2.0 ** min(failures, 16))
+                log.info("control link lost", collector=name, reason=reason)
+                await trio.sleep(random.uniform(most / 2, most))
+
+    async def _listen(self, name: str, stream: trio.abc.Stream) -> None:
+        session = LinkSession(
+            stream,
+            Connection(Side.CLIENT),
+            peer=name,
+            idle_timeout_s=IDLE_TIMEOUT_S,
+            max_unsent_bytes=MAX_UNSENT_BYTES,
+        )
+        async with session.open():
+            session.send(session.connection.hello(Hint(name=self._hello["name"]), **self._hello))
+            try:
+                async for events in session.events():
+                    self._sessions[name] = session
+                    for event in events:
+                        if isinstance(event, Noticed) and event.fields.get("kind") == "load":
+                            self._on_told(name, Told.read(event.fields))
+            finally:
+                if self._sessions.get(name) is session:
+                    del self._sessions[name]
