@@ -125,19 +125,26 @@ class Rounds:
             )
 
     def _work(self, name: str, now: float) -> Work:
-        """What this balancer gave a collector on its own links and on those that it carries."""
-        answers, carriage = self._answers.setdefault(name, _Answers()), self.door.carriage.get(name)
-        outstanding, progress_at = False, float("-inf")
-        if carriage is not None:
-            if carriage.bytes_back != answers.back:
-                answers.back, answers.bytes_in, answers.progress_at = carriage.bytes_back, carriage.bytes_in, now
-            outstanding = carriage.bytes_in - answers.bytes_in >= LEAST_UNANSWERED_BYTES
-            progress_at = answers.progress_at
+        """What a collector has of this balancer, and whether it does it.
+
+        Of its own streams a balancer sees what is acknowledged. Of links that it carries it sees only that bytes come
+        back, which may be mere credit: that counts only where there is nothing better.
+        """
+        carried = self._carried_work(name, now)
         link = self.uplink.links.get(name)
-        if link is not None and link.welcomed:
-            outstanding = outstanding or any(len(stream.outbox) for stream in link.streams())
-            progress_at = max(progress_at, link.progress_at)
-        return Work(outstanding, progress_at)
+        if link is None or not link.welcomed:
+            return carried
+        if any(len(stream.outbox) for stream in link.streams()):
+            return Work(True, link.progress_at)
+        return Work(carried.outstanding, max(carried.progress_at, link.progress_at))
+
+    def _carried_work(self, name: str, now: float) -> Work:
+        answers, carriage = self._answers.setdefault(name, _Answers()), self.door.carriage.get(name)
+        if carriage is None:
+            return Work(False, float("-inf"))
+        if carriage.bytes_back != answers.back:
+            answers.back, answers.bytes_in, answers.progress_at = carriage.bytes_back, carriage.bytes_in, now
+        return Work(carriage.bytes_in - answers.bytes_in >= LEAST_UNANSWERED_BYTES, answers.progress_at)
 
     def _move_all(self, collector: str) -> int:
         link = self.uplink.links.get(collector)

@@ -13,7 +13,9 @@ import trio.lowlevel
 from balancer.doors import OVER_FULL, LinkDoor
 from balancer.places import Places
 from sapflow.errors import Unreachable
+from sapflow.link import Connection, Hold, Side
 from sapflow.link.frames import Hint, encode_preamble
+from sapflow.runtime.dial import dial
 from sapflow.runtime.serve import address_of, listen, serve
 
 
@@ -125,3 +127,69 @@ async def test_a_link_whose_collector_does_not_answer_in_time_gives_its_reservat
         await until(lambda: door.counts.refused == 1)
         await connection.aclose()
     assert len(places.policy.reserved) == 0
+
+
+async def test_a_link_that_no_collector_can_take_is_told_to_come_back_later() -> None:
+    door = LinkDoor(place=lambda *_: None, dial=nobody, left=lambda _: None, place_timeout_s=0.2)
+    async with serving(door) as (host, port):
+        connection = await trio.open_tcp_stream(host, port)
+        link = Connection(Side.CLIENT)
+        await connection.send_all(link.hello(Hint("acme", "m1"), role="meter", token="t"))
+        with trio.fail_after(10):
+            (event,) = link.receive(bytes(await connection.receive_some(1000)))
+        await connection.aclose()
+    assert event == Hold(5.0, "no collector can take it now")
+
+
+async def test_links_are_placed_in_the_order_that_they_came() -> None:
+    placed: list[str] = []
+    can_take = trio.Event()
+
+    def place(_link: object, hint: Hint, _tried: set[str]) -> tuple[str, str] | None:
+        if not can_take.is_set():
+            return None
+        placed.append(hint.name)
+        return "c1", "127.0.0.1:1"
+
+    async def silent(_: str) -> trio.abc.Stream:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    door = LinkDoor(place=place, dial=silent, left=lambda _: None)
+    async with serving(door) as (host, port):
+        for number in range(20):
+            connection = await trio.open_tcp_stream(host, port)
+            await connection.send_all(encode_preamble(Hint("acme", f"m{number}")))
+            await until(lambda number=number: door.unplaced == number + 1)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        can_take.set()
+        await until(lambda: len(placed) == 20)
+    assert placed == [f"m{number}" for number in range(20)]
+
+
+async def test_links_to_a_collector_that_is_left_are_cut_and_others_are_not() -> None:
+    async with trio.open_nursery() as nursery:
+        listener = await listen("127.0.0.1:0", what="a collector")
+
+        async def silent(stream: trio.SocketStream, _peer: str) -> None:
+            async for _ in stream:
+                continue
+
+        nursery.start_soon(partial(serve, max_connections=10, what="a collector"), listener, silent)
+        names = iter(["c1", "c2"])
+        door = LinkDoor(
+            place=lambda *_: (next(names), address_of(listener)), dial=partial(dial, timeout_s=5), left=lambda _: None
+        )
+        async with serving(door) as (host, port):
+            connections = []
+            for count in (1, 2):
+                connections.append(await trio.open_tcp_stream(host, port))
+                await connections[-1].send_all(encode_preamble(Hint("acme", "m1")))
+                await until(lambda count=count: door.counts.open == count)
+            assert door.cut("c1") == 1
+            with trio.fail_after(10):
+                assert await connections[0].receive_some(1) == b""
+            assert [link.collector for link in door.links] == ["c2"]
+            assert door.carriage["c1"].bytes_in > 0
+            await connections[1].aclose()
+        nursery.cancel_scope.cancel()

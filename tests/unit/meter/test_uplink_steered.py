@@ -187,6 +187,48 @@ async def test_at_the_deadline_of_go_away_the_old_link_ends_though_no_other_came
         nursery.cancel_scope.cancel()
 
 
+async def test_a_loop_of_moves_is_obeyed_once_in_a_while_and_loses_nothing(autojump_clock: MockClock) -> None:
+    """Every collector sends the stream on to the next at once."""
+    async with trio.open_nursery() as nursery:
+        fleet, uplink, stream = await a_meter(nursery)
+
+        async def send_on() -> None:
+            while True:
+                for number, link in enumerate(fleet.links):
+                    for handle in list(link.handles):
+                        await link.say(link.connection.move(handle, f"c{number + 2}", f"10.0.0.{number + 2}:47"))
+                await trio.sleep(0.2)
+
+        nursery.start_soon(send_on)
+        for _ in range(120):
+            await put(stream, 1)
+            await trio.sleep(1)
+        await stream.drained()
+        assert 4 <= len(fleet.links) <= 6
+        assert len(uplink.up) == 1
+        assert fleet.engine[stream.id] == list(range(1, 124))
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_link_whose_last_stream_was_moved_ends_and_a_new_stream_makes_another(
+    autojump_clock: MockClock,
+) -> None:
+    async with trio.open_nursery() as nursery:
+        fleet, uplink, stream = await a_meter(nursery)
+        old = fleet.links[0]
+        (handle,) = old.handles
+        await old.say(old.connection.move(handle, "c2", ""))
+        await trio.sleep(1)
+        assert uplink.up == ["c2"]
+        other = uplink.open_stream("acme", "y")
+        await put(other, 2)
+        await other.drained()
+        assert sorted(uplink.up) == ["c2", "the door"]
+        assert not uplink.last_error
+        assert stream.target == "c2"
+        nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize("meters", [50])
 async def test_hold_is_obeyed_and_no_herd_comes_back(autojump_clock: MockClock, meters: int) -> None:
     async with trio.open_nursery() as nursery:
