@@ -15,7 +15,7 @@ from trio.testing import memory_stream_pair
 
 from balancer.doors import Carriage, CarriedLink, LinkDoor
 from balancer.idle import IdleCollectors
-from balancer.placement import Placement
+from balancer.placement import Placement, PlacementSettings
 from balancer.places import Places
 from balancer.rebalancing import Rebalancing, RebalancingSettings
 from balancer.rounds import Rounds
@@ -44,6 +44,34 @@ class MayLie(Reporting):
 
     def load(self) -> dict[str, Any]:
         return super().load() | self.says
+
+
+class Wire(trio.abc.Stream):
+    """A stream on which nothing moves while `fleet` has the collector's wires clogged."""
+
+    def __init__(self, stream: trio.abc.Stream, fleet: "MemoryFleet", name: str) -> None:
+        self._stream = stream
+        self._fleet = fleet
+        self._name = name
+
+    async def _open(self) -> None:
+        while (clogged := self._fleet.clogged.get(self._name)) is not None:
+            await clogged.wait()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        data = await self._stream.receive_some(max_bytes)
+        await self._open()
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._open()
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._open()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
 
 
 @define(eq=False)
@@ -126,6 +154,9 @@ class MemoryFleet:
         self.unreachable: set[str] = set()
         self.silent: set[str] = set()
         """Collectors that tell nothing of themselves to anybody."""
+        self.clogged: dict[str, trio.Event] = {}
+        self.arrivals: list[tuple[float, str]] = []
+        """When each meter's link was placed, and where."""
         self.alone = False
         """Whether each balancer believes to be the only one."""
 
@@ -140,6 +171,13 @@ class MemoryFleet:
     def kill(self, name: str) -> None:
         self.collectors.pop(name).scope.cancel()
         self.tell()
+
+    def clog(self, name: str) -> None:
+        """Stop all that moves to and from a collector, its log apart; nothing is closed."""
+        self.clogged[name] = trio.Event()
+
+    def unclog(self, name: str) -> None:
+        self.clogged.pop(name).set()
 
     def tell(self) -> None:
         """What the coordinator tells: who is there, and their loads."""
@@ -166,11 +204,13 @@ class MemoryFleet:
             raise Unreachable(f"{address} is not there")
         ours, theirs = memory_stream_pair()
         assert collector.nursery is not None
-        collector.nursery.start_soon(collector.collector.serve_link, ours, "peer")
+        collector.nursery.start_soon(collector.collector.serve_link, Wire(ours, self, address), "peer")
         return theirs
 
-    async def balancer(self, name: str = "b1", **settings: Any) -> MemoryBalancer:
-        places = Places(name, Placement())
+    async def balancer(
+        self, name: str = "b1", placing: PlacementSettings | None = None, **settings: Any
+    ) -> MemoryBalancer:
+        places = Places(name, Placement(placing or PlacementSettings()))
         uplink = Uplink(
             places,
             lambda target: self.dial(target.address),
@@ -202,10 +242,16 @@ class MemoryFleet:
 
     async def _through(self, balancer: MemoryBalancer, hint: Hint) -> trio.abc.Stream:
         link = object()
-        placed = balancer.places.place_link(link, hint, set())
-        if placed is None:
+        with trio.move_on_after(balancer.door.place_timeout_s) as scope:
+            placed = await balancer.door._place_in_turn(link, hint, set())
+        if scope.cancelled_caught:
             raise Unreachable("no collector can take it now")
-        upstream = await self.dial(placed[1])
+        self.arrivals.append((trio.current_time(), placed[0]))
+        try:
+            upstream = await self.dial(placed[1])
+        except Unreachable:
+            balancer.places.link_left(link)
+            raise
         ours, theirs = memory_stream_pair()
         carried = CarriedLink(placed[0], hint)
         self.nursery.start_soon(self._carry, balancer, link, carried, ours, upstream)

@@ -1,6 +1,7 @@
 """Relay between two sockets by `os.splice`: the bytes never enter Python.
 
 Each direction has a pipe of its own; an end of one direction is passed on as a half-close and does not cut the other.
+But a collector that ended has ended the link: a client that does not follow, since its host is gone, is not waited for.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Protocol
 import trio
 
 PIPE_BYTES = 1 << 20
+HALF_CLOSED_S = 5.0
+"""So long a client may still speak when its collector has ended."""
 F_SETPIPE_SZ = 1031
 _GONE = {errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT, errno.EBADF}
 
@@ -46,11 +49,9 @@ async def relay(
     def nothing(_size: int) -> None: ...
 
     async with trio.open_nursery() as nursery:
-        for source, destination, read, wrote in (
-            (client, upstream, taken, given),
-            (upstream, client, nothing, back),
-        ):
-            nursery.start_soon(_one_way, source, destination, read, wrote, pipe_bytes, nursery.cancel_scope)
+        nursery.start_soon(_one_way, client, upstream, taken, given, pipe_bytes, nursery.cancel_scope)
+        await _one_way(upstream, client, nothing, back, pipe_bytes, nursery.cancel_scope)
+        nursery.cancel_scope.deadline = trio.current_time() + HALF_CLOSED_S
 
 
 async def _one_way(

@@ -16,7 +16,7 @@ from ipaddress import IPv6Address, ip_address, ip_network
 
 import structlog
 import trio
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from balancer.backoff import Backoff, BackoffSettings
 from balancer.carry import relay
@@ -184,6 +184,20 @@ class CarriedLink:
     hint: Hint
     carriage: Carriage = field(factory=Carriage)
     scope: trio.CancelScope = field(factory=trio.CancelScope)
+    answered: Carriage = field(factory=Carriage)
+    """As it was when bytes last came back."""
+
+    def is_answered(self) -> bool:
+        """Whether bytes came back since this was asked last."""
+        if self.carriage.bytes_back == self.answered.bytes_back:
+            return False
+        self.answered = evolve(self.carriage)
+        return True
+
+    @property
+    def unanswered_bytes(self) -> int:
+        """That went in since bytes last came back."""
+        return self.carriage.bytes_in - self.answered.bytes_in
 
 
 @define

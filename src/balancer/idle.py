@@ -26,7 +26,7 @@ class IdleSettings:
     """How long is too long."""
 
     after_s: float = 5.0
-    pause_s: float = 30.0
+    pause_s: float = 10.0
 
 
 @frozen

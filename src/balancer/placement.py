@@ -137,6 +137,11 @@ class Placement:
             collector.idle_until = collector.since = until
             collector.why_idle = why
 
+    def is_left(self, name: str, now: float) -> bool:
+        """Whether a collector is left out since it gave no sign of work."""
+        known = self._collectors.get(name)
+        return known is not None and now < known.idle_until
+
     def released(self, key: Hashable) -> None:
         """What was placed under `key` is no more."""
         self.reserved.remove(key)

@@ -7,8 +7,9 @@ Rule 2: what is moved in a round brings neither end past the mean. Only a stream
 Rule 3: after a round nothing is decided until reports show what it did: `settle_s`.
 Rule 4: in a round one of n balancers moves a part of n + 1 of what is too much. All together do not move too much, not
         even with one more that nobody knows of yet; what is left follows with the next round.
-Rule 5: no stream is moved twice within `cooldown_s`. One that stayed where it was is asked again after a pause that
-        grows, and others come before it.
+Rule 5: no stream is moved twice within `cooldown_s`, as long as it is where it was moved to. One that stayed where it
+        was is asked again after a pause that grows, and others come before it. One that is elsewhere lost its collector
+        since then, and was placed anew.
 Rule 6: what is moved in a minute is bounded in bytes. Nothing goes onto a collector that is unfit, or past what one
         that is new may have yet; an org that is on two collectors is not brought onto one.
 """
@@ -81,6 +82,7 @@ class Move:
 @define
 class _Asked:
     source: str
+    destination: str
     at: float
     times: int = 1
 
@@ -117,9 +119,10 @@ class Rebalancing:
         asked = self._asked.get(stream.id)
         if asked is None:
             return False
-        stayed = stream.collector == asked.source
-        pause = min(ASK_AGAIN_S * asked.times, self.settings.cooldown_s) if stayed else self.settings.cooldown_s
-        return now < asked.at + pause
+        if stream.collector == asked.destination:
+            return now < asked.at + self.settings.cooldown_s
+        pause = min(ASK_AGAIN_S * asked.times, self.settings.cooldown_s)
+        return stream.collector == asked.source and now < asked.at + pause
 
     def times_asked(self, stream: bytes) -> int:
         """How often a stream was asked to leave the collector that it was on, in vain or not."""
@@ -141,7 +144,7 @@ class Rebalancing:
     def _remember(self, move: Move, now: float) -> None:
         before = self._asked.pop(move.stream, None)
         times = before.times + 1 if before is not None and before.source == move.source else 1
-        self._asked[move.stream] = _Asked(move.source, now, times)
+        self._asked[move.stream] = _Asked(move.source, move.destination, now, times)
         if len(self._asked) > self.settings.max_remembered:
             self._asked.popitem(last=False)
         self._spent.append((now, move.rate * 60.0))

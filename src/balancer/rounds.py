@@ -15,7 +15,7 @@ import structlog
 import trio
 from attrs import define, field
 
-from balancer.doors import LinkDoor
+from balancer.doors import CarriedLink, LinkDoor
 from balancer.idle import IdleCollectors, Work
 from balancer.places import Places
 from balancer.readings import Readings
@@ -43,13 +43,11 @@ class RoundCounts:
 
 
 @define
-class _Answers:
-    """Of the links carried to one collector: whether bytes come back for those that go in."""
+class _Carried:
+    """Of the links carried to one collector: what went in without an answer, and when any was last answered."""
 
-    back: int = 0
-    bytes_in: int = 0
-    """When bytes last came back."""
-    progress_at: float = float("-inf")
+    unanswered_bytes: int = 0
+    answered_at: float = float("-inf")
 
 
 @define(eq=False)
@@ -68,7 +66,7 @@ class Rounds:
     _streams: Readings[StreamId] = field(factory=Readings)
     _links: Readings[object] = field(factory=Readings)
     _carried: Readings[str] = field(factory=Readings)
-    _answers: dict[str, _Answers] = field(factory=dict)
+    _answers: dict[str, _Carried] = field(factory=dict)
     _rates: dict[StreamId, float] = field(factory=dict)
 
     async def run(self) -> None:
@@ -98,6 +96,7 @@ class Rounds:
         rates = self._links.read(((link, link.carriage.bytes_in) for link in links), now)
         for link in links:
             policy.rates.note((link.hint.org, link.hint.name), link.hint.org, rates[link])
+        self._read_answers(links, now)
         carriage = self.door.carriage
         for name, rate in self._carried.read(((name, its.bytes_in) for name, its in carriage.items()), now).items():
             sent[name] += int(rate)
@@ -105,11 +104,12 @@ class Rounds:
             policy.sent(name, float(sent[name]))
 
     def _leave_idle(self, now: float) -> None:
-        unfit = self.places.policy.unfit(now)
-        work = {name: self._work(name, now) for name in self.places.addresses}
+        policy = self.places.policy
+        unfit = policy.unfit(now)
+        work = {name: self._work(name) for name in self.places.addresses if not policy.is_left(name, now)}
         able = {name: its for name, its in work.items() if name not in unfit or its.outstanding}
         for found in self.idle.judge(able, now):
-            self.places.policy.idle(found.collector, found.until, found.reason)
+            policy.idle(found.collector, found.until, found.reason)
             self.counts.idle_collectors += 1
             moved = self._move_all(found.collector)
             cut = self.door.cut(found.collector)
@@ -124,13 +124,13 @@ class Rounds:
                 meaning="nothing is lost: what was not acknowledged is sent again to others",
             )
 
-    def _work(self, name: str, now: float) -> Work:
+    def _work(self, name: str) -> Work:
         """What a collector has of this balancer, and whether it does it.
 
         Of its own streams a balancer sees what is acknowledged. Of links that it carries it sees only that bytes come
         back, which may be mere credit: that counts only where there is nothing better.
         """
-        carried = self._carried_work(name, now)
+        carried = self._carried_work(name)
         link = self.uplink.links.get(name)
         if link is None or not link.welcomed:
             return carried
@@ -138,13 +138,18 @@ class Rounds:
             return Work(True, link.progress_at)
         return Work(carried.outstanding, max(carried.progress_at, link.progress_at))
 
-    def _carried_work(self, name: str, now: float) -> Work:
-        answers, carriage = self._answers.setdefault(name, _Answers()), self.door.carriage.get(name)
-        if carriage is None:
-            return Work(False, float("-inf"))
-        if carriage.bytes_back != answers.back:
-            answers.back, answers.bytes_in, answers.progress_at = carriage.bytes_back, carriage.bytes_in, now
-        return Work(carriage.bytes_in - answers.bytes_in >= LEAST_UNANSWERED_BYTES, answers.progress_at)
+    def _carried_work(self, name: str) -> Work:
+        carried = self._answers.get(name, _Carried())
+        return Work(carried.unanswered_bytes >= LEAST_UNANSWERED_BYTES, carried.answered_at)
+
+    def _read_answers(self, links: list[CarriedLink], now: float) -> None:
+        answers = {name: _Carried(0, its.answered_at) for name, its in self._answers.items()}
+        for link in links:
+            its = answers.setdefault(link.collector, _Carried())
+            if link.is_answered():
+                its.answered_at = now
+            its.unanswered_bytes += link.unanswered_bytes
+        self._answers = {name: its for name, its in answers.items() if name in self.places.addresses}
 
     def _move_all(self, collector: str) -> int:
         link = self.uplink.links.get(collector)

@@ -94,7 +94,7 @@ class BalancerConfig:
     """A collector that is new, or was away, gets a part of the load that grows to the whole in so long."""
     idle_collector_s: float = 5.0
     """A collector that acknowledges nothing of what it has for so long, while others do, is left …"""
-    idle_pause_s: float = 30.0
+    idle_pause_s: float = 10.0
     """… for so long at first, and longer each time."""
     rebalance_start: float = 1.25
     """Streams are moved when the most loaded collector has more than so many times the mean …"""

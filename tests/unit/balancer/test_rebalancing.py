@@ -122,6 +122,17 @@ def test_a_meter_that_stays_is_asked_again_after_longer_and_longer_and_after_oth
     assert next(one.stream for one in rebalancing.decide(loads_of(streams, ["c1", "c2"]), streams, 400.0)) == other.id
 
 
+def test_a_stream_whose_new_collector_died_does_not_rest_where_it_was_placed_anew() -> None:
+    rebalancing = a_rebalancing()
+    streams = [a_stream(number, "c1") for number in range(10)]
+    moves = rebalancing.decide(loads_of(streams, ["c1", "c2", "c3"]), streams, 0.0)
+    gone = {move.stream for move in moves if move.destination == "c2"}
+    assert gone
+    elsewhere = [evolve(one, collector="c3") if one.id in gone else one for one in after(moves, streams)]
+    assert all(rebalancing.rests(one, 30.0) for one in after(moves, streams) if one.collector != "c1")
+    assert not any(rebalancing.rests(one, 30.0) for one in elsewhere if one.id in gone)
+
+
 def test_while_all_have_little_nothing_is_moved() -> None:
     streams = [a_stream(number, "c1", 1000.0) for number in range(10)]
     assert a_rebalancing().decide(loads_of(streams, ["c1", "c2"]), streams, 0.0) == []

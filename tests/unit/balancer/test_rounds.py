@@ -1,12 +1,16 @@
 """Load is evened out and sick collectors are left, with real collectors, balancers and meters in virtual time."""
 
+import random
 from collections import Counter
 
+import pytest
 import trio
 from trio.testing import MockClock
 
+from balancer.placement import PlacementSettings
+from meter.batching import Draft
 from meter.uplink import UplinkStream
-from tests.memory_fleet import RECORDS, MemoryBalancer, MemoryFleet, ratio, sending
+from tests.memory_fleet import MESSAGE, RECORDS, MemoryBalancer, MemoryFleet, ratio, sending
 
 
 async def exporters(fleet: MemoryFleet, balancer: MemoryBalancer, count: int) -> list[UplinkStream]:
@@ -202,6 +206,61 @@ async def test_when_all_collectors_die_streams_wait_and_all_flow_again_when_they
         await trio.sleep(25)
         assert all(stream.link is not None for stream in streams)
         assert ratio(await fleet.rates()) <= 1.4
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("backoff", ["jittered", "all the same"])
+async def test_c17_a_herd_is_admitted_at_a_rate_and_all_are_served(
+    autojump_clock: MockClock, backoff: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backoff == "all the same":
+        monkeypatch.setattr(random, "uniform", lambda low, high: (low + high) / 2)
+    async with trio.open_nursery() as nursery:
+        fleet = MemoryFleet(nursery)
+        await fleet.start("c1", "c2", "c3")
+        balancer = await fleet.balancer(placing=PlacementSettings(links_per_s=50.0))
+        nursery.start_soon(fleet.telling)
+        await trio.sleep(12)
+        uplinks = [fleet.meter(f"m{number}", balancer) for number in range(600)]
+        streams = [uplink.open_stream("acme", "x") for uplink in uplinks]
+        for stream in streams:
+            await stream.put(Draft(1, RECORDS, MESSAGE))
+        await all_durable(streams)
+        busiest = max(
+            sum(1 for at, name in fleet.arrivals if name == collector and start <= at < start + 1.0)
+            for start, collector in fleet.arrivals
+        )
+        assert busiest <= 50 + 25 + 1
+        assert max(at for at, _ in fleet.arrivals) - fleet.arrivals[0][0] <= 12.0
+        nursery.cancel_scope.cancel()
+
+
+async def test_c25_wires_clogged_one_by_one_and_restored_in_any_order(autojump_clock: MockClock) -> None:
+    dice = random.Random(25)
+    async with trio.open_nursery() as nursery:
+        fleet, balancer = await a_fleet(nursery, collectors=4)
+        streams: list[UplinkStream] = []
+        async with trio.open_nursery() as senders:
+            for number in range(16):
+                streams.append(balancer.uplink.open_stream(f"org{number % 5}", f"192.0.2.{number}:9"))
+                streams.append(fleet.meter(f"m{number}", balancer).open_stream("acme", "x"))
+            for stream in streams:
+                senders.start_soon(sending, stream)
+            for _ in range(2):
+                for name in dice.sample(list(fleet.collectors), 4):
+                    fleet.clog(name)
+                    await trio.sleep(dice.uniform(0, 8))
+                for name in dice.sample(list(fleet.clogged), 4):
+                    await trio.sleep(dice.uniform(0, 8))
+                    fleet.unclog(name)
+                # All may have ended up on the one that was restored first, and the others begin anew.
+                await trio.sleep(40)
+            assert all(stream.link is not None for stream in streams)
+            assert ratio(await fleet.rates()) <= 1.5
+            senders.cancel_scope.cancel()
+        await all_durable(streams)
+        assert fleet.records == sent(streams)
+        assert {stream.id: stream.outbox.last for stream in streams} == fleet.log
         nursery.cancel_scope.cancel()
 
 
