@@ -19,10 +19,11 @@ Rule 8: a wanted collector is taken when it is eligible and not past `start` tim
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Hashable, Iterable, Mapping, Set
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from balancer.rebalancing import CollectorLoad
 from balancer.remembered import RememberedRates
@@ -113,7 +114,9 @@ class Placement:
             if collector.report is None and report.up_s is not None:
                 # A balancer that was just started takes nobody for new who is not.
                 collector.since = min(collector.since, now - report.up_s)
-            collector.report, collector.reported_at = report, now
+            # What is no number of bytes is as good as none: what is sent there counts.
+            rate = report.bytes_per_s if math.isfinite(report.bytes_per_s) else 0.0
+            collector.report, collector.reported_at = evolve(report, bytes_per_s=max(rate, 0.0)), now
 
     def sent(self, name: str, rate: float) -> None:
         """What this balancer itself sends to a collector, in bytes/s: less than that it cannot have."""
@@ -136,6 +139,10 @@ class Placement:
             collector = self._collectors[name]
             collector.idle_until = collector.since = until
             collector.why_idle = why
+
+    def reserve(self, key: Hashable, org: str, collector: str, now: float) -> None:
+        """What was placed under `key` goes elsewhere."""
+        self.reserved.add(key, collector, org, self.rates.predict(key, org), now)
 
     def is_left(self, name: str, now: float) -> bool:
         """Whether a collector is left out since it gave no sign of work."""

@@ -16,7 +16,7 @@ import trio
 from attrs import define, field
 
 from balancer.journal import Journal
-from balancer.placement import Decision, Placement, Report
+from balancer.placement import STALE_S, Decision, Placement, Report
 from balancer.rebalancing import Move
 from balancer.steering import Told, ToldStream
 from meter.uplink import Target, UplinkStream
@@ -39,7 +39,9 @@ class Places:
     """Of collectors, by name."""
     balancers: list[str] = field(factory=list)
     told: dict[str, Told] = field(factory=dict)
-    """What collectors told over control links."""
+    """What collectors told over control links, …"""
+    told_at: dict[str, float] = field(factory=dict)
+    """… and when."""
     _waits: Seldom = field(factory=Seldom)
 
     def on_change(self, view: View) -> None:
@@ -61,7 +63,7 @@ class Places:
         """A collector told of itself over its control link."""
         if name not in self.addresses:
             return
-        self.told[name] = told
+        self.told[name], self.told_at[name] = told, trio.current_time()
         report = Report(told.bytes_per_s, told.lag_s, told.held_bytes, told.budget_bytes, told.up_s)
         self.policy.report(name, report, trio.current_time())
 
@@ -137,7 +139,9 @@ class Places:
         """Why a stream is where it is: by its id or the beginning of it, its exporter's address, its meter's name."""
         now = trio.current_time()
         subjects = {subject.key: subject.as_fields() for subject in self.journal.find(wanted)}
-        for collector, stream in self._told_of(wanted):
+        for collector, stream in self.told_lately(now):
+            if not _is_called(stream, wanted):
+                continue
             fields = subjects.setdefault(stream.id.hex(), {"key": stream.id.hex(), "org": stream.org, "history": []})
             fields |= {"exporter": stream.exporter, "meter": stream.meter}
             fields |= {"collector": collector, "bytes_per_s": round(stream.rate)}
@@ -148,11 +152,14 @@ class Places:
         }
         return {"found": list(subjects.values()), "collectors": loads}
 
-    def _told_of(self, wanted: str) -> Iterator[tuple[str, ToldStream]]:
+    def told_lately(self, now: float) -> Iterator[tuple[str, ToldStream]]:
+        """Meters' streams with their collectors, as far as these told of them within the last seconds."""
         for collector, told in self.told.items():
-            for stream in told.streams:
-                exporter = stream.exporter
-                if wanted in (stream.meter, exporter, exporter.rpartition(":")[0]) or stream.id.hex().startswith(
-                    wanted
-                ):
+            if now - self.told_at[collector] <= STALE_S:
+                for stream in told.streams:
                     yield collector, stream
+
+
+def _is_called(stream: ToldStream, wanted: str) -> bool:
+    exporter = stream.exporter
+    return wanted in (stream.meter, exporter, exporter.rpartition(":")[0]) or stream.id.hex().startswith(wanted)

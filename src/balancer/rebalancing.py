@@ -99,15 +99,15 @@ class Rebalancing:
     _spent: deque[tuple[float, float]] = field(factory=deque)
 
     def decide(
-        self, collectors: Iterable[CollectorLoad], streams: Sequence[StreamLoad], now: float, *, balancers: int = 1
+        self, collectors: Iterable[CollectorLoad], streams: Iterable[StreamLoad], now: float, *, balancers: int = 1
     ) -> list[Move]:
-        """The moves of this moment; none while the last ones settle."""
+        """The moves of this moment; none while the last ones settle. `streams` are looked at only when one is due."""
         if now < self._not_before:
             return []
         by_name = {one.name: one for one in collectors}
         if len(by_name) < 2 or not self._is_due([one.rate for one in by_name.values()]):
             return []
-        moves = _Round(self, by_name, streams, now, max(balancers, 1)).moves()
+        moves = _Round(self, by_name, list(streams), now, max(balancers, 1)).moves()
         for move in moves:
             self._remember(move, now)
         if moves:

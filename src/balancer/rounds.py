@@ -162,20 +162,32 @@ class Rounds:
 
     def _rebalance(self, now: float) -> None:
         places = self.places
-        mine, theirs = dict(self._mine()), dict(self._theirs())
-        seen = [load for _, load in mine.values()] + [load for _, load in theirs.values()]
         loads = places.policy.measured(now)
-        for move in self.rebalancing.decide(loads, seen, now, balancers=len(places.balancers) or 1):
-            if move.destination not in places.addresses:
-                continue
-            if move.stream in mine:
-                self._move_mine(move, mine[move.stream][0])
-            else:
-                self._ask_for(move, theirs[move.stream][0])
+        moves = self.rebalancing.decide(loads, self._seen(now), now, balancers=len(places.balancers) or 1)
+        by_stream = {move.stream: move for move in moves if move.destination in places.addresses}
+        if not by_stream:
+            return
+        for stream in list(self.uplink.streams):
+            if (move := by_stream.pop(stream.id, None)) is not None:
+                self._move_mine(move, stream, now)
+        for collector, told in places.told_lately(now):
+            move = by_stream.get(told.id)
+            if move is not None and move.source == collector:
+                self._ask_for(move, told)
 
-    def _move_mine(self, move: Move, stream: UplinkStream) -> None:
+    def _seen(self, now: float) -> Iterator[StreamLoad]:
+        """Streams of its own, and meters' as collectors tell of them."""
+        for stream in self.uplink.streams:
+            if stream.link is not None and stream.target is not None and not stream.ended:
+                yield StreamLoad(stream.id, stream.org, stream.target, self._rates.get(stream.id, 0.0))
+        for collector, told in self.places.told_lately(now):
+            movable = told.movable and self._is_my_part(told.id)
+            yield StreamLoad(told.id, told.org, collector, told.rate, movable)
+
+    def _move_mine(self, move: Move, stream: UplinkStream, now: float) -> None:
         self.counts.exporters_moved += 1
         self.places.moved(move, (stream.exporter,))
+        self.places.policy.reserve(stream.id, stream.org, move.destination, now)
         log.info("stream moved", **_said(move), exporter=stream.exporter)
         self.uplink.move(stream, self.places.target(move.destination))
 
@@ -185,19 +197,6 @@ class Rounds:
             self.counts.meters_moved += 1
             self.places.moved(move, (stream.exporter, stream.meter))
             log.info("stream moved", **_said(move), meter=stream.meter)
-
-    def _mine(self) -> Iterator[tuple[bytes, tuple[UplinkStream, StreamLoad]]]:
-        for stream in self.uplink.streams:
-            if stream.link is not None and stream.target is not None and not stream.ended:
-                load = StreamLoad(stream.id, stream.org, stream.target, self._rates.get(stream.id, 0.0))
-                yield stream.id, (stream, load)
-
-    def _theirs(self) -> Iterator[tuple[bytes, tuple[ToldStream, StreamLoad]]]:
-        places = self.places
-        for collector, told in places.told.items():
-            for stream in told.streams:
-                movable = stream.movable and self._is_my_part(stream.id)
-                yield stream.id, (stream, StreamLoad(stream.id, stream.org, collector, stream.rate, movable))
 
     def _is_my_part(self, stream: bytes) -> bool:
         balancers = self.places.balancers

@@ -20,7 +20,7 @@ WORKS, STALLED, HAS_NONE = Work(True, 0), Work(True, NEVER), Work(False, NEVER)
 def test_one_that_acknowledges_nothing_while_another_does_is_left() -> None:
     assert judged(IdleCollectors(), range(5), c1=STALLED, c2=WORKS) == []
     assert judged(IdleCollectors(), range(6), c1=STALLED, c2=WORKS) == [
-        Idle("c1", 35.0, "nothing acknowledged for 5 s while others do")
+        Idle("c1", 15.0, "nothing acknowledged for 5 s while others do")
     ]
 
 

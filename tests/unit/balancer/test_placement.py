@@ -166,6 +166,15 @@ def test_a_collector_that_says_it_is_idle_has_at_least_what_is_sent_there() -> N
     assert [load.rate for load in placement.measured(0.0)] == [8e6, 5e6]
 
 
+def test_a_load_that_is_no_number_counts_as_what_is_sent_there() -> None:
+    placement = a_fleet(0.0, 5e6, 6e6)
+    for lie in (float("nan"), float("inf"), -1e300):
+        placement.report("c0", a_report(lie), 0.0)
+        assert placement.loads(0.0) == {"c0": 0.0, "c1": 5e6, "c2": 6e6}
+    placement.sent("c0", 7e6)
+    assert placement.loads(0.0)["c0"] == 7e6
+
+
 def test_when_all_reports_stop_it_is_the_reports_and_not_the_collectors() -> None:
     placement = a_fleet(1e6, 1e6)
     assert isinstance(placement.place("s", "acme", 100.0), Decision)

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from attrs import define, evolve, field
 from hypothesis import given, settings
@@ -274,6 +274,6 @@ def test_balancers_that_do_not_know_of_each_other_come_to_rest_too(collectors: i
 
 class _Alone(Rebalancing):
     def decide(
-        self, collectors: Iterable[CollectorLoad], streams: Sequence[StreamLoad], now: float, *, balancers: int = 1
+        self, collectors: Iterable[CollectorLoad], streams: Iterable[StreamLoad], now: float, *, balancers: int = 1
     ) -> list[Move]:
         return super().decide(collectors, streams, now)
