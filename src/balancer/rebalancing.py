@@ -36,7 +36,7 @@ class RebalancingSettings:
     start: float = 1.25
     stop: float = 1.1
     cooldown_s: float = 300.0
-    settle_s: float = 5.0
+    settle_s: float = 4.0
     bytes_per_minute: float = float(32 << 30)
     """What the streams moved within a minute bring in a minute."""
     least_bytes_per_s: float = 10_000.0

@@ -100,7 +100,7 @@ class BalancerConfig:
     """Streams are moved when the most loaded collector has more than so many times the mean …"""
     rebalance_stop: float = 1.1
     """… until it has less than this."""
-    rebalance_settle_s: float = 5.0
+    rebalance_settle_s: float = 4.0
     """What moves did is waited for so long, to be seen in reports, before more is decided."""
     rebalance_bytes_per_minute: int = 32 << 30
     """What the streams that are moved within a minute bring in a minute."""

@@ -67,7 +67,7 @@ def test_nothing_is_decided_before_reports_show_what_a_round_did() -> None:
     streams = [a_stream(number, "c1") for number in range(10)]
     loads = loads_of(streams, ["c1", "c2"])
     assert rebalancing.decide(loads, streams, 0.0)
-    assert rebalancing.decide(loads, streams, 4.9) == []
+    assert rebalancing.decide(loads, streams, 3.9) == []
 
 
 def test_nothing_goes_to_one_that_is_unfit_nor_past_what_a_new_one_may_have() -> None:

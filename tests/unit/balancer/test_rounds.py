@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -29,6 +30,9 @@ async def meters(fleet: MemoryFleet, balancer: MemoryBalancer, count: int) -> li
     return streams
 
 
+Senders = Callable[[MemoryFleet, MemoryBalancer, int], Awaitable[list[UplinkStream]]]
+
+
 async def a_fleet(nursery: trio.Nursery, collectors: int = 3) -> tuple[MemoryFleet, MemoryBalancer]:
     fleet = MemoryFleet(nursery)
     await fleet.start(*(f"c{number}" for number in range(1, collectors + 1)))
@@ -48,12 +52,13 @@ async def all_durable(streams: list[UplinkStream]) -> None:
             await stream.drained()
 
 
+@pytest.mark.parametrize("senders", [exporters, meters])
 async def test_a_collector_that_was_killed_and_comes_back_has_its_part_after_half_a_minute(
-    autojump_clock: MockClock,
+    autojump_clock: MockClock, senders: Senders
 ) -> None:
     async with trio.open_nursery() as nursery:
         fleet, balancer = await a_fleet(nursery)
-        streams = [*await exporters(fleet, balancer, 24), *await meters(fleet, balancer, 24)]
+        streams = await senders(fleet, balancer, 36)
         await trio.sleep(10)
         fleet.kill("c2")
         await trio.sleep(1)
@@ -61,8 +66,8 @@ async def test_a_collector_that_was_killed_and_comes_back_has_its_part_after_hal
         await trio.sleep(30)
         assert ratio(await fleet.rates()) <= 1.25
         counts = balancer.rounds.counts
-        assert counts.exporters_moved + counts.meters_moved >= 10
-        assert min(counts.exporters_moved, counts.meters_moved) >= 2
+        assert counts.exporters_moved + counts.meters_moved >= 6
+        assert (counts.exporters_moved == 0) == (senders is meters)
         assert all(stream.link is not None for stream in streams)
         # It has come to rest.
         moved = counts.exporters_moved + counts.meters_moved
@@ -254,7 +259,7 @@ async def test_c25_wires_clogged_one_by_one_and_restored_in_any_order(autojump_c
                     await trio.sleep(dice.uniform(0, 8))
                     fleet.unclog(name)
                 # All may have ended up on the one that was restored first, and the others begin anew.
-                await trio.sleep(40)
+                await trio.sleep(60)
             assert all(stream.link is not None for stream in streams)
             assert ratio(await fleet.rates()) <= 1.5
             senders.cancel_scope.cancel()
