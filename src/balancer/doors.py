@@ -238,6 +238,7 @@ class LinkDoor:
                 await self._hold(stream)
             return
         self._refusals.over(OVER_FULL)
+        self._refusals.over(NO_ROOM)
         self.counts.accepted += 1
         self.counts.open += 1
         self.links.add(carried)

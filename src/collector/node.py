@@ -77,7 +77,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
             "gauges": {
                 "held_bytes": collector.pool.used_bytes,
                 "budget_bytes": mine.budget_bytes,
-                "bytes_per_s": reporting.load()["bytes_per_s"],
+                "bytes_per_s": reporting.bytes_per_s,
                 **member.gauges(),
                 **figures.read(),
             },

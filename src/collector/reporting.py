@@ -37,13 +37,14 @@ class Reporting:
         self._interval_s = interval_s
         self._began = trio.current_time()
         self._rate = _Rate()
-        self._bytes_per_s = 0.0
+        self.bytes_per_s = 0.0
+        """Over all links, as last read."""
 
     def load(self) -> dict[str, Any]:
         """As last read."""
         pool = self._collector.pool
         return {
-            "bytes_per_s": self._bytes_per_s,
+            "bytes_per_s": self.bytes_per_s,
             "held_bytes": pool.used_bytes,
             "budget_bytes": pool.budget_bytes,
             "up_s": round(trio.current_time() - self._began, 1),
@@ -56,7 +57,7 @@ class Reporting:
             await trio.sleep(self._interval_s)
             now = trio.current_time()
             carried = self._collector.carried
-            self._bytes_per_s = self._rate.of(self._collector.counts.bytes_in, now)
+            self.bytes_per_s = self._rate.of(self._collector.counts.bytes_in, now)
             carried.measure(now)
             carried.note_ignored(now)
             self._tell(now)

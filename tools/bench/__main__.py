@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-NAMES = ("decode", "log", "relay", "pipeline", "stalled", "udp", "recovery", "latency", "overload")
+NAMES = ("decode", "log", "relay", "pipeline", "stalled", "udp", "recovery", "latency", "overload", "balance")
 
 
 @click.command()
