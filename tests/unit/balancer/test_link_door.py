@@ -193,3 +193,29 @@ async def test_links_to_a_collector_that_is_left_are_cut_and_others_are_not() ->
             assert door.carriage["c1"].bytes_in > 0
             await connections[1].aclose()
         nursery.cancel_scope.cancel()
+
+
+async def test_c16_a_client_whose_host_is_gone_is_not_waited_for_when_its_collector_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("balancer.carry.HALF_CLOSED_S", 0.2)
+    ended = trio.Event()
+
+    async def a_collector(stream: trio.SocketStream, _peer: str) -> None:
+        await ended.wait()
+
+    async with trio.open_nursery() as nursery:
+        listener = await listen("127.0.0.1:0", what="a collector")
+        nursery.start_soon(partial(serve, max_connections=10, what="a collector"), listener, a_collector)
+        door = LinkDoor(
+            place=lambda *_: ("c1", address_of(listener)), dial=partial(dial, timeout_s=5), left=lambda _: None
+        )
+        async with serving(door) as (host, port):
+            silent = await trio.open_tcp_stream(host, port)
+            await silent.send_all(encode_preamble(Hint("acme", "m1")))
+            await until(lambda: door.counts.open == 1)
+            ended.set()
+            await until(lambda: door.counts.open == 0)
+            assert not door.links
+            await silent.aclose()
+        nursery.cancel_scope.cancel()
