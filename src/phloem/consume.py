@@ -1,45 +1,36 @@
-"""Consumers: reading an org's log from a position, or live, over a link.
+"""The consume door: who a consumer is, and what it wants.
 
-A consumer is sent a *feed*: one stream of the link whose batches each hold a few log entries as they are stored, each
-behind its position and length. A consumer that is slow gets no more than the credit it gave; it is read for from the
-log, so it costs no memory here.
+It reads an org's log from a position (`feed.py`), or as a member of a consumer group (`members.py`), or asks about
+the org's groups and changes them (`requests.py`), or asks for its ledger (`telling.py`).
 """
 
 from __future__ import annotations
 
 import hmac
-import struct
+import re
 from collections.abc import Callable
 from typing import Any
 
 import structlog
 import trio
-from attrs import define, frozen
+from attrs import Factory, frozen
 
+from phloem.engine.embedded import EmbeddedLog
 from phloem.engine.engine import Engine
-from phloem.engine.repeats import Repeats
+from phloem.feed import ConsumeCounts, Feed, Shelf
+from phloem.groups import Groups, GroupSettings
+from phloem.members import Member
+from phloem.places import find
+from phloem.requests import answer
 from phloem.telling import tell_ledger
-from sapflow.entry import entry_counts
-from sapflow.errors import LinkError, Refused, StorageError
-from sapflow.link import (
-    Batch,
-    Close,
-    Connection,
-    CreditGranted,
-    HelloReceived,
-    Side,
-    StreamId,
-    Subscribed,
-)
+from sapflow.errors import LinkError, Overloaded, Refused, StorageError
+from sapflow.link import Close, Connection, CreditGranted, Event, HelloReceived, Noticed, Side, Subscribed
 from sapflow.runtime.session import LinkSession
 from sapflow.runtime.threads import ThreadKind
 
 log = structlog.get_logger()
 
-ENTRY = struct.Struct("!QI")
-"""position, length of the entry that follows."""
-
-FEED = StreamId(bytes(16))
+GROUP_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
 @frozen
@@ -52,24 +43,11 @@ class ConsumeSettings:
     hello_timeout_s: float = 5.0
     idle_timeout_s: float = 30.0
     reading_threads: int = 4
-
-
-@define
-class ConsumeCounts:
-    """What consumers were given; never goes down, but for `consumers`."""
-
-    consumers: int = 0
-    entries_out: int = 0
-    bytes_out: int = 0
-    messages_out: int = 0
-    records_out: int = 0
-    repeats: int = 0
-    """Entries that stand in the log twice, and were not given again."""
-    unauthorized: int = 0
+    groups: GroupSettings = Factory(GroupSettings)
 
 
 class Consumers:
-    """The consume door of one Phloem node."""
+    """The consume door of one Phloem node. `storage` is the thread that writes its log."""
 
     def __init__(
         self,
@@ -77,35 +55,38 @@ class Consumers:
         settings: ConsumeSettings,
         authenticate: Callable[[str], str | None],
         is_org: Callable[[str], bool],
+        storage: ThreadKind,
     ) -> None:
-        self.counts = ConsumeCounts()
         self.settings = settings
-        self.engine = engine
         self.authenticate = authenticate
         self.is_org = is_org
         self.reading = ThreadKind("reading", settings.reading_threads)
-        self._followers: dict[str, set[trio.Event]] = {}
+        self.shelf = Shelf(engine, self.reading, settings.feed_bytes, settings.feed_entries)
+        self.groups = (
+            Groups(engine, storage, self.reading, settings.groups) if isinstance(engine, EmbeddedLog) else None
+        )
+        """None where the log keeps no groups: a shared one."""
+
+    @property
+    def counts(self) -> ConsumeCounts:
+        """What consumers were given."""
+        return self.shelf.counts
 
     def stored(self, orgs: set[str]) -> None:
         """Wake the consumers that follow these orgs."""
-        for org in orgs:
-            for event in self._followers.get(org, ()):
-                event.set()
+        self.shelf.stored(orgs)
 
     def followed(self) -> set[str]:
         """Orgs whose next commit somebody waits for."""
-        return set(self._followers)
+        return self.shelf.followed()
 
-    def follow(self, org: str, event: trio.Event) -> None:
-        """Have `event` set at the org's next commit."""
-        self._followers.setdefault(org, set()).add(event)
-
-    def unfollow(self, org: str, event: trio.Event) -> None:
-        """Let go of an event."""
-        followers = self._followers.get(org, set())
-        followers.discard(event)
-        if not followers:
-            self._followers.pop(org, None)
+    async def run(self) -> None:
+        """What groups need: their commits written, and those that nobody uses forgotten."""
+        if self.groups is None:
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.groups.run)
+            nursery.start_soon(self.groups.keep)
 
     async def serve(self, stream: trio.abc.Stream, peer: str) -> None:
         """One consumer from its hello to its end."""
@@ -119,30 +100,27 @@ class Consumers:
         self.counts.consumers += 1
         try:
             async with session.open():
-                await _Feed(self, session).run()
-        except* (LinkError, Refused, StorageError) as group:
-            error: BaseException = group
-            while isinstance(error, BaseExceptionGroup):
-                error = error.exceptions[0]
-            log.warning("consumer cut off", peer=peer, reason=str(error))
+                await _Consumer(self, session).run()
+        except* (LinkError, Overloaded, Refused, StorageError) as group:
+            log.warning("consumer cut off", peer=peer, reason=str(_first(group)))
         finally:
             self.counts.consumers -= 1
 
 
-class _Feed:
-    """One consumer's link and its place in the log."""
+class _Consumer:
+    """One consumer's link."""
 
-    def __init__(self, owner: Consumers, session: LinkSession) -> None:
-        self._owner = owner
+    def __init__(self, door: Consumers, session: LinkSession) -> None:
+        self._door = door
         self._session = session
         self._org: str | None = None
         self._fleet = False
-        self._granted = trio.Event()
-        self._started = False
+        self._reader: Feed | Member | None = None
+        self._busy = False
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
-            with trio.move_on_after(self._owner.settings.hello_timeout_s) as hello:
+            with trio.move_on_after(self._door.settings.hello_timeout_s) as hello:
                 async for events in self._session.events():
                     for event in events:
                         match event:
@@ -150,43 +128,45 @@ class _Feed:
                                 if not await self._greet(event.fields):
                                     return
                                 hello.deadline = float("inf")
-                            case Subscribed(fields) if not self._started:
-                                self._started = True
+                            case Subscribed(fields) | Noticed({"kind": "groups"} as fields) if not self._busy:
+                                self._busy = True
                                 org = str(fields.get("org", ""))
                                 await self._check(org)
-                                if fields.get("ledger"):
-                                    owner = self._owner
-                                    await tell_ledger(self._session, owner.engine, owner.reading, org, fields)
-                                    return
-                                nursery.start_soon(self._send, org, fields)
-                            case CreditGranted():
-                                self._granted.set()
+                                nursery.start_soon(self._serve, event, org, fields)
                             case _:
-                                raise LinkError(f"{type(event).__name__} from a consumer", code=Close.PROTOCOL)
+                                self._hear(event)
             if hello.cancelled_caught:
                 await self._session.finish(Close.TIMEOUT, "no hello in time")
             nursery.cancel_scope.cancel()
 
+    def _hear(self, event: Event) -> None:
+        match event, self._reader:
+            case CreditGranted(), Feed() | Member() as reader:
+                reader.granted()
+            case Noticed({"kind": "commit"} as fields), Member() as member:
+                member.asks(fields)
+            case _:
+                raise LinkError(f"{type(event).__name__} from a consumer", code=Close.PROTOCOL)
+
     async def _check(self, org: str) -> None:
         """Raises LinkError, after telling the consumer, for an org that is not its own, or that nobody has."""
-        owner = self._owner
+        door = self._door
         if not self._fleet and org != self._org:
             code, reason = Close.FORBIDDEN, "this credential does not name that org"
-        elif self._fleet and not owner.is_org(org) and not await owner.reading.run(lambda: owner.engine.holds(org)):
+        elif self._fleet and not door.is_org(org) and not await door.reading.run(lambda: door.shelf.engine.holds(org)):
             code, reason = Close.UNKNOWN, f"no org '{org}'; see 'sapflow orgs list'"
         else:
             return
-        await self._session.finish(code, reason)
-        raise LinkError(f"a consumer asked for another org: {reason}", code=code)
+        await self._refuse(LinkError(f"a consumer asked for another org: {reason}", code=code), reason)
 
     async def _greet(self, fields: dict[str, Any]) -> bool:
-        owner = self._owner
+        door = self._door
         token = str(fields.get("token", ""))
-        self._fleet = hmac.compare_digest(token.encode(), owner.settings.fleet_token.encode())
+        self._fleet = hmac.compare_digest(token.encode(), door.settings.fleet_token.encode())
         if not self._fleet:
-            self._org = owner.authenticate(token)
+            self._org = door.authenticate(token)
             if self._org is None:
-                owner.counts.unauthorized += 1
+                door.counts.unauthorized += 1
                 log.warning("consumer refused", peer=self._session.peer, reason="credential not accepted")
                 await self._session.finish(
                     Close.UNAUTHORIZED,
@@ -196,84 +176,52 @@ class _Feed:
         self._session.send(self._session.connection.welcome(org=self._org))
         return True
 
-    async def _send(self, org: str, fields: dict[str, Any]) -> None:
-        owner, session, settings = self._owner, self._session, self._owner.settings
-        handle, opening = session.connection.open(FEED, org, "")
-        session.send(opening)
+    async def _serve(self, event: Event, org: str, fields: dict[str, Any]) -> None:
+        """Do what it wants. Raises LinkError, after telling the consumer why."""
         try:
-            after, ahead = await self._start(org, fields.get("at", "latest"))
-        except LinkError as error:
-            await session.finish(error.code, str(error))
-            raise
-        session.send(session.connection.notice(kind="start", position=after, ahead=ahead))
-        follow = bool(fields.get("follow", True))
-        repeats = Repeats() if owner.engine.is_shared else None
-        seq = 0
-        while True:
-            committed = trio.Event()
-            owner.follow(org, committed)
-            try:
-                stretch = await owner.reading.run(
-                    lambda: owner.engine.stretch(
-                        org,
-                        after,  # noqa: B023
-                        max_bytes=settings.feed_bytes,
-                        max_entries=settings.feed_entries,
-                    )
+            name = fields.get("group")
+            if name is not None and not (isinstance(name, str) and GROUP_NAME.fullmatch(name)):
+                raise LinkError(
+                    f"{name!r:.80} is no group's name: lower-case letters, digits, '.', '_' and '-', up to 63, a "
+                    "letter or digit first",
+                    code=Close.PROTOCOL,
                 )
-                if stretch.gap_to is not None:
-                    session.send(session.connection.notice(kind="gap", after=after, next=stretch.gap_to))
-                is_end = stretch.through == after and not stretch.entries
-                after = stretch.through
-                if is_end:
-                    if not follow:
-                        session.send(session.connection.notice(kind="end", position=after))
-                        await session.finish(Close.NORMAL, "all that is stored was sent", deadline_s=30.0)
-                        return
-                    await committed.wait()
-            finally:
-                owner.unfollow(org, committed)
-            found = stretch.entries
-            if repeats is not None:
-                found = repeats.without(found)
-                owner.counts.repeats += len(stretch.entries) - len(found)
-            if not found:
-                continue
-            payload = b"".join(
-                piece for position, entry in found for piece in (ENTRY.pack(position, len(entry)), entry)
-            )
-            await self._credit(handle, len(payload))
-            seq += 1
-            session.send(*session.connection.batch(handle, Batch(seq, len(found), 0, 0, payload)))
-            owner.counts.entries_out += len(found)
-            owner.counts.bytes_out += len(payload)
-            for _, entry in found:
-                messages, records = entry_counts(entry)
-                owner.counts.messages_out += messages
-                owner.counts.records_out += records
+            groups = self._door.groups
+            if fields.get("ledger"):
+                await tell_ledger(self._session, self._door.shelf.engine, self._door.reading, org, fields)
+            elif name is None and isinstance(event, Subscribed):
+                await self._feed(org, fields)
+            elif groups is None:
+                raise LinkError(
+                    "consumer groups are kept by the embedded engine, and this log is Kafka's; read from a position "
+                    "and keep it yourself",
+                    code=Close.CONFLICT,
+                )
+            elif isinstance(event, Noticed):
+                await answer(groups, self._session, org, name, fields)
+            else:
+                assert name is not None
+                self._reader = member = Member(self._door.shelf, groups, self._session, org, name)
+                await member.run(fields)
+        except* (LinkError, Overloaded) as group:
+            error = _first(group)
+            await self._refuse(LinkError(str(error), code=getattr(error, "code", Close.OVERLOADED)), str(error))
 
-    async def _credit(self, handle: int, size: int) -> None:
-        connection = self._session.connection
-        while connection.credit(handle) < size:
-            self._granted = trio.Event()
-            self._session.send(connection.want(handle, size))
-            await self._granted.wait()
+    async def _feed(self, org: str, fields: dict[str, Any]) -> None:
+        shelf = self._door.shelf
+        found = await find(shelf.engine, shelf.reading, org, fields.get("at", "latest"))
+        session = self._session
+        self._reader = feed = Feed(shelf, session, org, found)
+        session.send(session.connection.notice(kind="start", position=found.place.position, ahead=found.ahead))
+        await feed.run(follow=bool(fields.get("follow", True)))
+        await session.finish(Close.NORMAL, "all that is stored was sent", deadline_s=30.0)
 
-    async def _start(self, org: str, at: object) -> tuple[int, int]:
-        """The position after which to begin, and by how much one that was asked for lies beyond the log's end.
+    async def _refuse(self, error: LinkError, reason: str) -> None:
+        await self._session.finish(error.code, reason)
+        raise error
 
-        Such a position is from another log, or from a time that this one has lost: reading begins at the end.
-        Raises LinkError for what is no position.
-        """
-        engine = self._owner.engine
-        reading = self._owner.reading
-        if at == "earliest":
-            return max(0, await reading.run(lambda: engine.first_position(org)) - 1), 0
-        last = await reading.run(lambda: engine.last_position(org))
-        if at == "latest":
-            return last, 0
-        if isinstance(at, int) and not isinstance(at, bool) and at >= 0:
-            return min(at, last), max(0, at - last)
-        if isinstance(at, dict) and isinstance(at.get("time_us"), int) and 0 <= at["time_us"] < 1 << 63:
-            return max(0, await reading.run(lambda: engine.position_at(org, at["time_us"])) - 1), 0
-        raise LinkError(f"'{at!r:.80}' is no position: earliest, latest, a number or a time", code=Close.PROTOCOL)
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

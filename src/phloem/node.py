@@ -9,6 +9,7 @@ nursery ── control plane (own listener)
         ├─ upkeep of the log: bounded steps, each in a storage thread's turn
         ├─ news of what other nodes stored, where there may be others
         ├─ consume listener ── a task a consumer, fed from the log under its own credit
+        ├─ groups: what consumers commit, written together in the storage thread's turns
         └─ figures, org table
 """
 
@@ -28,9 +29,10 @@ from phloem.connections import Connections, ConnectionSettings
 from phloem.consume import Consumers, ConsumeSettings
 from phloem.engine.engine import Engine
 from phloem.engine.opening import open_engine
+from phloem.groups import GroupSettings
 from sapflow.cluster.coordinator import coordinator
 from sapflow.cluster.view import View
-from sapflow.config import Config
+from sapflow.config import Config, PhloemConfig
 from sapflow.errors import StorageError
 from sapflow.link import Traffic
 from sapflow.monitor.control import serve_control
@@ -58,16 +60,23 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
 async def _run(config: Config, name: str, fleet_token: str, announce: Announce, engine: Engine) -> None:
     mine = config.phloem
     orgs = OrgTable(config.data_path / "orgs.json")
+    committer = Committer(
+        engine,
+        channel_bytes=mine.budget_bytes,
+        commit_bytes=mine.commit_bytes,
+        on_stored=lambda orgs: consumers.stored(orgs),
+    )
     consumers = Consumers(
         engine,
         ConsumeSettings(
-            fleet_token=fleet_token, hello_timeout_s=mine.hello_timeout_s, idle_timeout_s=mine.idle_timeout_s
+            fleet_token=fleet_token,
+            hello_timeout_s=mine.hello_timeout_s,
+            idle_timeout_s=mine.idle_timeout_s,
+            groups=_group_settings(mine),
         ),
         orgs.authenticate,
         lambda org: org in orgs.names(),
-    )
-    committer = Committer(
-        engine, channel_bytes=mine.budget_bytes, commit_bytes=mine.commit_bytes, on_stored=consumers.stored
+        committer.storage,
     )
     connections = Connections(
         ConnectionSettings(
@@ -90,7 +99,8 @@ async def _run(config: Config, name: str, fleet_token: str, announce: Announce, 
         return {"held_bytes": connections.pool.used_bytes, "budget_bytes": mine.budget_bytes, **figures.read()}
 
     def status() -> dict[str, Any]:
-        taken, counted = connections.taken.bytes, consumers.counts
+        taken, counted, groups = connections.taken.bytes, consumers.counts, consumers.groups
+        shown = groups.shown if groups is not None else []
         read = Traffic(counted.entries_out, counted.bytes_out, counted.messages_out, counted.records_out)
         return {
             "name": name,
@@ -105,6 +115,7 @@ async def _run(config: Config, name: str, fleet_token: str, announce: Announce, 
                 "commit": attrs.asdict(committer.counts),
                 "consume": attrs.asdict(consumers.counts),
                 "engine": engine.counts(),
+                **({"groups": attrs.asdict(groups.counts)} if groups is not None else {}),
                 "coordinator": member.counts(),
             },
             "gauges": {
@@ -112,9 +123,12 @@ async def _run(config: Config, name: str, fleet_token: str, announce: Announce, 
                 "channel_bytes": committer.channel.fill_bytes,
                 "budget_bytes": mine.budget_bytes,
                 "orgs": len(connections.orgs),
+                "groups": len(shown),
+                "group_lag_entries": max((one["lag"]["entries"] for one in shown), default=0),
                 **member.gauges(),
                 **figures.read(),
             },
+            "groups": shown,
             "ratio": {
                 "measured": round(committer.stored.bytes / taken, 3) if taken else None,
                 "expected": 1.0,
@@ -141,6 +155,7 @@ async def _run(config: Config, name: str, fleet_token: str, announce: Announce, 
         nursery.start_soon(keep_fresh, orgs)
         nursery.start_soon(committer.run)
         nursery.start_soon(connections.run)
+        nursery.start_soon(consumers.run)
         if claims is not None:
             nursery.start_soon(claims.run, member)
         nursery.start_soon(member.run)
@@ -152,6 +167,16 @@ async def _run(config: Config, name: str, fleet_token: str, announce: Announce, 
             partial(serve, max_connections=mine.max_consumers, what="consume"), listener, consumers.serve
         )
         announce({"event": "ready", "name": name, "role": "phloem", "addresses": addresses})
+
+
+def _group_settings(mine: PhloemConfig) -> GroupSettings:
+    return GroupSettings(
+        max_groups_per_org=mine.max_groups_per_org,
+        max_members=mine.max_group_members,
+        state_bytes=mine.group_state_bytes,
+        member_timeout_s=mine.group_member_timeout_s,
+        idle_s=mine.group_idle_s,
+    )
 
 
 def _divides_orgs(config: Config, engine: Engine) -> bool:

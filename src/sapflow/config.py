@@ -195,6 +195,17 @@ class PhloemConfig:
     """A consumer must have said who it is by then."""
     idle_timeout_s: float = 30.0
     """A link or consumer of which nothing is heard for so long is cut."""
+    max_groups_per_org: int = 100
+    """Consumer groups of an org; one more is refused."""
+    max_group_members: int = 16
+    """Of one consumer group, the one that reads and those that stand by; one more is refused."""
+    group_state_bytes: int = 32 << 10
+    """What a consumer group may keep beside its position."""
+    group_member_timeout_s: float = 300.0
+    """A member that neither reads nor commits for so long is taken for hung, and the next takes over. One that dies is
+    known at once, one whose host is gone within a minute."""
+    group_idle_s: float = 30 * 86_400.0
+    """A consumer group without a member is forgotten when nobody has read for it for so long."""
     retention_s: float = 7 * 86_400.0
     """Batches older than this are removed …"""
     retention_bytes_per_org: int = 10 << 30

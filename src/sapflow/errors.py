@@ -63,3 +63,10 @@ class StorageError(SapflowError):
 
 class EngineLocked(StorageError):
     """Another process has this embedded log open."""
+
+
+class Fenced(SapflowError):
+    """A consumer group's position was not committed: another member has taken over, or the group was reset.
+
+    What was read since the last commit is given again, to whoever reads for the group now.
+    """

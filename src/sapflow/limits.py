@@ -33,6 +33,8 @@ MOST: Mapping[str, float] = {
     "collector.org_share": 1,
     "phloem.org_share": 1,
     "phloem.map_bytes": 1 << 46,
+    # A commit is one control frame of the link, in which the state is base64.
+    "phloem.group_state_bytes": 40 << 10,
     "balancer.udp_buffer_bytes": 1 << 30,
     # A batch ends with the message that fills it, and its templates come first: all of it must fit into a link's batch.
     "intake.batch_bytes": 512 << 10,

@@ -17,18 +17,19 @@ import time
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import lmdb
 from attrs import frozen
 
 from phloem.engine.creating import create, sync
 from phloem.engine.engine import Outcome, Stretch
-from phloem.engine.layout import KEY, MARK, ORG, Tables, Tail
+from phloem.engine.groups import Change, Declined, Group, GroupTable
+from phloem.engine.layout import KEY, MARK, ORG, TABLES, Place, Tables, Tail
 from phloem.engine.ledger import backlog, fold, org_ledger
 from phloem.engine.length import ADVICE, SyncedLength
 from phloem.engine.writing import Writer, remove_oldest
-from sapflow.entry import CorruptEntry, LogEntry, decode_entry, received_us
+from sapflow.entry import CorruptEntry, LogEntry, decode_entry, entry_counts, received_us
 from sapflow.errors import EngineLocked, StorageError
 from sapflow.ledger import Backlog, OrgLedger, StreamLedger
 
@@ -123,11 +124,11 @@ class EmbeddedLog:
             self._env = self._open_env()
 
     @contextmanager
-    def _reading(self) -> Iterator[lmdb.Transaction]:
+    def _reading(self, *, buffers: bool = False) -> Iterator[lmdb.Transaction[Any]]:
         with self._gate:
             self._readers += 1
         try:
-            with self._env.begin() as txn:
+            with self._env.begin(buffers=True) if buffers else self._env.begin() as txn:
                 yield txn
         except (lmdb.Error, struct.error) as error:
             raise StorageError(f"the log in {self.path} cannot be read: {error}; {_advice(error)}") from error
@@ -142,7 +143,12 @@ class EmbeddedLog:
             create(self.path)
             # Read ahead: consumers that are behind, and retention, find entries in the order in which they were stored.
             env = lmdb.open(
-                str(self.path), map_size=self._map_bytes, max_dbs=6, max_readers=126, readahead=True, lock=True
+                str(self.path),
+                map_size=self._map_bytes,
+                max_dbs=len(TABLES),
+                max_readers=126,
+                readahead=True,
+                lock=True,
             )
         except (lmdb.Error, OSError) as error:
             raise StorageError(f"the log in {self.path} cannot be opened: {error}; {_advice(error)}") from error
@@ -235,6 +241,20 @@ class EmbeddedLog:
         except (lmdb.Error, OSError) as error:
             raise StorageError(f"the ledger of the log in {self.path} cannot be folded: {error}") from error
 
+    def change_groups(self, changes: Sequence[Change], now_us: int) -> list[Group | Declined | None]:
+        """Make changes of consumer groups in one transaction, synced, in order: what each group is after its own.
+
+        Raises StorageError: then nothing of this call was made, and `reopen` comes before the next.
+        """
+        try:
+            with self._env.begin(write=True) as txn:
+                table = GroupTable(self._tables, txn)
+                found = [table.apply(change, now_us) for change in changes]
+            self._length.note()
+        except (lmdb.Error, OSError) as error:
+            raise StorageError(f"the log in {self.path} cannot be written: {error}; {_advice(error)}") from error
+        return found
+
     # --- reading ----------------------------------------------------------------------------------------------
 
     def read(self, org: str, after: int, *, max_bytes: int, max_entries: int) -> list[tuple[int, bytes]]:
@@ -302,6 +322,56 @@ class EmbeddedLog:
             return Backlog(0, 0, 0)
         with self._reading() as txn:
             return backlog(txn, self._tables, number, position)
+
+    def walk(self, org: str, place: Place, through: int, *, at_most: int) -> Place:
+        """From a place towards position `through`, at most so many entries on, and not beyond the log's end.
+
+        What retention has removed is stepped over; behind the log's start its bytes and records are exact again.
+        """
+        number = self._org_number(org)
+        if number is None:
+            return place
+        with self._reading(buffers=True) as txn:
+            tail = Tail.read(txn, self._tables, number)
+            if place.position < tail.start.position:
+                if through < tail.start.position:
+                    return Place(through, place.bytes, place.records)
+                place = tail.start
+            position, size, records = place.position, place.bytes, place.records
+            cursor = txn.cursor(self._tables.entries)
+            if cursor.set_range(KEY.pack(number, position + 1)):
+                for key, value in cursor:
+                    owner, found = KEY.unpack(key)
+                    if owner != number or found > through or at_most <= 0:
+                        break
+                    position, size, at_most = found, size + len(value), at_most - 1
+                    records += entry_counts(value)[1]
+        return Place(position, size, records)
+
+    def groups(self, org: str) -> dict[str, Group]:
+        """An org's consumer groups, by name."""
+        number = self._org_number(org)
+        if number is None:
+            return {}
+        with self._reading() as txn:
+            return dict(GroupTable(self._tables, txn).of(number))
+
+    def group(self, org: str, name: str) -> Group | None:
+        """One of an org's consumer groups."""
+        number = self._org_number(org)
+        if number is None:
+            return None
+        with self._reading() as txn:
+            return GroupTable(self._tables, txn).get(number, name)
+
+    def orgs_with_groups(self) -> list[str]:
+        """The orgs that have consumer groups."""
+        with self._reading() as txn:
+            numbers = set(GroupTable(self._tables, txn).numbers())
+            if not numbers:
+                return []
+            names = txn.cursor(self._tables.orgs)
+            return [bytes(name).decode() for name, value in names if ORG.unpack(value)[0] in numbers]
 
     def first_position(self, org: str) -> int:
         """The oldest position that is kept."""

@@ -10,11 +10,9 @@ import lmdb
 from attrs import evolve
 
 from phloem.engine.engine import Outcome
-from phloem.engine.layout import COUNT, COUNT_EVERY, KEY, MARK, ORG, RING, Mark, Tables, Tail
+from phloem.engine.layout import COUNT, COUNT_EVERY, KEY, MARK, ORG, RING, Mark, Tables, Tail, number_of
 from phloem.engine.ledger import Row, now_us
 from sapflow.entry import HEAD_BYTES, LogEntry, encode_entry, entry_counts, received_us
-
-MAX_ORG_BYTES = 200
 
 
 class Writer:
@@ -63,6 +61,7 @@ class Writer:
             tail.records + entry.records,
             tail.removed_entries,
             tail.removed_records,
+            tail.removed_bytes,
         )
         return position
 
@@ -79,15 +78,7 @@ class Writer:
     def _number(self, org: str) -> int:
         number = self._numbers.get(org)
         if number is None:
-            name = org.encode()
-            assert 0 < len(name) <= MAX_ORG_BYTES, org
-            value = self._txn.get(name, db=self._tables.orgs)
-            if value is None:
-                number = self._txn.stat(self._tables.orgs)["entries"] + 1
-                self._txn.put(name, ORG.pack(number), db=self._tables.orgs)
-            else:
-                number = ORG.unpack(value)[0]
-            self._numbers[org] = number
+            number = self._numbers[org] = number_of(self._txn, self._tables, org)
         return number
 
     def _row(self, key: bytes) -> Row:
@@ -135,6 +126,7 @@ def remove_oldest(
             bytes=tail.bytes - size,
             removed_entries=tail.removed_entries + 1,
             removed_records=tail.removed_records + records,
+            removed_bytes=tail.removed_bytes + size,
         )
         removed += 1
     if removed:

@@ -1,11 +1,11 @@
 """For users' programs, under asyncio and Trio alike.
 
-async with sapflow.client.subscribe(url, org, token, at="earliest") as batches:
+async with sapflow.client.consume(url, org, token, group="billing") as batches:
     async for batch in batches:
         for columns in batch.columns(): ...
 
-A subscription is one connection. Its `position` is where to read on when that ends, so that nothing is missed or given
-twice:
+A consumer group is read from where it has come to; several programs of one group take over from one another. Without a
+group a subscription is one connection, whose `position` is where to read on when that ends:
 
 at = "earliest"
 while True:
@@ -19,6 +19,25 @@ while True:
         await anyio.sleep(random.uniform(0, 5))
 """
 
-from sapflow.client.subscription import ConsumedBatch, Corrupt, Gap, Subscription, subscribe
+from sapflow.client.groups import Extent, GroupFigures, list_groups, remove_group, reset_group
+from sapflow.client.member import Member, consume
+from sapflow.client.missing import Ahead, Corrupt, Gap, Missing, RecordsMissing
+from sapflow.client.subscription import ConsumedBatch, Subscription, subscribe
 
-__all__ = ["ConsumedBatch", "Corrupt", "Gap", "Subscription", "subscribe"]
+__all__ = [
+    "Ahead",
+    "ConsumedBatch",
+    "Corrupt",
+    "Extent",
+    "Gap",
+    "GroupFigures",
+    "Member",
+    "Missing",
+    "RecordsMissing",
+    "Subscription",
+    "consume",
+    "list_groups",
+    "remove_group",
+    "reset_group",
+    "subscribe",
+]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import anyio
 
-from sapflow.client.connect import connect
-from sapflow.client.subscription import MAX_FEED_BYTES, welcomed
+from sapflow.client.connect import MAX_FEED_BYTES, connect, welcomed
 from sapflow.errors import LinkError, Refused, Unreachable
 from sapflow.ledger import OrgLedger, StreamLedger
 from sapflow.link import Closed, Connection, Event, Noticed, Side

@@ -1,35 +1,35 @@
 """Reading an org's records: from a position in the log, and then live.
 
 Drops what it has seen already by (stream, number), gives gaps as what they are, and holds one feed of the door's at a
-time, at most `MAX_FEED_BYTES`.
+time, at most `connect.MAX_FEED_BYTES`.
 """
 
 from __future__ import annotations
 
+import base64
+import itertools
 import struct
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import anyio.abc
 from attrs import field, frozen
 
-from sapflow.client.connect import connect
+from sapflow.client.connect import greeted
+from sapflow.client.marks import Marks
+from sapflow.client.missing import Corrupt, Gap
 from sapflow.entry import CorruptEntry, decode_entry
 from sapflow.errors import LinkError, Refused, Unreachable
 from sapflow.flows.columns.batches import FlowBatch, decode
-from sapflow.link import BatchReceived, Closed, Connection, CreditWanted, Event, Noticed, Opened, Side, Welcomed
-from sapflow.link.frames import Close, Hint, LinkLimits
+from sapflow.link import BatchReceived, Close, Closed, Connection, CreditWanted, Event, Noticed, Opened
 
 ENTRY = struct.Struct("!QI")
-MAX_FEED_BYTES = 4 << 20
 PING_INTERVAL_S = 10.0
 SILENCE_S = 35.0
 SAY_S = 5.0
-MAX_STREAMS = 65_536
-"""Whose last number is kept, to know repeats by: those heard of last."""
 
 
 @frozen
@@ -52,24 +52,25 @@ class ConsumedBatch:
 
 
 @frozen
-class Gap:
-    """Positions that are not in the log any more: retention removed them before they were read."""
+class Joined:
+    """What a consumer group is when its member begins to read for it."""
 
-    after: int
-    next: int
-
-    @property
-    def entries(self) -> int:
-        """How many stored batches are missing."""
-        return self.next - self.after - 1
+    position: int
+    generation: int
+    resets: int
+    state: bytes
+    state_bytes: int
+    """The most that the state may be."""
 
 
 @frozen
-class Corrupt:
-    """An entry that is not what was written, at its position; the others around it are."""
+class Answer:
+    """What became of a commit; `why` says why it is not durable."""
 
-    position: int
-    reason: str
+    number: int
+    position: int = 0
+    why: Literal["", "fenced", "state", "storage"] = ""
+    reason: str = ""
 
 
 class Subscription:
@@ -80,36 +81,61 @@ class Subscription:
     was found missing, `corrupt` what was found damaged; whoever follows for long empties them.
     """
 
-    def __init__(self, stream: anyio.abc.ByteStream, connection: Connection, org: str) -> None:
+    def __init__(self, stream: anyio.abc.ByteStream, connection: Connection, org: str, marks: Marks) -> None:
         self.org = org
         self.gaps: list[Gap] = []
         self.corrupt: list[Corrupt] = []
         self.ahead = 0
         self.position = 0
         self.repeats = 0
+        self.joined: Joined | None = None
+        """Of a consumer group's member, when its turn has come."""
         self._stream = stream
         self._connection = connection
-        self._marks: dict[bytes, int] = {}
+        self._marks = marks
+        self._begun = False
+        self._standby = False
         self._ended = False
         self._events: deque[Event] = deque()
-        self._feed: Iterator[ConsumedBatch] = iter(())
+        self._feed: Iterator[ConsumedBatch | Corrupt] = iter(())
 
     async def begin(self) -> None:
-        """Wait until it is known where reading begins. Raises Refused, Unreachable, LinkError."""
-        while True:
-            if not self._events:
-                await self._receive()
-                continue
-            match self._events.popleft():
-                case Opened():
-                    continue
-                case Noticed(fields) if fields.get("kind") == "start":
-                    self._noticed(fields)
-                    return
-                case Closed(code, reason):
-                    raise Refused(f"the consume door closed: {reason}", code=code)
-                case event:
-                    raise LinkError(f"{type(event).__name__} before the place where it begins", code=Close.PROTOCOL)
+        """Wait until it is known where reading begins, or that others are before us.
+
+        Raises Refused, Unreachable, LinkError.
+        """
+        while not (self._begun or self._standby):
+            await self._await_start()
+
+    async def turn(self) -> Joined:
+        """Wait for as long as others are before us: what the group is now. Raises as `begin` does."""
+        while not self._begun:
+            await self._await_start()
+        assert self.joined is not None, "not of a group"
+        return self.joined
+
+    async def _await_start(self) -> None:
+        if not self._events:
+            await self._receive()
+            return
+        match self._events.popleft():
+            case Opened():
+                pass
+            case Noticed({"kind": "standby"}):
+                self._standby = True
+            case Noticed({"kind": "start"} as fields):
+                self._start(fields)
+            case Closed(code, reason):
+                raise Refused(f"the consume door closed: {reason}", code=code)
+            case event:
+                raise LinkError(f"{type(event).__name__} before the place where it begins", code=Close.PROTOCOL)
+
+    def _start(self, fields: dict[str, Any]) -> None:
+        self._begun = True
+        self.position, self.ahead = int(fields["position"]), int(fields["ahead"])
+        if "generation" in fields:
+            state, most = base64.b64decode(fields["state"]), int(fields["state_bytes"])
+            self.joined = Joined(self.position, int(fields["generation"]), int(fields["resets"]), state, most)
 
     def __aiter__(self) -> Subscription:
         return self
@@ -117,28 +143,75 @@ class Subscription:
     async def __anext__(self) -> ConsumedBatch:
         """The next batch. When it is cancelled nothing is lost: the next call goes on."""
         while True:
-            batch = next(self._feed, None)
-            if batch is not None:
-                return batch
+            match await self.next():
+                case ConsumedBatch() as batch:
+                    return batch
+                case Gap() as gap:
+                    self.gaps.append(gap)
+                case Corrupt() as corrupt:
+                    self.corrupt.append(corrupt)
+                case None:
+                    raise StopAsyncIteration
+
+    async def next(self) -> ConsumedBatch | Gap | Corrupt | Answer | None:
+        """What comes next, in its order; None at the end. When it is cancelled nothing is lost."""
+        while True:
+            item = next(self._feed, None)
+            if item is not None:
+                return item
             if self._events:
-                await self._take(self._events.popleft())
+                found = await self._take(self._events.popleft())
+                if found is not None:
+                    return found
             elif self._ended:
-                raise StopAsyncIteration
+                return None
             else:
                 await self._receive()
 
-    async def _take(self, event: Event) -> None:
+    async def _take(self, event: Event) -> Gap | Corrupt | Answer | None:
         match event:
             case CreditWanted(handle, limit):
                 await self._say(self._connection.grant(handle, limit))
             case BatchReceived(_, batch):
                 self._feed = self._entries(batch.payload)
+            case Noticed({"kind": "gap"} as fields):
+                gap = Gap(int(fields["after"]), int(fields["next"]), fields.get("bytes"), fields.get("records"))
+                self.position = gap.next - 1
+                return gap
+            case Noticed({"kind": "quarantined"} as fields):
+                self.position = int(fields["position"])
+                return Corrupt(self.position, str(fields["reason"]))
+            case Noticed({"kind": "end"}):
+                self._ended = True
             case Noticed(fields):
-                self._noticed(fields)
+                return _answer(fields)
             case Closed(code, reason):
                 self._ended = True
                 if code != Close.NORMAL:
                     raise Refused(f"the consume door closed: {reason}", code=code)
+        return None
+
+    async def ask_commit(self, number: int, position: int, state: bytes, quarantined: int) -> None:
+        """Ask to have a position committed, with what is kept beside it. Raises Unreachable."""
+        text = base64.b64encode(state).decode()
+        await self._say(
+            self._connection.notice(
+                kind="commit", number=number, position=position, state=text, quarantined=quarantined
+            )
+        )
+
+    async def answer_to(self, number: int) -> Answer:
+        """Wait for what became of a commit; what comes before it is kept. Raises Refused, Unreachable."""
+        seen = 0
+        while True:
+            for at, event in enumerate(itertools.islice(self._events, seen, None), seen):
+                if isinstance(event, Noticed) and (found := _answer(event.fields)) and found.number >= number:
+                    del self._events[at]
+                    return found
+                if isinstance(event, Closed):
+                    raise Refused(f"the consume door closed: {event.reason}", code=event.code)
+            seen = len(self._events)
+            await self._receive()
 
     async def _receive(self) -> None:
         quiet_s = 0.0
@@ -167,7 +240,7 @@ class Subscription:
         except (TimeoutError, anyio.BrokenResourceError):
             raise Unreachable(f"the consume door takes nothing; read on from position {self.position}") from None
 
-    def _entries(self, payload: bytes) -> Iterator[ConsumedBatch]:
+    def _entries(self, payload: bytes) -> Iterator[ConsumedBatch | Corrupt]:
         at = 0
         while at < len(payload):
             position, length = ENTRY.unpack_from(payload, at)
@@ -179,9 +252,9 @@ class Subscription:
             try:
                 entry = decode_entry(data)
             except CorruptEntry as error:
-                self.corrupt.append(Corrupt(position, str(error)))
+                yield Corrupt(position, str(error))
                 continue
-            if self._is_repeat(entry.stream, entry.seq):
+            if self._marks.is_repeat(entry.stream, entry.seq):
                 self.repeats += 1
                 continue
             yield ConsumedBatch(
@@ -196,19 +269,15 @@ class Subscription:
                 bytes(entry.payload),
             )
 
-    def _is_repeat(self, stream: bytes, seq: int) -> bool:
-        mark = self._marks.pop(stream, 0)
-        self._marks[stream] = max(mark, seq)
-        if len(self._marks) > MAX_STREAMS:
-            del self._marks[next(iter(self._marks))]
-        return seq <= mark
 
-    def _noticed(self, fields: dict[str, Any]) -> None:
-        match fields.get("kind"):
-            case "gap":
-                self.gaps.append(Gap(int(fields["after"]), int(fields["next"])))
-            case "start":
-                self.position, self.ahead = int(fields["position"]), int(fields["ahead"])
+def _answer(fields: dict[str, Any]) -> Answer | None:
+    match fields:
+        case {"kind": "committed", "number": int(number), "position": int(position)}:
+            return Answer(number, position)
+        case {"kind": "uncommitted", "number": int(number), "why": ("fenced" | "state" | "storage") as why}:
+            return Answer(number, why=why, reason=str(fields.get("reason", "")))
+        case _:
+            return None
 
 
 @asynccontextmanager
@@ -227,37 +296,22 @@ async def subscribe(
     is not accepted, LinkError for another protocol, and Unreachable when the door does not answer or goes away, now or
     while iterating: subscribe again at `position`, and nothing is missed or given twice.
     """
-    stream = await connect(url, timeout_s=connect_timeout_s)
-    async with stream:
-        connection = Connection(Side.CLIENT, LinkLimits(max_batch_bytes=MAX_FEED_BYTES))
+    wanted = {"at": at, "follow": follow}
+    async with open_subscription(url, org, token, wanted, Marks(), connect_timeout_s=connect_timeout_s) as subscription:
+        yield subscription
+
+
+@asynccontextmanager
+async def open_subscription(
+    url: str, org: str, token: str, wanted: dict[str, Any], marks: Marks, *, connect_timeout_s: float
+) -> AsyncIterator[Subscription]:
+    """One connection that has asked for what is `wanted`, and dropped by `marks` what came before."""
+    async with greeted(url, org, token, connect_timeout_s=connect_timeout_s) as (stream, connection):
+        subscription = Subscription(stream, connection, org, marks)
         try:
             with anyio.fail_after(connect_timeout_s):
-                await stream.send(connection.hello(Hint(org=org), role="consumer", token=token))
-                await welcomed(stream, connection)
-        except (TimeoutError, anyio.BrokenResourceError):
-            raise Unreachable(f"{url} did not greet within {connect_timeout_s:g} s; is it a consume door?") from None
-        subscription = Subscription(stream, connection, org)
-        try:
-            with anyio.fail_after(connect_timeout_s):
-                await stream.send(connection.subscribe(org=org, at=at, follow=follow))
+                await stream.send(connection.subscribe(org=org, **wanted))
                 await subscription.begin()
         except (TimeoutError, anyio.BrokenResourceError):
             raise Unreachable(f"{url} did not say within {connect_timeout_s:g} s where reading begins") from None
         yield subscription
-
-
-async def welcomed(stream: anyio.abc.ByteStream, connection: Connection) -> None:
-    """Wait for the door's greeting. Raises Refused, Unreachable, LinkError."""
-    while True:
-        try:
-            events = connection.receive(await stream.receive())
-        except (anyio.EndOfStream, anyio.BrokenResourceError):
-            raise Unreachable("the consume door closed without a word") from None
-        for event in events:
-            match event:
-                case Welcomed():
-                    return
-                case Closed(code, reason):
-                    raise Refused(f"the consume door refused: {reason}", code=code)
-                case _:
-                    raise LinkError("the consume door did not greet", code=Close.PROTOCOL)

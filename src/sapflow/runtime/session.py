@@ -44,7 +44,8 @@ class LinkSession:
         self.connection = connection
         self.peer = peer
         self._stream = stream
-        self._idle_timeout_s = idle_timeout_s
+        self.idle_timeout_s = idle_timeout_s
+        """A link of which nothing is heard for so long is cut; may be changed while it is open."""
         self._max_unsent_bytes = max_unsent_bytes
         self._unsent: Turns[tuple[bytes, ...]] = Turns()
         self._wake = trio.Event()
@@ -153,11 +154,11 @@ class LinkSession:
             self._flushed.set()
 
     async def _watch(self) -> None:
-        interval = self._idle_timeout_s / 3
         while True:
+            interval = self.idle_timeout_s / 3
             await trio.sleep(interval * random.uniform(0.8, 1.0))
             quiet = trio.current_time() - self._last_heard
-            if quiet > self._idle_timeout_s:
+            if quiet > self.idle_timeout_s:
                 log.info("link cut", peer=self.peer, reason="nothing heard", quiet_s=round(quiet, 1))
                 self._scope.cancel()
                 return

@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from sapflow.client import Corrupt, Gap, subscribe, subscription
+from sapflow.client import Corrupt, Gap, marks, subscribe
 from sapflow.entry import LogEntry
 from sapflow.errors import Refused, Unreachable
 from sapflow.flows.reference import reference_work
@@ -170,7 +170,7 @@ def test_reading_on_after_breaks_misses_nothing_and_gives_nothing_twice(backend:
 def test_as_many_streams_come_as_may_and_few_are_remembered(
     backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(subscription, "MAX_STREAMS", 4)
+    monkeypatch.setattr(marks, "MAX_STREAMS", 4)
     with a_door(tmp_path) as door:
         work = reference_work(1)
         for number in range(40):
