@@ -20,6 +20,7 @@ COMMANDS = {
     "send": "send:send_command",
     "tail": "tail:tail_command",
     "decode": "decode:decode_command",
+    "groups": "groups:groups_group",
     "orgs": "orgs:orgs_group",
     "status": "fleet:status_command",
     "config": "fleet:config_group",

@@ -381,8 +381,24 @@ def status_command(data: str, as_json: bool, why: str | None, **ledger: Any) -> 
             f"{name:<14}{gauges['rss_bytes'] / 2**20:>9.1f}{gauges['cpu']:>7.0%}{gauges['lag_s'] * 1000:>8.1f}"
             f"{held / 2**20:>10.2f}{_figure(ratio['measured']):>9}{_figure(ratio['expected']):>10}"
         )
+    _show_groups(statuses)
     if any("error" in status for status in statuses.values()):
         raise SapflowError("a process does not answer; see above")
+
+
+def _show_groups(statuses: dict[str, dict[str, Any]]) -> None:
+    """Consumer groups by org, and how far behind they are, as of two seconds ago at most."""
+    groups = [group for status in statuses.values() for group in status.get("groups", ())]
+    if not groups:
+        return
+    click.echo(f"\n{'org':<14}{'group':<24}{'members':>8}{'position':>12}{'lag batches':>13}{'records':>13}{'MiB':>9}")
+    for group in groups:
+        lag, gap = group["lag"], group["gap"]
+        lost = f"  {gap['entries']:,} batches past retention were not read" if gap else ""
+        click.echo(
+            f"{group['org']:<14}{group['group']:<24}{group['members']:>8}{group['position']:>12,}"
+            f"{lag['entries']:>13,}{lag['records']:>13,}{lag['bytes'] / 2**20:>9.1f}{lost}"
+        )
 
 
 def _figure(value: float | None) -> str:

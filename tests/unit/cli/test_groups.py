@@ -1,0 +1,109 @@
+"""`sapflow groups` and `sapflow tail --group`, as a user runs them."""
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+from tests.unit.cli.test_tail import SAPFLOW, arguments, positions, sapflow
+from tests.unit.client.doors import Door, a_door
+
+
+def groups(door: Door, tmp_path: Path, *words: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "token").write_text("a-token\n")
+    return sapflow("groups", *words, "--door", door.url, "--token-file", tmp_path / "token", code=code)
+
+
+def figures(door: Door, tmp_path: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads(groups(door, tmp_path, "show", "acme", "billing", "--json").stdout)
+    return found
+
+
+def test_a_group_is_read_on_listed_reset_and_removed(tmp_path: Path) -> None:
+    with a_door(tmp_path, batches=6) as door:
+        assert "no groups yet" in groups(door, tmp_path, "list", "acme").stderr
+        tail = arguments(door, tmp_path, "--group", "billing", "--no-follow")
+        assert positions(sapflow(*tail, "--limit", 30).stdout) == [1] * 24 + [2] * 24
+        listed = json.loads(groups(door, tmp_path, "list", "acme", "--json").stdout)["groups"]
+        assert [(one["group"], one["position"], one["lag"]["entries"], one["lag"]["records"]) for one in listed] == [
+            ("billing", 2, 4, 96)
+        ]
+        assert "billing" in groups(door, tmp_path, "list", "acme").stdout
+        assert set(positions(sapflow(*tail).stdout)) == {3, 4, 5, 6}
+        assert sapflow(*tail).stdout == ""
+        assert (
+            "reads on after position 4; 2 batches"
+            in groups(door, tmp_path, "reset", "acme", "billing", "--to", "4").stdout
+        )
+        assert set(positions(sapflow(*tail).stdout)) == {5, 6}
+        assert "beyond the log's end" in groups(door, tmp_path, "reset", "acme", "billing", "--to", "99").stderr
+        groups(door, tmp_path, "reset", "acme", "billing", "--to", "1970-01-01T00:00:00.005")
+        assert figures(door, tmp_path)["position"] == 4
+        groups(door, tmp_path, "reset", "acme", "billing", "--to", "soon", code=2)
+        groups(door, tmp_path, "reset", "acme", "billing", code=2)
+        groups(door, tmp_path, "remove", "acme", "billing")
+        assert "has no group 'billing'" in groups(door, tmp_path, "show", "acme", "billing", code=1).stderr
+
+
+def test_parquet_is_committed_when_its_file_is_whole(tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    with a_door(tmp_path, batches=6) as door:
+        file = tmp_path / "out.parquet"
+        words = ("--group", "billing", "--no-follow", "--format", "parquet", "-o", file)
+        sapflow(*arguments(door, tmp_path, *words))
+        assert figures(door, tmp_path)["position"] == 6
+        assert pyarrow.parquet.read_table(file).num_rows == 6 * 24
+
+
+def test_what_cannot_be_written_is_not_committed(tmp_path: Path) -> None:
+    with a_door(tmp_path, batches=6) as door:
+        words = ("--group", "billing", "--no-follow", "-o", "/dev/full")
+        assert "No space left" in sapflow(*arguments(door, tmp_path, *words), code=1).stderr
+        assert figures(door, tmp_path)["position"] == 0
+
+
+def test_ctrl_c_commits_what_was_written(tmp_path: Path) -> None:
+    with a_door(tmp_path, batches=3) as door:
+        command = [*SAPFLOW, *map(str, arguments(door, tmp_path, "--group", "billing"))]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        for _ in range(3 * 24):
+            assert process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+        assert (process.returncode, errors) == (0, "")
+        assert figures(door, tmp_path)["position"] == 3
+
+
+def test_c22_what_retention_removed_is_told_with_its_size_and_the_exit_code_says_so(tmp_path: Path) -> None:
+    with a_door(tmp_path, batches=10) as door:
+        tail = arguments(door, tmp_path, "--group", "billing", "--no-follow")
+        sapflow(*tail, "--limit", 24)
+        door.engine.remove_oldest("acme", before_us=6000, keep_bytes=1 << 30)
+        gap = figures(door, tmp_path)["gap"]
+        assert isinstance(gap, dict)
+        assert (gap["entries"], gap["records"]) == (4, 96)
+        assert "4 batches past retention were not read" in groups(door, tmp_path, "list", "acme").stdout
+        assert "4 batches, 96 records" in groups(door, tmp_path, "show", "acme", "billing").stdout
+        found = sapflow(*tail, code=1)
+        assert set(positions(found.stdout)) == {6, 7, 8, 9, 10}
+        assert "4 stored batches after position 1 (96 records" in found.stderr
+        assert "4 stored batches are not in what was read" in found.stderr
+        assert sapflow(*tail).stderr == ""
+        plain = sapflow(*arguments(door, tmp_path, "--no-follow", "--at", 2), code=1)
+        assert "3 stored batches after position 2 are past retention" in plain.stderr
+
+
+def test_c23_what_cannot_be_decoded_is_told_counted_and_the_others_are_written(tmp_path: Path) -> None:
+    from sapflow.entry import LogEntry
+
+    with a_door(tmp_path, batches=2) as door:
+        poison = LogEntry(bytes(16), 1, "x", 1, 1, 1, b"\x00\x09 this is no IPFIX")
+        door.engine.append([("acme", poison)])
+        door.store(3, 4)
+        for words in (("--at", "earliest"), ("--group", "billing")):
+            found = sapflow(*arguments(door, tmp_path, "--no-follow", *words), code=1)
+            assert set(positions(found.stdout)) == {1, 2, 4, 5}
+            assert "position 3 is damaged and left out: it cannot be decoded" in found.stderr
+        assert figures(door, tmp_path)["quarantined"] == 1
