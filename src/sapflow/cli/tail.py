@@ -223,12 +223,17 @@ async def _read_group(
 async def _write_group(member: Member, output: _Output, as_it_goes: bool) -> None:
     committed = trio.current_time()
     try:
-        async for batch in member:
-            fault = output.take(batch, whole=True)
-            if fault is not None:
-                member.quarantine(batch, fault)
-            if output.full:
-                break
+        ended = False
+        while not ended:
+            batch = None
+            with trio.move_on_after(COMMIT_INTERVAL_S):  # what is cancelled while it waits has lost nothing
+                batch = await anext(member, None)
+                ended = batch is None
+            if batch is not None:
+                fault = output.take(batch, whole=True)
+                if fault is not None:
+                    member.quarantine(batch, fault)
+                ended = output.full
             if as_it_goes and trio.current_time() - committed >= COMMIT_INTERVAL_S:
                 await _commit(member, output)
                 committed = trio.current_time()

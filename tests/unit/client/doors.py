@@ -90,4 +90,4 @@ def a_door(directory: Path, batches: int = 0, groups: GroupSettings | None = Non
     finally:
         if door._token is not None:
             door.stop()
-        engine.close()
+        door.engine.close()

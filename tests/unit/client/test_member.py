@@ -8,8 +8,12 @@ from typing import Any
 import anyio
 import pytest
 
+from phloem.engine.embedded import EmbeddedLog
+from phloem.engine.groups import _packed
+from phloem.engine.layout import ORG
 from phloem.groups import GroupSettings
 from sapflow.client import (
+    Ahead,
     Corrupt,
     Extent,
     Gap,
@@ -273,6 +277,57 @@ def test_c22_a_gap_is_never_passed_over_in_silence(backend: str, tmp_path: Path)
         size = len(door.engine.read("acme", 0, max_bytes=1, max_entries=1)[0][1])
         run(backend, work)
         run(backend, going_on)
+
+
+@under_each_loop
+def test_c24_a_group_ahead_of_the_log_is_told_and_given_what_it_was_not(backend: str, tmp_path: Path) -> None:
+    """The log is one of before, as from a backup; what its senders send again the group has had."""
+
+    async def before() -> None:
+        async with a_member(door, auto_commit=False) as member:
+            await some(member, 10)
+            await member.commit()
+
+    async def after() -> None:
+        told: list[Any] = []
+        async with a_member(door, on_missing=told.append) as member:
+            await member.turn()
+            door.store(7, 12)
+            given = [await anext(member), await anext(member)]
+            assert [(batch.position, batch.seq) for batch in given] == [(11, 11), (12, 12)]
+            assert told == [Ahead(4, 0)]
+        assert (await the_group(door)).position == 12
+
+    with a_door(tmp_path, batches=6) as door:
+        for name in ("data.mdb", "synced-length"):
+            (tmp_path / f"{name}.of-before").write_bytes((tmp_path / "log" / name).read_bytes())
+        door.store(7, 10)
+        run(backend, before)
+        groups = door.engine.groups("acme")
+        door.stop()
+        door.engine.close()
+        for name in ("data.mdb", "synced-length"):
+            (tmp_path / "log" / name).write_bytes((tmp_path / f"{name}.of-before").read_bytes())
+        door.engine = EmbeddedLog.open(tmp_path / "log", map_bytes=1 << 28)
+        # A backup of the log has the groups of then; here they are those of now, as where they are kept apart.
+        with door.engine._env.begin(write=True) as txn:
+            for name, group in groups.items():
+                txn.put(ORG.pack(1) + name.encode(), _packed(group), db=door.engine._tables.groups)
+        door.start()
+        run(backend, after)
+
+
+@under_each_loop
+def test_a_group_that_is_stuck_holds_up_nobody_and_is_sent_no_more_than_it_takes(backend: str, tmp_path: Path) -> None:
+    async def work() -> None:
+        async with a_member(door, "stuck") as stuck:
+            await some(stuck, 1)
+            assert door._consumers is not None
+            assert await the_rest(door, group="quick") == list(range(1, 201))
+            assert door._consumers.counts.entries_out <= 200 + 2 * 3  # a feed that it has, and one on its way
+
+    with a_door(tmp_path, batches=200) as door:
+        run(backend, work)
 
 
 @under_each_loop
