@@ -29,7 +29,7 @@ from phloem.engine.layout import KEY, MARK, ORG, TABLES, Place, Tables, Tail
 from phloem.engine.ledger import backlog, fold, org_ledger
 from phloem.engine.length import ADVICE, SyncedLength
 from phloem.engine.writing import Writer, remove_oldest
-from sapflow.entry import CorruptEntry, LogEntry, decode_entry, entry_counts, received_us
+from sapflow.entry import HEAD_BYTES, CorruptEntry, LogEntry, decode_entry, entry_counts, received_us
 from sapflow.errors import EngineLocked, StorageError
 from sapflow.ledger import Backlog, OrgLedger, StreamLedger
 
@@ -251,7 +251,7 @@ class EmbeddedLog:
                 table = GroupTable(self._tables, txn)
                 found = [table.apply(change, now_us) for change in changes]
             self._length.note()
-        except (lmdb.Error, OSError) as error:
+        except (lmdb.Error, OSError, struct.error) as error:
             raise StorageError(f"the log in {self.path} cannot be written: {error}; {_advice(error)}") from error
         return found
 
@@ -345,7 +345,7 @@ class EmbeddedLog:
                     if owner != number or found > through or at_most <= 0:
                         break
                     position, size, at_most = found, size + len(value), at_most - 1
-                    records += entry_counts(value)[1]
+                    records += entry_counts(value[:HEAD_BYTES])[1]
         return Place(position, size, records)
 
     def groups(self, org: str) -> dict[str, Group]:
@@ -353,7 +353,7 @@ class EmbeddedLog:
         number = self._org_number(org)
         if number is None:
             return {}
-        with self._reading() as txn:
+        with self._reading(buffers=True) as txn:
             return dict(GroupTable(self._tables, txn).of(number))
 
     def group(self, org: str, name: str) -> Group | None:

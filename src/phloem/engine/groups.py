@@ -169,7 +169,7 @@ class GroupTable:
             for key, value in cursor:
                 if key[:4] != prefix:
                     return
-                yield bytes(key[4:]).decode(), _unpacked(bytes(value))
+                yield bytes(key[4:]).decode(), _unpacked(value)
 
     def numbers(self) -> Iterator[int]:
         """Of the orgs that have groups."""
@@ -183,7 +183,7 @@ class GroupTable:
     def get(self, number: int, name: str) -> Group | None:
         """A group of an org, by the org's number."""
         value = self._txn.get(_key(number, name), db=self._tables.groups)
-        return _unpacked(bytes(value)) if value is not None else None
+        return _unpacked(value) if value is not None else None
 
 
 def _key(number: int, name: str) -> bytes:
@@ -206,9 +206,9 @@ def _packed(group: Group) -> bytes:
     return head + group.state
 
 
-def _unpacked(value: bytes) -> Group:
+def _unpacked(value: bytes | memoryview) -> Group:
     version, position, size, records, generation, resets, quarantined, made_us, touched_us = ROW.unpack_from(value)
     if version != VERSION:
         raise StorageError(f"a consumer group of version {version}, which is not known here; a newer sapflow wrote it")
     place = Place(position, size, records)
-    return Group(place, generation, resets, quarantined, made_us, touched_us, value[ROW.size :])
+    return Group(place, generation, resets, quarantined, made_us, touched_us, bytes(value[ROW.size :]))
