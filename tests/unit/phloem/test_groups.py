@@ -220,8 +220,9 @@ async def test_groups_that_nobody_uses_are_forgotten_and_those_with_members_are_
             now[0] += 10_000_001
             with groups.seat("acme", "used"):
                 nursery.start_soon(groups.keep)
-                while log.group("acme", "idle") is not None:
+                while not groups.counts.idle_removed:
                     await trio.sleep(0.01)
+                assert log.group("acme", "idle") is None
                 assert log.group("acme", "used") is not None
             nursery.cancel_scope.cancel()
     assert groups.counts.idle_removed == 1
