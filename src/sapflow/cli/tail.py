@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -19,7 +19,7 @@ from sapflow.cli.consuming import DATA, TO, TOKEN_FILE, Position, consume_door, 
 from sapflow.cli.meaning import Meaning, meaning_options
 from sapflow.cli.options import FIELDS, FORMAT, OUT, field_names, finish, open_output
 from sapflow.client import Ahead, ConsumedBatch, Corrupt, Gap, Member, Missing, Subscription, consume, subscribe
-from sapflow.errors import MalformedMessage, SapflowError, Unreachable
+from sapflow.errors import Fenced, MalformedMessage, SapflowError, Unreachable
 from sapflow.flows.columns.records import Context
 from sapflow.flows.formats import Writer, open_writer
 
@@ -226,7 +226,8 @@ async def _write_group(member: Member, output: _Output, as_it_goes: bool) -> Non
         ended = False
         while not ended:
             batch = None
-            with trio.move_on_after(COMMIT_INTERVAL_S):  # what is cancelled while it waits has lost nothing
+            with trio.move_on_after(COMMIT_INTERVAL_S), _telling_fences():
+                # What is cancelled while it waits has lost nothing.
                 batch = await anext(member, None)
                 ended = batch is None
             if batch is not None:
@@ -253,4 +254,14 @@ async def _end(member: Member, output: _Output, as_it_goes: bool) -> None:
 async def _commit(member: Member, output: _Output) -> None:
     output.make_durable()
     if member.position > member.committed:
-        await member.commit()
+        with _telling_fences():
+            await member.commit()
+
+
+@contextmanager
+def _telling_fences() -> Iterator[None]:
+    """Another member took over, or the group was reset: what was written already cannot be taken back."""
+    try:
+        yield
+    except Fenced as error:
+        click.echo(f"sapflow: {error}", err=True)

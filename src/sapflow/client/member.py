@@ -168,7 +168,7 @@ class Member:
     async def _commit_by_itself(self, link: Subscription) -> None:
         if self._fenced:
             self._fenced = False
-            log.warning("group %s of org %s was taken over or reset; its last batches are read again", *self._names())
+            log.warning("org %s, group %s: reset; what was read last is given again", self.org, self.group)
         newest = max(self._asked.values(), default=self.committed)
         waits = bool(self._asked) and time.monotonic() - self._asked_at < COMMIT_INTERVAL_S
         if self._done > newest and not waits:
@@ -225,25 +225,31 @@ class Member:
     def _begin(self, joined: Joined) -> None:
         """It is our turn: what became of the group meanwhile, and what that means for what we did."""
         before, self._joined = self._joined, joined
-        if before is not None and (joined.resets != before.resets or joined.generation <= before.generation):
-            # It was reset, or removed and made anew: what comes is to be given whether it was before or not.
-            self._marks.clear()
-            self._fenced = self.position > self.committed
-            self._done = self.position = joined.position
-        elif before is not None and joined.position < self.committed:
-            # The log has lost its end, and is read again from its first entry; what was given is known by its marks.
-            self._fenced = self.position > self.committed
-            self._done = self.position = joined.position
-        elif before is not None:
-            # Our own last commit may have come through without its answer.
-            others = joined.position not in (self.committed, *self._asked.values())
-            self._fenced = others and self.position > self.committed
-            self.position = max(self.position, joined.position)
-        else:
+        uncommitted = self.position > self.committed
+        if before is None:
             self.position = joined.position
+        elif self._is_void(before, joined, uncommitted):
+            # What the program has of it is to be dropped, and given again.
+            self._fenced = uncommitted
+            self._marks.clear()
+            self._done = self.position = joined.position
+        elif joined.position < self.committed:
+            # The log has lost its end, and is read again from its first entry; what was given is known by its marks.
+            self._done = self.position = joined.position
+        else:
+            self.position = max(self.position, joined.position)
         self.committed = joined.position
         self.state = self._marks.unpack(joined.state)
         self._asked.clear()
+
+    def _is_void(self, before: Joined, joined: Joined, uncommitted: bool) -> bool:
+        """Whether what was given since the last commit does not count."""
+        if joined.resets != before.resets or joined.generation <= before.generation:
+            return True  # it was reset, or removed and made anew
+        # Our own last commit may have come through without its answer. What others did in between makes no difference
+        # to a program whose batches are dealt with one by one; one that gathers them must drop what it has gathered.
+        others = joined.position not in (self.committed, *self._asked.values())
+        return uncommitted and others and not self._auto
 
     async def _lost(self, error: Unreachable) -> None:
         """The connection is gone: another is made after a while, the longer the more have failed."""
@@ -284,9 +290,6 @@ class Member:
     async def close(self) -> None:
         """Leave the group; whoever stands by takes over."""
         await self._leave()
-
-    def _names(self) -> tuple[str, str]:
-        return self.group, self.org
 
 
 @asynccontextmanager

@@ -244,6 +244,39 @@ def test_a_reset_sends_the_member_back_and_what_it_had_not_committed_is_void(bac
 
 
 @under_each_loop
+def test_what_was_not_committed_when_another_took_over_is_given_again(backend: str, tmp_path: Path) -> None:
+    async def work() -> None:
+        async with a_member(door, auto_commit=False) as first:
+            await some(first, 3)
+            await first.commit()
+            assert await some(first, 5) == [4, 5, 6, 7, 8]
+            await first.close()  # as when its connection is lost
+            async with a_member(door, auto_commit=False) as second:
+                assert await some(second, 3) == [4, 5, 6]
+                await second.commit()
+            with pytest.raises(Fenced):
+                await first.commit()
+            assert await some(first, 4) == [7, 8, 9, 10]
+            await first.commit()
+        assert (await the_group(door)).position == 10
+
+    async def by_itself() -> None:
+        """A program that deals with each batch at once has nothing to drop."""
+        async with a_member(door, "auto") as first:
+            await some(first, 8)
+            await first.close()
+            async with a_member(door, "auto", auto_commit=False) as second:
+                while (await some(second, 1)) != [5]:
+                    pass
+                await second.commit()
+            assert await some(first, 2) == [9, 10]
+
+    with a_door(tmp_path, batches=10) as door:
+        run(backend, work)
+        run(backend, by_itself)
+
+
+@under_each_loop
 def test_c22_a_gap_is_never_passed_over_in_silence(backend: str, tmp_path: Path) -> None:
     async def work() -> None:
         async with a_member(door) as member:
