@@ -39,6 +39,7 @@ async def main(url: str, org: str, token_file: str, directory: str) -> None:
 async def gather(batches: Member, done: int) -> list[ConsumedBatch]:
     """Batches for a file, behind those that are in one already."""
     some: list[ConsumedBatch] = []
+    await batches.turn()  # a connection that is made anew takes the time it takes
     with anyio.move_on_after(FILE_S):  # what is cancelled while it waits has lost nothing
         async for batch in batches:
             if batch.position > done:

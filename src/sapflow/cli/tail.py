@@ -226,6 +226,7 @@ async def _write_group(member: Member, output: _Output, as_it_goes: bool) -> Non
         ended = False
         while not ended:
             batch = None
+            await member.turn()  # a connection that is made anew takes the time it takes
             with trio.move_on_after(COMMIT_INTERVAL_S), _telling_fences():
                 # What is cancelled while it waits has lost nothing.
                 batch = await anext(member, None)

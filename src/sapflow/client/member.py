@@ -112,7 +112,10 @@ class Member:
                 self._pending.append(item)
 
     async def turn(self) -> None:
-        """Wait until it is this member that reads for the group."""
+        """Wait until it is this member that reads for the group, and connected.
+
+        Whoever puts a deadline around the next batch waits here first: it would cut off each new connection as well.
+        """
         await self._turn()
 
     def quarantine(self, batch: ConsumedBatch, reason: str) -> None:
