@@ -58,11 +58,11 @@ async def position(fleet: Fleet, group: str) -> tuple[int, int]:
     return found.position, found.last
 
 
-async def moved(fleet: Fleet, group: str) -> None:
-    """Wait until the group has come further than it is now."""
-    first = (await position(fleet, group))[0]
-    while (await position(fleet, group))[0] <= max(first, 0):
+async def moved(fleet: Fleet, group: str, since: int) -> int:
+    """Wait until the group has come further: to where."""
+    while (found := (await position(fleet, group))[0]) <= since:
         await trio.sleep(0.02)
+    return found
 
 
 @contextmanager
@@ -84,14 +84,14 @@ async def killed_in_the_midst(fleet: Fleet, name: str, group: str, sink: str) ->
         before = sum((await in_the_log(fleet)).values())
         await push(fleet)
         with an_example(fleet, name, sink):
-            await moved(fleet, group)
+            at = await moved(fleet, group, 0)
         await push(fleet)
         with an_example(fleet, name, sink):
-            await moved(fleet, group)
+            at = await moved(fleet, group, at)
             await push(fleet)
             await trio.to_thread.run_sync(fleet.kill, "phloem-1")
             await push(fleet)
-            await moved(fleet, group)
+            await moved(fleet, group, at)
         with an_example(fleet, name, sink):
             found = await in_the_log(fleet)
             while sum(found.values()) < before + 4 * PART * 24:
@@ -166,3 +166,7 @@ def test_to_webhook(fleet: Fleet) -> None:
     found = Counter(json.loads(line)["_position"] for body in bodies.values() for line in body.splitlines())
     assert found == expected
     assert len(requests) > len(bodies)
+    command = [sys.executable, "-m", "sapflow", "status", "--data", str(fleet.data)]
+    shown = subprocess.run(command, check=True, timeout=60, capture_output=True, text=True).stdout
+    (line,) = (line for line in shown.splitlines() if "webhook" in line)
+    assert line.split()[:2] == [ORG, "webhook"]
