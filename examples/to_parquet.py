@@ -55,6 +55,8 @@ def write(sink: Path, some: list[ConsumedBatch]) -> None:
     for batch in some:
         context = Context(batch.org, batch.exporter, batch.stream.hex(), batch.position)
         parts += [pyarrow.Table.from_batches([view(columns).to_arrow(context)]) for columns in batch.columns()]
+    if not parts:  # a batch may hold nothing but its exporter's account
+        return
     path = sink / f"{some[0].position:020}-{some[-1].position:020}.parquet"
     beside = path.with_suffix(".new")
     with beside.open("wb") as file:

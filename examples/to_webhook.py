@@ -26,7 +26,8 @@ async def main(url: str, org: str, token_file: str, hook: str) -> None:
     token = Path(token_file).read_text().strip()
     async with consume(url, org, token, group="webhook", on_missing=tell) as batches:
         async for batch in batches:  # committed when the next is asked for
-            await deliver(hook, batch)
+            if batch.records:  # a batch may hold nothing but its exporter's account
+                await deliver(hook, batch)
 
 
 async def deliver(hook: str, batch: ConsumedBatch) -> None:
