@@ -24,7 +24,6 @@ replace. A file that is full to its last page could not even be deleted from.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -64,6 +63,7 @@ from sapflow.entry import (
     received_us,
 )
 from sapflow.errors import ConfigurationError, LinkError, StorageError
+from sapflow.held import HeldElsewhere, hold
 from sapflow.link import Batch, StreamId
 from sapflow.link.account import NOTHING, Account, decode_account
 
@@ -106,19 +106,16 @@ class Spool:
         """
         assert spool_bytes >= MIN_BYTES, spool_bytes
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            lock = (path / "lock").open("ab")
+            lock = hold(path)
+        except HeldElsewhere as held:
+            raise ConfigurationError(
+                f"another meter (pid {held.holder}) has the spool in {path} open; stop it, or give this one its own "
+                "(meter.spool)"
+            ) from None
         except OSError as error:
             raise StorageError(
                 f"the spool's directory {path} cannot be used: {error.strerror}; choose another with meter.spool"
             ) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            raise ConfigurationError(
-                f"another meter has the spool in {path} open; stop it, or give this one its own (meter.spool)"
-            ) from None
         try:
             try:
                 return cls(path, lock, spool_bytes)

@@ -9,28 +9,22 @@ clean stop take the same way back, however many orgs there are. A file that some
 
 from __future__ import annotations
 
-import fcntl
-import os
-import struct
-import threading
 import time
 from collections.abc import Iterator, Sequence, Set
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-import lmdb
 from attrs import frozen
 
-from phloem.engine.creating import create, sync
 from phloem.engine.engine import Outcome, Stretch
+from phloem.engine.environment import Environment
 from phloem.engine.groups import Change, Declined, Group, GroupTable
-from phloem.engine.layout import KEY, MARK, ORG, TABLES, Place, Tables, Tail
+from phloem.engine.layout import KEY, MARK, ORG, Place, Tail
 from phloem.engine.ledger import backlog, fold, org_ledger
-from phloem.engine.length import ADVICE, SyncedLength
 from phloem.engine.writing import Writer, remove_oldest
 from sapflow.entry import HEAD_BYTES, CorruptEntry, LogEntry, decode_entry, entry_counts, received_us
 from sapflow.errors import EngineLocked, StorageError
+from sapflow.held import HeldElsewhere, hold
 from sapflow.ledger import Backlog, OrgLedger, StreamLedger
 
 RETAIN_STEP = 50
@@ -56,18 +50,9 @@ class EmbeddedLog:
     """One process has it, so nobody else brings news, or stores twice."""
 
     def __init__(self, path: Path, lock: IO[bytes], map_bytes: int) -> None:
-        self.path = path
         self.retention = Retention()
+        self.environment = Environment(path, map_bytes)
         self._lock = lock
-        self._map_bytes = map_bytes
-        self._readers = 0
-        self._gate = threading.Condition()
-        self._length = SyncedLength(path)
-        try:
-            self._env = self._open_env()
-        except BaseException:
-            self._length.close()
-            raise
 
     @classmethod
     def open(cls, path: Path, *, map_bytes: int = 64 << 30) -> EmbeddedLog:
@@ -76,90 +61,31 @@ class EmbeddedLog:
         Raises EngineLocked when another process has it, StorageError when the directory cannot be used.
         """
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            lock = (path / "lock").open("a+b")
-        except OSError as error:
-            raise StorageError(
-                f"the log's directory {path} cannot be used: {error.strerror}; choose another with --data, "
-                "or let this user write there"
-            ) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            holder = lock.read(32).decode("ascii", "replace").strip() or "unknown"
-            lock.close()
+            lock = hold(path)
+        except HeldElsewhere as held:
             raise EngineLocked(
-                f"another process (pid {holder}) has the log in {path} open; an embedded log has exactly one Phloem "
-                "node. Stop that one, or give this one a directory of its own with --data"
+                f"another process (pid {held.holder}) has the log in {path} open; an embedded log has exactly one "
+                "Phloem node. Stop that one, or give this one a directory of its own with --data"
             ) from None
+        except OSError as error:
+            raise StorageError(_unusable(path, error)) from error
         try:
-            # Who has it is for people only: a disk without room for these bytes is no reason not to open.
-            with suppress(OSError):
-                lock.truncate(0)
-                lock.write(b"%d\n" % os.getpid())
-                lock.flush()
             return cls(path, lock, map_bytes)
         except OSError as error:
             lock.close()
-            raise StorageError(f"the log's directory {path} cannot be used: {error.strerror}") from error
+            raise StorageError(_unusable(path, error)) from error
         except BaseException:
             lock.close()
             raise
 
     def close(self) -> None:
         """Let go of the log."""
-        self._env.close()
-        self._length.close()
+        self.environment.close()
         self._lock.close()
 
     def reopen(self) -> None:
-        """After a StorageError: start again from what is durable. Raises StorageError.
-
-        Waits for reads that are under way, and holds back others: LMDB's pages vanish when it is closed.
-        """
-        with self._gate:
-            self._gate.wait_for(lambda: self._readers == 0)
-            self._env.close()
-            self._env = self._open_env()
-
-    @contextmanager
-    def _reading(self, *, buffers: bool = False) -> Iterator[lmdb.Transaction[Any]]:
-        with self._gate:
-            self._readers += 1
-        try:
-            with self._env.begin(buffers=True) if buffers else self._env.begin() as txn:
-                yield txn
-        except (lmdb.Error, struct.error) as error:
-            raise StorageError(f"the log in {self.path} cannot be read: {error}; {_advice(error)}") from error
-        finally:
-            with self._gate:
-                self._readers -= 1
-                self._gate.notify_all()
-
-    def _open_env(self) -> lmdb.Environment:
-        self._length.check()
-        try:
-            create(self.path)
-            # Read ahead: consumers that are behind, and retention, find entries in the order in which they were stored.
-            env = lmdb.open(
-                str(self.path),
-                map_size=self._map_bytes,
-                max_dbs=len(TABLES),
-                max_readers=126,
-                readahead=True,
-                lock=True,
-            )
-        except (lmdb.Error, OSError) as error:
-            raise StorageError(f"the log in {self.path} cannot be opened: {error}; {_advice(error)}") from error
-        try:
-            self._length.settle(env)
-            self._tables = Tables.of(env)
-            sync(self.path)
-        except (lmdb.Error, OSError) as error:
-            env.close()
-            raise StorageError(f"the log in {self.path} cannot be opened: {error}; {_advice(error)}") from error
-        return env
+        """After a StorageError: start again from what is durable. Raises StorageError."""
+        self.environment.reopen()
 
     # --- writing ----------------------------------------------------------------------------------------------
 
@@ -168,19 +94,10 @@ class EmbeddedLog:
 
         Raises StorageError: then nothing of this call is to be acknowledged, and `reopen` comes before the next.
         """
-        try:
-            txn = self._env.begin(write=True)
-            try:
-                writer = Writer(self._tables, txn)
-                outcomes = [writer.append(org, entry) for org, entry in batches]
-                writer.finish()
-                txn.commit()
-            except BaseException:
-                txn.abort()
-                raise
-            self._length.note()
-        except (lmdb.Error, OSError) as error:
-            raise StorageError(f"the log in {self.path} cannot be written: {error}; {_advice(error)}") from error
+        with self.environment.writing() as txn:
+            writer = Writer(self.environment.tables, txn)
+            outcomes = [writer.append(org, entry) for org, entry in batches]
+            writer.finish()
         return outcomes
 
     def counts(self) -> dict[str, int]:
@@ -218,42 +135,27 @@ class EmbeddedLog:
         number = self._org_number(org)
         if number is None:
             return 0
-        try:
-            with self._env.begin(write=True, buffers=True) as txn:
-                removed = remove_oldest(
-                    txn, self._tables, number, before_us=before_us, keep_bytes=keep_bytes, at_most=at_most
-                )
-            self._length.note()
-            return removed
-        except (lmdb.Error, OSError) as error:
-            raise StorageError(f"nothing can be removed from the log in {self.path}: {error}") from error
+        with self.environment.writing(buffers=True) as txn:
+            return remove_oldest(
+                txn, self.environment.tables, number, before_us=before_us, keep_bytes=keep_bytes, at_most=at_most
+            )
 
     def fold_ledger(self, org: str, *, before_us: int, at_most: int = 1000) -> int:
         """Fold the ledger's rows of streams that were not heard of since `before_us`: how many. Raises StorageError."""
         number = self._org_number(org)
         if number is None:
             return 0
-        try:
-            with self._env.begin(write=True) as txn:
-                folded = fold(txn, self._tables, number, before_us=before_us, at_most=at_most)
-            self._length.note()
-            return folded
-        except (lmdb.Error, OSError) as error:
-            raise StorageError(f"the ledger of the log in {self.path} cannot be folded: {error}") from error
+        with self.environment.writing() as txn:
+            return fold(txn, self.environment.tables, number, before_us=before_us, at_most=at_most)
 
     def change_groups(self, changes: Sequence[Change], now_us: int) -> list[Group | Declined | None]:
         """Make changes of consumer groups in one transaction, synced, in order: what each group is after its own.
 
         Raises StorageError: then nothing of this call was made, and `reopen` comes before the next.
         """
-        try:
-            with self._env.begin(write=True) as txn:
-                table = GroupTable(self._tables, txn)
-                found = [table.apply(change, now_us) for change in changes]
-            self._length.note()
-        except (lmdb.Error, OSError, struct.error) as error:
-            raise StorageError(f"the log in {self.path} cannot be written: {error}; {_advice(error)}") from error
-        return found
+        with self.environment.writing() as txn:
+            table = GroupTable(self.environment.tables, txn)
+            return [table.apply(change, now_us) for change in changes]
 
     # --- reading ----------------------------------------------------------------------------------------------
 
@@ -264,8 +166,8 @@ class EmbeddedLog:
             return []
         found: list[tuple[int, bytes]] = []
         size = 0
-        with self._reading() as txn:
-            cursor = txn.cursor(self._tables.entries)
+        with self.environment.reading() as txn:
+            cursor = txn.cursor(self.environment.tables.entries)
             if not cursor.set_range(KEY.pack(number, after + 1)):
                 return []
             for key, value in cursor:
@@ -304,24 +206,24 @@ class EmbeddedLog:
         number = self._org_number(org)
         if number is None:
             return Tail()
-        with self._reading() as txn:
-            return Tail.read(txn, self._tables, number)
+        with self.environment.reading() as txn:
+            return Tail.read(txn, self.environment.tables, number)
 
     def ledger(self, org: str, *, most_rows: int = 0) -> OrgLedger:
         """What became of an org's records; with the rows of its streams, those heard of last, when they are wanted."""
         number = self._org_number(org)
         if number is None:
             return OrgLedger(org, StreamLedger())
-        with self._reading() as txn:
-            return org_ledger(txn, self._tables, org, number, most_rows=most_rows)
+        with self.environment.reading() as txn:
+            return org_ledger(txn, self.environment.tables, org, number, most_rows=most_rows)
 
     def backlog(self, org: str, position: int) -> Backlog:
         """What is left to read for who has read up to a position; of an org of any size, few entries are looked at."""
         number = self._org_number(org)
         if number is None:
             return Backlog(0, 0, 0)
-        with self._reading() as txn:
-            return backlog(txn, self._tables, number, position)
+        with self.environment.reading() as txn:
+            return backlog(txn, self.environment.tables, number, position)
 
     def walk(self, org: str, place: Place, through: int, *, at_most: int) -> Place:
         """From a place towards position `through`, at most so many entries on, and not beyond the log's end.
@@ -331,14 +233,14 @@ class EmbeddedLog:
         number = self._org_number(org)
         if number is None:
             return place
-        with self._reading(buffers=True) as txn:
-            tail = Tail.read(txn, self._tables, number)
+        with self.environment.reading(buffers=True) as txn:
+            tail = Tail.read(txn, self.environment.tables, number)
             if place.position < tail.start.position:
                 if through < tail.start.position:
                     return Place(through, place.bytes, place.records)
                 place = tail.start
             position, size, records = place.position, place.bytes, place.records
-            cursor = txn.cursor(self._tables.entries)
+            cursor = txn.cursor(self.environment.tables.entries)
             if cursor.set_range(KEY.pack(number, position + 1)):
                 for key, value in cursor:
                     owner, found = KEY.unpack(key)
@@ -353,24 +255,24 @@ class EmbeddedLog:
         number = self._org_number(org)
         if number is None:
             return {}
-        with self._reading(buffers=True) as txn:
-            return dict(GroupTable(self._tables, txn).of(number))
+        with self.environment.reading(buffers=True) as txn:
+            return dict(GroupTable(self.environment.tables, txn).of(number))
 
     def group(self, org: str, name: str) -> Group | None:
         """One of an org's consumer groups."""
         number = self._org_number(org)
         if number is None:
             return None
-        with self._reading() as txn:
-            return GroupTable(self._tables, txn).get(number, name)
+        with self.environment.reading() as txn:
+            return GroupTable(self.environment.tables, txn).get(number, name)
 
     def orgs_with_groups(self) -> list[str]:
         """The orgs that have consumer groups."""
-        with self._reading() as txn:
-            numbers = set(GroupTable(self._tables, txn).numbers())
+        with self.environment.reading() as txn:
+            numbers = set(GroupTable(self.environment.tables, txn).numbers())
             if not numbers:
                 return []
-            names = txn.cursor(self._tables.orgs)
+            names = txn.cursor(self.environment.tables.orgs)
             return [bytes(name).decode() for name, value in names if ORG.unpack(value)[0] in numbers]
 
     def first_position(self, org: str) -> int:
@@ -399,8 +301,8 @@ class EmbeddedLog:
 
     def orgs(self) -> list[str]:
         """Every org that has a log."""
-        with self._reading() as txn:
-            return [bytes(key).decode() for key in txn.cursor(self._tables.orgs).iternext(values=False)]
+        with self.environment.reading() as txn:
+            return [bytes(key).decode() for key in txn.cursor(self.environment.tables.orgs).iternext(values=False)]
 
     def marks(self, org: str) -> dict[bytes, int]:
         """The highest stored number of each of an org's streams."""
@@ -409,8 +311,8 @@ class EmbeddedLog:
             return {}
         prefix = ORG.pack(number)
         marks = {}
-        with self._reading() as txn:
-            cursor = txn.cursor(self._tables.marks)
+        with self.environment.reading() as txn:
+            cursor = txn.cursor(self.environment.tables.marks)
             if cursor.set_range(prefix):
                 for key, value in cursor:
                     if key[:4] != prefix:
@@ -419,15 +321,13 @@ class EmbeddedLog:
         return marks
 
     def _org_number(self, org: str) -> int | None:
-        with self._reading() as txn:
-            value = txn.get(org.encode(), db=self._tables.orgs)
+        with self.environment.reading() as txn:
+            value = txn.get(org.encode(), db=self.environment.tables.orgs)
         return ORG.unpack(value)[0] if value is not None else None
 
 
-_DAMAGED = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.PanicError, struct.error)
-
-
-def _advice(error: Exception) -> str:
-    if isinstance(error, _DAMAGED):
-        return f"its file is damaged. {ADVICE}"
-    return "free space on its disk, or raise phloem.map_bytes if it is the log that is full"
+def _unusable(path: Path, error: OSError) -> str:
+    return (
+        f"the log's directory {path} cannot be used: {error.strerror}; choose another with --data, "
+        "or let this user write there"
+    )

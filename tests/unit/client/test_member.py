@@ -266,10 +266,12 @@ def test_what_was_not_committed_when_another_took_over_is_given_again(backend: s
             await some(first, 8)
             await first.close()
             async with a_member(door, "auto", auto_commit=False) as second:
-                while (await some(second, 1)) != [5]:
+                # It begins where the first one's commits had come to.
+                while (last := (await some(second, 1))[0]) < 5:
                     pass
                 await second.commit()
-            assert await some(first, 2) == [9, 10]
+            rest = list(range(max(8, last) + 1, 11))
+            assert await some(first, len(rest)) == rest
 
     with a_door(tmp_path, batches=10) as door:
         run(backend, work)
@@ -298,8 +300,9 @@ def test_c22_a_gap_is_never_passed_over_in_silence(backend: str, tmp_path: Path)
         await reset_group(door.url, "acme", "a-token", "billing", "earliest")
         async with a_member(door, auto_commit=False) as member:
             await some(member, 5)
-            door.store(11, 19, wake=False)
-            door.engine.remove_oldest("acme", before_us=15_000, keep_bytes=1 << 30)
+            with door.engine.environment._gate:  # so that the door sees neither without the other
+                door.store(11, 19, wake=False)
+                door.engine.remove_oldest("acme", before_us=15_000, keep_bytes=1 << 30)
             door.store(20, 20)
             with pytest.raises(RecordsMissing) as raised:
                 await some(member, 1)
@@ -343,9 +346,9 @@ def test_c24_a_group_ahead_of_the_log_is_told_and_given_what_it_was_not(backend:
             (tmp_path / "log" / name).write_bytes((tmp_path / f"{name}.of-before").read_bytes())
         door.engine = EmbeddedLog.open(tmp_path / "log", map_bytes=1 << 28)
         # A backup of the log has the groups of then; here they are those of now, as where they are kept apart.
-        with door.engine._env.begin(write=True) as txn:
+        with door.engine.environment.writing() as txn:
             for name, group in groups.items():
-                txn.put(ORG.pack(1) + name.encode(), _packed(group), db=door.engine._tables.groups)
+                txn.put(ORG.pack(1) + name.encode(), _packed(group), db=door.engine.environment.tables.groups)
         door.start()
         run(backend, after)
 
@@ -377,8 +380,8 @@ def test_c23_a_damaged_entry_is_told_counted_and_the_others_are_given(backend: s
         assert (found.position, found.quarantined) == (8, 2)
 
     with a_door(tmp_path, batches=8) as door:
-        with door.engine._env.begin(write=True) as txn:
-            entries = door.engine._tables.entries
+        with door.engine.environment.writing() as txn:
+            entries = door.engine.environment.tables.entries
             key = list(txn.cursor(entries).iternext(values=False))[3]
             txn.put(key, bytes(txn.get(key, db=entries))[:-1] + b"\xff", db=entries)
         run(backend, work)

@@ -206,11 +206,12 @@ def test_a_gap_is_told_with_its_size_and_reading_goes_on(backend: str, tmp_path:
 @under_each_loop
 def test_c06_a_damaged_entry_costs_itself_and_is_told_with_its_position(backend: str, tmp_path: Path) -> None:
     with a_door(tmp_path, batches=8) as door:
-        with door.engine._env.begin(write=True) as txn:
-            cursor = txn.cursor(door.engine._tables.entries)
+        with door.engine.environment.writing() as txn:
+            entries = door.engine.environment.tables.entries
+            cursor = txn.cursor(entries)
             keys = list(cursor.iternext(values=False))
             for key, change in ((keys[3], lambda value: value[:-1] + b"\xff"), (keys[6], lambda value: value[:5])):
-                txn.put(key, change(txn.get(key, db=door.engine._tables.entries)), db=door.engine._tables.entries)
+                txn.put(key, change(txn.get(key, db=entries)), db=entries)
         found, batches = read(backend, door.url, at="earliest")
     assert found == [1, 2, 3, 5, 6, 8]
     assert [(item.position, type(item)) for item in batches.corrupt] == [(4, Corrupt), (7, Corrupt)]

@@ -77,7 +77,7 @@ def test_what_is_in_the_spool_is_found_again_with_its_numbers(tmp_path: Path) ->
 
 def test_a_second_meter_over_the_same_spool_is_refused(tmp_path: Path) -> None:
     spool = Spool.open(tmp_path, spool_bytes=SIZE)
-    with pytest.raises(ConfigurationError, match=r"another meter has the spool.*meter\.spool"):
+    with pytest.raises(ConfigurationError, match=r"another meter \(pid \d+\) has the spool.*meter\.spool"):
         Spool.open(tmp_path, spool_bytes=SIZE)
     spool.close()
     Spool.open(tmp_path, spool_bytes=SIZE).close()

@@ -90,9 +90,9 @@ def test_c24_a_group_ahead_of_the_log_begins_at_the_first_entry_and_keeps_its_st
     log = EmbeddedLog.open(tmp_path / "log")
     stored(log, 1, 9)
     kinds(log, take(), commit(1, 9, b"nine"))
-    with log._env.begin(write=True) as txn:  # as a copy of before would have it
+    with log.environment.writing() as txn:  # as a copy of before would have it
         number = ORG.pack(1)
-        txn.put(number, OLD_TAIL.pack(3, 6, 5, 100, 10, 2, 4), db=log._tables.tails)
+        txn.put(number, OLD_TAIL.pack(3, 6, 5, 100, 10, 2, 4), db=log.environment.tables.tails)
     (group,) = log.change_groups([take()], 1)
     assert isinstance(group, Group)
     assert (group.place, group.ahead, group.state) == (Place(2, 0, 4), 4, b"nine")
@@ -116,9 +116,9 @@ def test_walking_counts_what_lies_between_and_steps_over_what_is_gone(tmp_path: 
 
 def test_a_log_of_before_is_read_as_it_is(tmp_path: Path) -> None:
     log = EmbeddedLog.open(tmp_path)
-    with log._env.begin(write=True) as txn:
-        txn.put(b"acme", ORG.pack(1), db=log._tables.orgs)
-        txn.put(ORG.pack(1), OLD_TAIL.pack(3, 6, 5, 100, 10, 2, 4), db=log._tables.tails)
+    with log.environment.writing() as txn:
+        txn.put(b"acme", ORG.pack(1), db=log.environment.tables.orgs)
+        txn.put(ORG.pack(1), OLD_TAIL.pack(3, 6, 5, 100, 10, 2, 4), db=log.environment.tables.tails)
     tail = log.tail("acme")
     assert (tail.first, tail.next, tail.bytes, tail.removed_bytes) == (3, 6, 100, 0)
 
