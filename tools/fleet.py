@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sapflow.cli.fleet import read_fleet, read_status
+from sapflow.cli.fleet_file import read_fleet, read_status
 from sapflow.errors import SapflowError
 from sapflow.orgs import OrgTable
 

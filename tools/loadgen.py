@@ -24,7 +24,7 @@ from meter.batching import Draft
 from meter.uplink import FixedTarget, Target, Uplink, UplinkSettings, UplinkStream
 from sapflow.cli import start_log
 from sapflow.cli.exits import run
-from sapflow.cli.fleet import read_fleet
+from sapflow.cli.fleet_file import read_fleet
 from sapflow.errors import Unreachable
 from sapflow.flows.ipfix.encode import Encoder
 from sapflow.flows.reference import reference_records, reference_template

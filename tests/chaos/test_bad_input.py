@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tools.fleet import Fleet, running
 
-from sapflow.cli.fleet import read_fleet
+from sapflow.cli.fleet_file import read_fleet
 from sapflow.flows.ipfix.encode import make_message, make_set, make_template
 from sapflow.flows.reference import reference_work
 

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tools.fleet import Fleet, running
 
-from sapflow.cli.fleet import read_fleet
+from sapflow.cli.fleet_file import read_fleet
 from sapflow.flows.reference import reference_work
 
 

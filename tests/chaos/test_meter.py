@@ -20,7 +20,7 @@ import trio
 from tools.fleet import Fleet, running
 
 from meter.node import read_file
-from sapflow.cli.fleet import read_status
+from sapflow.cli.fleet_file import read_status
 from sapflow.client import subscribe
 from sapflow.flows.ipfix.session import Session
 from sapflow.flows.reference import reference_work

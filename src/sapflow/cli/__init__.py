@@ -13,17 +13,17 @@ from sapflow.cli.exits import run
 
 COMMANDS = {
     "up": "fleet:up_command",
-    "balancer": "fleet:balancer_command",
-    "collector": "fleet:collector_command",
-    "phloem": "fleet:phloem_command",
+    "balancer": "roles:balancer_command",
+    "collector": "roles:collector_command",
+    "phloem": "roles:phloem_command",
     "meter": "meter:meter_group",
     "send": "send:send_command",
     "tail": "tail:tail_command",
     "decode": "decode:decode_command",
     "groups": "groups:groups_group",
     "orgs": "orgs:orgs_group",
-    "status": "fleet:status_command",
-    "config": "fleet:config_group",
+    "status": "status:status_command",
+    "config": "settings:config_group",
 }
 """Where each command is: imported when it is asked for, since a role that was killed is to serve again at once."""
 

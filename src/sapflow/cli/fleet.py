@@ -1,20 +1,15 @@
-"""`sapflow up`, one role alone, `status`, `config`."""
+"""`sapflow up`: the whole fleet on this machine."""
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import secrets
 import shutil
-import signal
 import socket
-import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,94 +19,17 @@ import structlog
 import trio
 
 from sapflow.cli.fleet_file import FleetFile
-from sapflow.cli.fleet_file import read_fleet as read_fleet
-from sapflow.cli.fleet_file import read_status as read_status
-from sapflow.cli.ledger import asked_for, ledger_options, show_ledger
 from sapflow.cli.meaning import registry_of
-from sapflow.cli.why import say_why
+from sapflow.cli.roles import CONFIG, SUPERVISED, fleet_token, say, until_signalled
 from sapflow.config import Config
-from sapflow.config_file import check, describe, dumps, load
+from sapflow.config_file import check, dumps, load
 from sapflow.errors import SapflowError
-from sapflow.flows.registry import using
 from sapflow.orgs import OrgTable
 from sapflow.runtime.supervisor import Child, Supervisor, role_command
 
 log = structlog.get_logger()
 
-CONFIG = click.option("--config", "config_path", type=click.Path(path_type=Path), help="A TOML configuration file.")
-SUPERVISED = click.option(
-    "--supervised", is_flag=True, hidden=True, help="End when standard input does: who started it is gone."
-)
 FREE_PORTS = (10_000, 32_000)
-
-
-def fleet_token(config: Config) -> str:
-    """The fleet's own credential, made when there is none. Raises SapflowError."""
-    path = config.data_path / "fleet.token"
-    try:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(secrets.token_urlsafe(32))
-        return path.read_text().strip()
-    except OSError as error:
-        raise SapflowError(
-            f"the data directory {config.data_path} cannot be used: {error.strerror}; choose another with --data"
-        ) from error
-
-
-def _say(event: dict[str, Any]) -> None:
-    print(json.dumps(event), flush=True)
-
-
-Role = Callable[[Config, str, str, Callable[[dict[str, Any]], None]], Awaitable[None]]
-
-
-async def _until_signalled(run: Callable[[], Awaitable[None]], *, supervised: bool = False) -> None:
-    """Run until it ends, or SIGTERM or Ctrl-C cancels it; supervised, also until standard input ends.
-
-    Signals are watched for until all has stopped: a second one is no reason to leave work half done.
-    """
-    work = trio.CancelScope()
-
-    async def watch() -> None:
-        async for _ in signals:
-            work.cancel()
-
-    async def until_alone() -> None:
-        async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as pipe:
-            while await pipe.receive_some(64):
-                continue
-        work.cancel()
-
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(watch)
-            if supervised:
-                nursery.start_soon(until_alone)
-            with work:
-                await run()
-            nursery.cancel_scope.cancel()
-
-
-def _role_command(role: str) -> click.Command:
-    @click.command(role, help=f"Run one {role}, and nothing else.")
-    @CONFIG
-    @click.option("--name", default=f"{role}-1", show_default=True, help="Its name in the fleet.")
-    @click.option(
-        "--supervised", is_flag=True, hidden=True, help="End when standard input does: who started it is gone."
-    )
-    def command(config_path: Path | None, name: str, supervised: bool) -> None:
-        config = load(config_path)
-        run: Role = import_module(f"{role}.node").run
-        with using(registry_of(config)):
-            work = partial(run, config, name, fleet_token(config), _say)
-            trio.run(partial(_until_signalled, work, supervised=supervised))
-
-    return command
-
-
-balancer_command, collector_command, phloem_command = map(_role_command, ("balancer", "collector", "phloem"))
 
 
 def _free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
@@ -193,7 +111,7 @@ def up_command(
     if bind:
         config = _bound(config, bind)
     try:
-        trio.run(partial(_until_signalled, partial(_up, config, as_json, quiet), supervised=supervised))
+        trio.run(partial(until_signalled, partial(_up, config, as_json, quiet), supervised=supervised))
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -246,7 +164,7 @@ async def _up(config: Config, as_json: bool, quiet: bool) -> None:
 
     def event(what: dict[str, Any]) -> None:
         if as_json and ready:
-            _say(what)
+            say(what)
         elif not as_json:
             click.echo(" ".join(f"{key}={value}" for key, value in what.items()), err=True)
         if ready and "pid" in what:
@@ -335,7 +253,7 @@ def _fleet(supervisor: Supervisor) -> dict[str, Any]:
 def _announce(supervisor: Supervisor, as_json: bool, config: Config) -> None:
     fleet = _fleet(supervisor)
     if as_json:
-        _say({"event": "ready", **fleet, "data": config.data})
+        say({"event": "ready", **fleet, "data": config.data})
         return
     doors = fleet["doors"]
     tls = f"  exporters (IPFIX over TLS)  {doors['ipfix_tls']}\n" if "ipfix_tls" in doors else ""
@@ -348,87 +266,3 @@ def _announce(supervisor: Supervisor, as_json: bool, config: Config) -> None:
         f"  consumers                   {', '.join(f'link://{address}' for address in fleet['consume'])}\n"
         f"Try:  sapflow tail default --data {config.data}\nStop with Ctrl-C."
     )
-
-
-@click.command("status")
-@click.option("--data", default="sapflow-data", show_default=True, help="The fleet's data directory.")
-@click.option("--json", "as_json", is_flag=True, help="Everything, as one JSON object.")
-@click.option("--why", metavar="STREAM", help="Why a stream is where it is: its id, its exporter or its meter's name.")
-@ledger_options
-def status_command(data: str, as_json: bool, why: str | None, **ledger: Any) -> None:
-    """Show the processes: memory, CPU, what is held, and the ratio out/in beside what it should be."""
-    asked = asked_for(data, **ledger)
-    if asked is not None and why is not None:
-        raise click.UsageError("--why and --ledger are two questions; ask one at a time")
-    if why is not None:
-        say_why(data, why, as_json)
-        return
-    if asked is not None:
-        show_ledger(asked, as_json=as_json)
-        return
-    statuses = read_status(read_fleet(data))
-    if as_json:
-        click.echo(json.dumps(statuses))
-        return
-    click.echo(f"{'process':<14}{'RSS MiB':>9}{'CPU':>7}{'lag ms':>8}{'held MiB':>10}{'out/in':>9}{'expected':>10}")
-    for name, status in statuses.items():
-        if "error" in status:
-            click.echo(f"{name:<14}  does not answer: {status['error']}")
-            continue
-        gauges, ratio = status["gauges"], status["ratio"]
-        held = gauges.get("held_bytes", gauges.get("unacknowledged_bytes", 0))
-        click.echo(
-            f"{name:<14}{gauges['rss_bytes'] / 2**20:>9.1f}{gauges['cpu']:>7.0%}{gauges['lag_s'] * 1000:>8.1f}"
-            f"{held / 2**20:>10.2f}{_figure(ratio['measured']):>9}{_figure(ratio['expected']):>10}"
-        )
-    _show_groups(statuses)
-    if any("error" in status for status in statuses.values()):
-        raise SapflowError("a process does not answer; see above")
-
-
-def _show_groups(statuses: dict[str, dict[str, Any]]) -> None:
-    """Consumer groups by org, and how far behind they are, as of two seconds ago at most."""
-    groups = [group for status in statuses.values() for group in status.get("groups", ())]
-    if not groups:
-        return
-    click.echo(f"\n{'org':<14}{'group':<24}{'members':>8}{'position':>12}{'lag batches':>13}{'records':>13}{'MiB':>9}")
-    for group in groups:
-        lag, gap = group["lag"], group["gap"]
-        lost = f"  {gap['entries']:,} batches past retention were not read" if gap else ""
-        click.echo(
-            f"{group['org']:<14}{group['group']:<24}{group['members']:>8}{group['position']:>12,}"
-            f"{lag['entries']:>13,}{lag['records']:>13,}{lag['bytes'] / 2**20:>9.1f}{lost}"
-        )
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-@click.group("config")
-def config_group() -> None:
-    """The configuration: check a file, show what is in force."""
-
-
-@config_group.command("check")
-@click.argument("path", type=click.Path(path_type=Path))
-def check_config(path: Path) -> None:
-    """Check a file: unknown keys and bad values are named."""
-    load(path)
-    click.echo(f"{path}: good")
-
-
-@config_group.command("show")
-@CONFIG
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def show_config(config_path: Path | None, as_json: bool) -> None:
-    """Show every setting, its value, and where that came from."""
-    rows = [
-        (key, value, "default" if value == default else str(config_path))
-        for key, value, default in describe(load(config_path))
-    ]
-    if as_json:
-        click.echo(json.dumps({key: {"value": str(value), "from": origin} for key, value, origin in rows}))
-        return
-    for key, value, origin in rows:
-        click.echo(f"{key:<36} {value!s:<40} {origin}")

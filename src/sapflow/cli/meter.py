@@ -15,7 +15,7 @@ import trio
 
 from meter.node import read_file
 from meter.node import run as run_meter
-from sapflow.cli.fleet import CONFIG, _say, _until_signalled
+from sapflow.cli.roles import CONFIG, say, until_signalled
 from sapflow.config import Config
 from sapflow.config_file import load
 from sapflow.errors import SapflowError
@@ -48,7 +48,7 @@ def meter_group(context: click.Context, /, config_path: Path | None, **options: 
     context.obj = config
     if context.invoked_subcommand is None:
         _check(config)
-        trio.run(_until_signalled, partial(run_meter, config, _say))
+        trio.run(until_signalled, partial(run_meter, config, say))
 
 
 def _check(config: Config) -> None:

@@ -1,0 +1,96 @@
+"""One role as a process: until it is signalled, or whoever started it is gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+import trio
+
+from sapflow.cli.meaning import registry_of
+from sapflow.config import Config
+from sapflow.config_file import load
+from sapflow.errors import SapflowError
+from sapflow.flows.registry import using
+
+CONFIG = click.option("--config", "config_path", type=click.Path(path_type=Path), help="A TOML configuration file.")
+SUPERVISED = click.option(
+    "--supervised", is_flag=True, hidden=True, help="End when standard input does: who started it is gone."
+)
+
+
+def fleet_token(config: Config) -> str:
+    """The fleet's own credential, made when there is none. Raises SapflowError."""
+    path = config.data_path / "fleet.token"
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(secrets.token_urlsafe(32))
+        return path.read_text().strip()
+    except OSError as error:
+        raise SapflowError(
+            f"the data directory {config.data_path} cannot be used: {error.strerror}; choose another with --data"
+        ) from error
+
+
+def say(event: dict[str, Any]) -> None:
+    """Tell whoever started this process, one JSON object a line."""
+    print(json.dumps(event), flush=True)
+
+
+Role = Callable[[Config, str, str, Callable[[dict[str, Any]], None]], Awaitable[None]]
+
+
+async def until_signalled(run: Callable[[], Awaitable[None]], *, supervised: bool = False) -> None:
+    """Run until it ends, or SIGTERM or Ctrl-C cancels it; supervised, also until standard input ends.
+
+    Signals are watched for until all has stopped: a second one is no reason to leave work half done.
+    """
+    work = trio.CancelScope()
+
+    async def watch() -> None:
+        async for _ in signals:
+            work.cancel()
+
+    async def until_alone() -> None:
+        async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as pipe:
+            while await pipe.receive_some(64):
+                continue
+        work.cancel()
+
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            if supervised:
+                nursery.start_soon(until_alone)
+            with work:
+                await run()
+            nursery.cancel_scope.cancel()
+
+
+def _role_command(role: str) -> click.Command:
+    @click.command(role, help=f"Run one {role}, and nothing else.")
+    @CONFIG
+    @click.option("--name", default=f"{role}-1", show_default=True, help="Its name in the fleet.")
+    @SUPERVISED
+    def command(config_path: Path | None, name: str, supervised: bool) -> None:
+        config = load(config_path)
+        run: Role = import_module(f"{role}.node").run
+        with using(registry_of(config)):
+            work = partial(run, config, name, fleet_token(config), say)
+            trio.run(partial(until_signalled, work, supervised=supervised))
+
+    return command
+
+
+balancer_command, collector_command, phloem_command = map(_role_command, ("balancer", "collector", "phloem"))

@@ -1,0 +1,68 @@
+"""`sapflow status`: the processes, consumer groups, why a stream is where it is, an org's ledger."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from sapflow.cli.fleet_file import read_fleet, read_status
+from sapflow.cli.ledger import asked_for, ledger_options, show_ledger
+from sapflow.cli.why import say_why
+from sapflow.errors import SapflowError
+
+
+@click.command("status")
+@click.option("--data", default="sapflow-data", show_default=True, help="The fleet's data directory.")
+@click.option("--json", "as_json", is_flag=True, help="Everything, as one JSON object.")
+@click.option("--why", metavar="STREAM", help="Why a stream is where it is: its id, its exporter or its meter's name.")
+@ledger_options
+def status_command(data: str, as_json: bool, why: str | None, **ledger: Any) -> None:
+    """Show the processes: memory, CPU, what is held, and the ratio out/in beside what it should be."""
+    asked = asked_for(data, **ledger)
+    if asked is not None and why is not None:
+        raise click.UsageError("--why and --ledger are two questions; ask one at a time")
+    if why is not None:
+        say_why(data, why, as_json)
+        return
+    if asked is not None:
+        show_ledger(asked, as_json=as_json)
+        return
+    statuses = read_status(read_fleet(data))
+    if as_json:
+        click.echo(json.dumps(statuses))
+        return
+    click.echo(f"{'process':<14}{'RSS MiB':>9}{'CPU':>7}{'lag ms':>8}{'held MiB':>10}{'out/in':>9}{'expected':>10}")
+    for name, status in statuses.items():
+        if "error" in status:
+            click.echo(f"{name:<14}  does not answer: {status['error']}")
+            continue
+        gauges, ratio = status["gauges"], status["ratio"]
+        held = gauges.get("held_bytes", gauges.get("unacknowledged_bytes", 0))
+        click.echo(
+            f"{name:<14}{gauges['rss_bytes'] / 2**20:>9.1f}{gauges['cpu']:>7.0%}{gauges['lag_s'] * 1000:>8.1f}"
+            f"{held / 2**20:>10.2f}{_figure(ratio['measured']):>9}{_figure(ratio['expected']):>10}"
+        )
+    _show_groups(statuses)
+    if any("error" in status for status in statuses.values()):
+        raise SapflowError("a process does not answer; see above")
+
+
+def _show_groups(statuses: dict[str, dict[str, Any]]) -> None:
+    """Consumer groups by org, and how far behind they are, as of two seconds ago at most."""
+    groups = [group for status in statuses.values() for group in status.get("groups", ())]
+    if not groups:
+        return
+    click.echo(f"\n{'org':<14}{'group':<24}{'members':>8}{'position':>12}{'lag batches':>13}{'records':>13}{'MiB':>9}")
+    for group in groups:
+        lag, gap = group["lag"], group["gap"]
+        lost = f"  {gap['entries']:,} batches past retention were not read" if gap else ""
+        click.echo(
+            f"{group['org']:<14}{group['group']:<24}{group['members']:>8}{group['position']:>12,}"
+            f"{lag['entries']:>13,}{lag['records']:>13,}{lag['bytes'] / 2**20:>9.1f}{lost}"
+        )
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
