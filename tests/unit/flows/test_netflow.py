@@ -3,6 +3,7 @@
 import struct
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from sapflow.errors import MalformedMessage
 from sapflow.flows.columns.batches import decode
 from sapflow.flows.columns.records import values_of
+from sapflow.flows.datagrams.clocks import absolute_ms, one_absolute_ms
 from sapflow.flows.datagrams.netflow5 import Netflow5
 from sapflow.flows.datagrams.netflow9 import Netflow9
 from sapflow.flows.ipfix.session import Session
@@ -244,6 +246,32 @@ def test_elements_of_variable_length_are_taken_though_v9_has_none() -> None:
     first, second = rows(Netflow9().translate(v9(flowset(0, layout), flowset(303, record * 2)), 0))
     assert first["interfaceName"] == "eth1"
     assert second["flowEndMilliseconds"] == "2025-06-15T15:06:39.500Z"
+
+
+def test_records_of_elements_of_no_length_have_no_more_values_than_the_cap() -> None:
+    """By IPFIX's rule: else a datagram could hold a hundred million."""
+    layout = template(303, (82, 65_535), *[(8, 0)] * 1000)
+    faults: list[MalformedMessage] = []
+    exporter = Netflow9(FlowLimits(max_values_per_message=10_010), faults.append)
+    exporter.translate(v9(flowset(0, layout)), 0)
+    assert exporter.translate(v9(flowset(303, b"\0" * 11), number=1), 0) == b""
+    assert [fault.reason for fault in faults] == ["values"]
+    assert len(rows(exporter.translate(v9(flowset(0, FLOW), flowset(303, b"\0" * 10), number=2), 0))) == 0
+    assert exporter.records == 10
+
+
+def test_sets_of_several_templates_in_turn_keep_their_order() -> None:
+    exporter = Netflow9()
+    one, other = template(301, (7, 2)), template(302, (11, 2))
+    sets = [flowset(301 + n % 2, struct.pack("!H", 1 + n)) for n in range(10)]
+    found = rows(exporter.translate(v9(flowset(0, one + other), *sets, count=12), 0))
+    assert [next(iter(row.values())) for row in found] == list(range(1, 11))
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1), st.integers(-(2**33), 2**43))
+def test_one_time_is_made_absolute_as_many_are(relative: int, uptime_ms: int, now_ms: int) -> None:
+    many = absolute_ms(np.array([relative, relative], np.uint64), uptime_ms, now_ms).astype(np.uint64)
+    assert many.tolist() == [one_absolute_ms(relative, uptime_ms, now_ms)] * 2
 
 
 @pytest.mark.parametrize(

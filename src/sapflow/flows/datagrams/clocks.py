@@ -36,3 +36,9 @@ def absolute_ms(
     ages = latest - relative.astype(np.uint32)
     result: NDArray[np.int64] = (now_ms + FUTURE_MS) - ages.astype(np.int64)
     return result
+
+
+def one_absolute_ms(relative: int, uptime_ms: int, now_ms: int) -> int:
+    """The same of one time, in Python's integers, modulo 2^64 as an element of 64 bits has it."""
+    age = (uptime_ms + FUTURE_MS - relative) & 0xFFFFFFFF
+    return (now_ms + FUTURE_MS - age) & 0xFFFFFFFFFFFFFFFF

@@ -15,11 +15,12 @@ from attrs import define, field
 from sapflow.errors import MalformedMessage
 from sapflow.flows.datagrams.clocks import header_ms
 from sapflow.flows.datagrams.netflow9_layouts import OPTIONS, PAIR, TEMPLATES, TRIPLE, Layout, parse_layout
-from sapflow.flows.datagrams.netflow9_records import ROOM, Head, Run, timed, varying_pieces, without_padding
+from sapflow.flows.datagrams.netflow9_records import ROOM, Head, Run, timed, trim, varying_pieces, without_padding
 from sapflow.flows.datagrams.parking import Key, Parking
 from sapflow.flows.datagrams.reboots import Reboots
 from sapflow.flows.ipfix.encode import make_message, make_set
 from sapflow.flows.ipfix.sequences import SequenceCounter
+from sapflow.flows.ipfix.templates import variable_starts
 from sapflow.flows.limits import FlowLimits
 from sapflow.flows.wire import FIRST_DATA_SET, SET_HEADER
 
@@ -36,15 +37,11 @@ class _Making:
 
     head: Head
     made: list[bytes] = field(factory=list)
-    pending: list[tuple[int, Run]] = field(factory=list)
-    """Sets in their order, those of one template that follow on each other together: made at the end, when it is known
-    how many records there are, or when a template is defined otherwise."""
-
-    def add(self, number: int, body: bytes) -> None:
-        """A set of records of fixed length."""
-        if not self.pending or self.pending[-1][0] != number:
-            self.pending.append((number, Run()))
-        self.pending[-1][1].add(body, self.head)
+    pending: list[tuple[int, list[bytes]]] = field(factory=list)
+    """Sets of records of fixed length in their order, those of one template that follow on each other together: made at
+    the end, when it is known how many records there are, or when a template is defined otherwise."""
+    values: int = 0
+    """Of records that may have more of them than bytes."""
 
 
 @define
@@ -176,11 +173,12 @@ class Netflow9:
         """Make what is pending; `counted` is how many records, and templates, the datagram seems to have."""
         excess = counted - making.head.records
         pending, making.pending = making.pending, []
-        for number, run in pending:
-            key = (making.head.domain, number)
+        head = making.head
+        for number, bodies in pending:
+            layout = self._layouts[head.domain, number]
             if excess > 0:
-                excess = run.trim(self._layouts[key].source.record_bytes, excess)
-            making.made += self._run(key, run)
+                excess = trim(bodies, layout.source.record_bytes, excess)
+            making.made += self._pieces(layout, timed(layout, bodies, [head]), head)
 
     def _learn(self, body: bytes, kind: int, offset: int, making: _Making) -> int:
         """How many templates the set has. Raises MalformedMessage, after which the one at fault is no more."""
@@ -232,13 +230,14 @@ class Netflow9:
         head = making.head
         making.made.append(self._message(head.domain, layout.made.set_id, layout.made.raw, 0, head.now_ms))
         for body, its_head in self.parking.take(key):
-            then = _Making(its_head)
+            then = _Making(its_head, values=making.values)
             try:
                 self._finish(then, self._data(key[1], body, then))
             except MalformedMessage as fault:
                 self.parking.misfit()
                 self.on_fault(fault)
             making.made += then.made
+            making.values = then.values
 
     def _forgotten(self, key: Key, head: Head) -> bytes:
         """The message by which those behind forget a template as well."""
@@ -256,14 +255,29 @@ class Netflow9:
             return 0
         if size := layout.source.record_bytes:
             count = len(body) // size
-            making.add(number, body[: count * size])
+            if not making.pending or making.pending[-1][0] != number:
+                making.pending.append((number, []))
+            making.pending[-1][1].append(body[: count * size])
             return count
-        pieces = varying_pieces(layout, body, head)
+        starts = variable_starts(body, 0, len(body), layout.source)
+        self._count_values(layout, len(starts), making)
+        pieces = varying_pieces(layout, body, starts, head)
         self._finish(making, 0)
         making.made += [self._message(head.domain, number, piece, count, head.now_ms) for piece, count in pieces]
-        found = sum(count for _, count in pieces)
-        self.records += found
-        return found
+        self.records += len(starts)
+        return len(starts)
+
+    def _count_values(self, layout: Layout, records: int, making: _Making) -> None:
+        """Raises MalformedMessage for more than a message may have, which only elements without octets can reach."""
+        if layout.made.shape.sparse:
+            values, most = making.values + records * len(layout.made.fields), self.limits.max_values_per_message
+            if values > most:
+                what = (
+                    f"{values:,} values in one datagram (limit {most:,}): records of template {layout.source.id} have "
+                )
+                what += f"{len(layout.made.fields):,} elements, most of length 0"
+                raise MalformedMessage(what, offset=0, reason="values")
+            making.values = values
 
     def _runs(self, runs: dict[Key, Run]) -> list[bytes]:
         made = [message for key, run in runs.items() for message in self._run(key, run)]

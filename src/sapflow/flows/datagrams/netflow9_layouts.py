@@ -15,7 +15,7 @@ from attrs import frozen
 
 from sapflow.errors import MalformedMessage
 from sapflow.flows.ipfix.encode import make_template
-from sapflow.flows.ipfix.shapes import make_shape
+from sapflow.flows.ipfix.shapes import Kept, Shape, make_shape
 from sapflow.flows.ipfix.templates import Template
 from sapflow.flows.limits import FlowLimits
 from sapflow.flows.wire import FIRST_DATA_SET, MAX_MESSAGE_BYTES
@@ -31,6 +31,7 @@ SCOPES = {1: 144, 2: 10, 3: 141, 4: 143, 5: 145}
 END_UPTIME, START_UPTIME = 21, 22
 PAIR = struct.Struct("!HH")
 TRIPLE = struct.Struct("!HHH")
+_NUMBER_BYTES = 2
 
 
 @frozen
@@ -46,6 +47,26 @@ class Layout:
     reads: np.dtype[np.void] | None = None
     writes: np.dtype[np.void] | None = None
     """Records of fixed length with such times, as they came and as they are made."""
+
+
+@frozen
+class _Plan:
+    """A layout of any number: exporters send the same fields under many, and again and again."""
+
+    kind: int
+    source: Shape
+    made: Shape
+    times: tuple[tuple[int, int], ...] = ()
+    reads: np.dtype[np.void] | None = None
+    writes: np.dtype[np.void] | None = None
+
+    def layout(self, number: int) -> Layout:
+        source, made = Template(number, self.source), Template(number, self.made)
+        return Layout(self.kind, source, made, self.times, self.reads, self.writes)
+
+
+_plans: Kept[tuple[int, bytes, int], _Plan] = Kept()
+"""By kind, the template's octets without its number, and how many fields it may have."""
 
 
 def parse_layout(body: bytes, at: int, kind: int, offset: int, limits: FlowLimits) -> tuple[Layout, int]:
@@ -65,28 +86,33 @@ def parse_layout(body: bytes, at: int, kind: int, offset: int, limits: FlowLimit
     if not 1 <= count <= limits.max_fields_per_template or len(body) - at < count * PAIR.size:
         what = f"template {number} of {count:,} fields in {len(body) - at:,} bytes"
         raise MalformedMessage(what, offset=offset + start, reason="template_fields")
-    pairs = [PAIR.unpack_from(body, at + index * PAIR.size) for index in range(count)]
     at += count * PAIR.size
-    layout = _layout(kind, number, pairs, scopes, body[start:at], limits.max_fields_per_template)
+    key = (kind, body[start + _NUMBER_BYTES : at], limits.max_fields_per_template)
+    plan = _plans.get(key)
+    if plan is None:
+        plan = _plan(*key, scopes, count)
+        _plans.keep(key, plan, 2 * count)
+    layout = plan.layout(number)
     if not 1 <= layout.source.min_record_bytes <= MAX_MESSAGE_BYTES - 64:
         what = f"records of template {number} would be at least {layout.source.min_record_bytes:,} bytes"
         raise MalformedMessage(what, offset=offset + start, reason="template")
     return layout, at
 
 
-def _layout(kind: int, number: int, pairs: list[tuple[int, int]], scopes: int, raw: bytes, max_fields: int) -> Layout:
+def _plan(kind: int, raw: bytes, max_fields: int, scopes: int, count: int) -> _Plan:
+    pairs = PAIR.iter_unpack(raw[-count * PAIR.size :])
     fields = [_element(element, length, index < scopes) for index, (element, length) in enumerate(pairs)]
     # An options template without a scope (some send one) is in IPFIX a template like any other.
-    plain = make_template(number, fields, scopes=scopes)
-    source = Template(number, make_shape(raw[2:], scopes, plain.fields))
+    plain = make_template(FIRST_DATA_SET, fields, scopes=scopes).shape
+    source = make_shape(raw, scopes, plain.fields)
     times = _times(source)
     has_absolute = any(element in (152, 153) and not pen for pen, element, _ in fields)
     if len(times) < 2 or has_absolute or len(fields) + 2 > max_fields:
-        return Layout(kind, source, plain)
-    made = make_template(number, [*fields, (0, 152, 8), (0, 153, 8)], scopes=scopes)
+        return _Plan(kind, source, plain)
+    made = make_template(FIRST_DATA_SET, [*fields, (0, 152, 8), (0, 153, 8)], scopes=scopes).shape
     if not source.record_bytes:
-        return Layout(kind, source, made, times)
-    return Layout(kind, source, made, times, *_dtypes(source.record_bytes, times))
+        return _Plan(kind, source, made, times)
+    return _Plan(kind, source, made, times, *_dtypes(source.record_bytes, times))
 
 
 @lru_cache(maxsize=1024)
@@ -112,10 +138,10 @@ def _element(kind: int, length: int, is_scope: bool) -> tuple[int, int, int]:
     return (0, kind, length)
 
 
-def _times(template: Template) -> tuple[tuple[int, int], ...]:
-    """Where start and end are, when both are there, at fixed offsets, 4 or 8 bytes long."""
+def _times(template: Shape) -> tuple[tuple[int, int], ...]:
+    """Where start and end are, when both are there, 4 or 8 bytes long: of records that vary, which fields they are."""
     if not template.record_bytes:
-        found = {item.id: index for index, item in enumerate(template.fields) if not item.pen}
+        found = {item.id: index for index, item in enumerate(template.fields) if not item.pen and item.length in (4, 8)}
         if START_UPTIME in found and END_UPTIME in found:
             return ((found[START_UPTIME], 0), (found[END_UPTIME], 0))
         return ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -10,13 +11,16 @@ from attrs import define, field, frozen
 from numpy.typing import NDArray
 
 from sapflow.errors import MalformedMessage
-from sapflow.flows.datagrams.clocks import absolute_ms
+from sapflow.flows.datagrams.clocks import absolute_ms, one_absolute_ms
 from sapflow.flows.datagrams.netflow9_layouts import Layout
 from sapflow.flows.ipfix.templates import variable_records
 from sapflow.flows.wire import MAX_MESSAGE_BYTES
 
 ROOM = MAX_MESSAGE_BYTES - 20
 """Bytes of records that a message of one set has room for."""
+
+
+_TIMES = struct.Struct("!QQ")
 
 
 @frozen
@@ -38,12 +42,13 @@ class Run:
         self.bodies.append(body)
         self.heads.append(head)
 
-    def trim(self, size: int, excess: int) -> int:
-        """Take away padding, set by set: what is left of `excess`."""
-        for index, body in enumerate(self.bodies):
-            self.bodies[index] = kept = without_padding(body, size, excess)
-            excess -= (len(body) - len(kept)) // size
-        return excess
+
+def trim(bodies: list[bytes], size: int, excess: int) -> int:
+    """Take padding away from sets of one template, set by set: what is left of `excess`."""
+    for index, body in enumerate(bodies):
+        bodies[index] = kept = without_padding(body, size, excess)
+        excess -= (len(body) - len(kept)) // size
+    return excess
 
 
 def without_padding(body: bytes, size: int, excess: int) -> bytes:
@@ -61,6 +66,8 @@ def timed(layout: Layout, bodies: list[bytes], heads: list[Head]) -> bytes:
     joined = b"".join(bodies)
     if layout.reads is None or layout.writes is None or not joined:
         return joined
+    if len(joined) == layout.source.record_bytes:
+        return joined + _times_of(layout, joined, heads[0])
     records = np.frombuffer(joined, layout.reads)
     uptime_ms: NDArray[np.int64] | int = heads[0].uptime_ms
     now_ms: NDArray[np.int64] | int = heads[0].now_ms
@@ -75,19 +82,27 @@ def timed(layout: Layout, bodies: list[bytes], heads: list[Head]) -> bytes:
     return out.tobytes()
 
 
-def varying_pieces(layout: Layout, body: bytes, head: Head) -> list[tuple[bytes, int]]:
-    """Records with elements of variable length, which some put into v9 as IPFIX has them.
+def _times_of(layout: Layout, record: bytes, head: Head) -> bytes:
+    """Of one record, for which numpy takes as long as for a thousand: there may be thousands of such sets."""
+    uptimes = [int.from_bytes(record[at : at + size], "big") for at, size in layout.times]
+    return _TIMES.pack(*(one_absolute_ms(uptime, head.uptime_ms, head.now_ms) for uptime in uptimes))
+
+
+def varying_pieces(layout: Layout, body: bytes, starts: list[int], head: Head) -> list[tuple[bytes, int]]:
+    """Records with elements of variable length, which some put into v9 as IPFIX has them; `starts` is where they begin.
 
     In pieces that fit a message each, with the count of their records. Raises MalformedMessage.
     """
+    if not starts:
+        return []
+    if not layout.times:
+        last = next(variable_records(body, starts[-1], len(body), layout.source))
+        return [(body[: last[-1][1]], len(starts))]
     ends = [0]
     uptimes: list[int] = []
     for spans in variable_records(body, 0, len(body), layout.source):
         ends.append(spans[-1][1])
         uptimes += (int.from_bytes(body[slice(*spans[index])][-4:], "big") for index, _ in layout.times)
-    count = len(ends) - 1
-    if not layout.times or not count:
-        return [(body[: ends[-1]], count)] if count else []
     times = absolute_ms(np.array(uptimes, np.int64), head.uptime_ms, head.now_ms).astype(">u8").tobytes()
     records = [body[a:b] + times[16 * row : 16 * row + 16] for row, (a, b) in enumerate(pairwise(ends))]
     if max(map(len, records)) > ROOM:
