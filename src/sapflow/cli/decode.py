@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from contextlib import ExitStack
+from hashlib import blake2b
 from pathlib import Path
 
 import click
 
-from sapflow.cli.inputs import Decoder, arrivals, described, opened
+from sapflow.cli.contents import described
+from sapflow.cli.inputs import Decoder, arrivals, opened
 from sapflow.cli.meaning import Meaning, meaning_options
 from sapflow.cli.options import FIELDS, FORMAT, OUT, field_names, finish, open_output
 from sapflow.errors import MalformedMessage, SapflowError
@@ -17,6 +19,8 @@ from sapflow.flows.columns.records import Context
 from sapflow.flows.formats import Writer, open_writer
 
 BATCH_BYTES = 1 << 20
+MAX_TOLD = 1 << 18
+"""Templates that are remembered as told; when there are more, they are told again."""
 
 
 @click.command("decode")
@@ -76,11 +80,14 @@ def _decode(path: Path, writer: Writer | None, meaning: Meaning, *, stats: bool,
         elif templates:
             for template in described(payload):
                 line = json.dumps({"exporter": context.exporter, **template})
-                if line not in told:
-                    told.add(line)
+                digest = blake2b(line.encode(), digest_size=16).digest()
+                if digest not in told:
+                    if len(told) >= MAX_TOLD:
+                        told.clear()
+                    told.add(digest)
                     click.echo(line)
 
-    told: set[str] = set()
+    told: set[bytes] = set()
     with opened(path) as file:
         try:
             for arrival in arrivals(file, str(path), skipped):
@@ -90,6 +97,8 @@ def _decode(path: Path, writer: Writer | None, meaning: Meaning, *, stats: bool,
             faults.append(f"{path}: {fault}; what came before it was decoded")
     for exporter, draft in decoder.flush():
         write(exporter, draft.payload)
+    if decoder.forgotten:
+        skipped["forgotten_exporters"] += decoder.forgotten
     if stats:
         for line in _stats(path, decoder, skipped):
             click.echo(json.dumps(line))

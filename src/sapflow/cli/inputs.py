@@ -12,27 +12,31 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
-from attrs import define, field, frozen
+from attrs import define, frozen
 from rich.console import Console
 from rich.progress import Progress
 
 from meter.batching import Batcher, Draft
+from sapflow.cli.contents import OTHERS, ExporterStats, tally
 from sapflow.errors import MalformedMessage, SapflowError
 from sapflow.flows.captures import HEAD_BYTES, Datagrams, TcpSegments, is_capture, read_capture
 from sapflow.flows.datagrams.netflow5 import HEADER as V5_HEADER
 from sapflow.flows.datagrams.netflow5 import RECORD_BYTES as V5_RECORD_BYTES
+from sapflow.flows.datagrams.parking import Allowance
 from sapflow.flows.datagrams.session import DatagramSession, Protocol, protocol_of
-from sapflow.flows.ipfix.session import Session
-from sapflow.flows.ipfix.templates import Template, parse_template_set
 from sapflow.flows.limits import FlowLimits
-from sapflow.flows.registry import registry
-from sapflow.flows.wire import FIRST_DATA_SET, MESSAGE_HEADER, SET_HEADER
 
 READ_BYTES = 256 << 10
 MAX_DATAGRAM_BYTES = 65_535
 IPFIX_BEGINS = b"\x00\x0a"
+MAX_EXPORTERS = 10_000
+"""Of a file, that are known at once, and that are told apart in stats."""
+MAX_WAITING_BYTES = 64 << 20
+"""In batches of all exporters that are not full yet."""
+MAX_FAULTS = 100
+"""That are told one by one."""
 
 
 @frozen
@@ -135,65 +139,65 @@ def _raw(file: BinaryIO, head: bytes, name: str) -> Iterator[Arrival]:
     yield Arrival(name, data, protocol, is_datagram=True)
 
 
-@define
-class DomainStats:
-    """What one observation domain of one exporter brought."""
-
-    messages: int = 0
-    sets: int = 0
-    templates: set[int] = field(factory=set)
-    records: int = 0
-
-    def as_json(self) -> dict[str, int]:
-        """Figures only."""
-        return {
-            "messages": self.messages,
-            "sets": self.sets,
-            "templates": len(self.templates),
-            "records": self.records,
-        }
-
-
-@define
-class ExporterStats:
-    """What one exporter brought, by observation domain."""
-
-    protocol: Protocol
-    bytes: int = 0
-    datagrams: int = 0
-    lost: int = 0
-    undecodable_sets: int = 0
-    errors: Counter[str] = field(factory=Counter)
-    skipped: Counter[str] = field(factory=Counter)
-    """What gave no records, by reason: counter samples of sFlow."""
-    domains: dict[int, DomainStats] = field(factory=dict)
+_Key = tuple[str, Protocol, bool]
 
 
 @define
 class _Exporter:
+    name: str
+    place: int
+    """Among all, as they began."""
     stats: ExporterStats
     batcher: Batcher
     session: DatagramSession | None
 
 
 class Decoder:
-    """Arrivals in, self-contained batches out; `stats` is filled when wanted."""
+    """Arrivals in, self-contained batches out; `stats` is filled when wanted.
+
+    Memory is bounded however many exporters a file has: those silent longest are forgotten with their templates, as at
+    the UDP door.
+    """
 
     def __init__(self, *, batch_bytes: int, limits: FlowLimits | None = None, tally: bool = False) -> None:
         self.stats: dict[str, ExporterStats] = {}
         self.faults: list[str] = []
+        """The first of them, and how many more there were."""
+        self.forgotten = 0
+        """Exporters that made room for others."""
         self._limits = limits or FlowLimits()
         self._batch_bytes = batch_bytes
         self._tally = tally
-        self._exporters: dict[tuple[str, Protocol, bool], _Exporter] = {}
+        self._exporters: dict[_Key, _Exporter] = {}
+        """The one heard of last is the last."""
+        self._allowance = Allowance()
+        self._waiting_bytes = 0
+        self._untold = 0
+        self._begun = 0
 
     def feed(self, arrival: Arrival) -> Iterator[tuple[str, Draft]]:
         """Take an arrival: the exporter's batches that are full by it."""
-        exporter = self._exporter(arrival)
+        key = (arrival.exporter, arrival.protocol, arrival.is_datagram)
+        if arrival.begins and key in self._exporters:
+            yield from self._end(key)
+        exporter = self._exporters.pop(key, None)
+        if exporter is None:
+            exporter = self._begin(arrival)
+            while len(self._exporters) >= MAX_EXPORTERS:
+                self.forgotten += 1
+                yield from self._end(next(iter(self._exporters)))
+        self._exporters[key] = exporter
+        yield from self._take(arrival, exporter)
+        if self._waiting_bytes > MAX_WAITING_BYTES:
+            for other in self._exporters.values():
+                yield from self._flushed(other)
+
+    def _take(self, arrival: Arrival, exporter: _Exporter) -> Iterator[tuple[str, Draft]]:
         batcher = exporter.batcher
         exporter.stats.bytes += len(arrival.data)
         if batcher.fault is not None:
             return
+        before = batcher.waiting_bytes
         drafts: list[Draft | None] = []
         if exporter.session is not None:
             exporter.stats.datagrams += 1
@@ -201,53 +205,70 @@ class Decoder:
         else:
             drafts.append(batcher.feed(arrival.data))
         if batcher.fault is not None:
-            self._fault(arrival.exporter, exporter, batcher.fault)
+            self._fault(exporter, batcher.fault)
             drafts.append(batcher.flush())
+        self._waiting_bytes += batcher.waiting_bytes - before
         for draft in drafts:
             if draft is not None:
-                yield self._out(arrival.exporter, exporter, draft)
+                yield self._out(exporter, draft)
 
     def flush(self) -> Iterator[tuple[str, Draft]]:
         """Nothing more comes: what is left, and the last of the stats."""
-        for (name, _, _), exporter in self._exporters.items():
-            draft = exporter.batcher.flush()
-            if draft is not None:
-                yield self._out(name, exporter, draft)
-            self._settle(name, exporter)
+        for key in sorted(self._exporters, key=lambda key: self._exporters[key].place):
+            yield from self._end(key)
+        if self._untold:
+            self.faults.append(f"and {self._untold:,} more")
+            self._untold = 0
 
-    def _exporter(self, arrival: Arrival) -> _Exporter:
-        key = (arrival.exporter, arrival.protocol, arrival.is_datagram)
-        known = self._exporters.get(key)
-        if known is not None and not (arrival.begins and not arrival.is_datagram):
-            return known
-        stats = known.stats if known is not None else ExporterStats(arrival.protocol)
-        session = DatagramSession(arrival.protocol, self._limits) if arrival.is_datagram else None
+    def _begin(self, arrival: Arrival) -> _Exporter:
+        name = f"{arrival.exporter} {arrival.protocol}"
+        if name not in self.stats and len(self.stats) >= MAX_EXPORTERS:
+            name = f"{OTHERS} {arrival.protocol}"
+        stats = self.stats.setdefault(name, ExporterStats(arrival.protocol))
+        session = DatagramSession(arrival.protocol, self._limits, self._allowance) if arrival.is_datagram else None
+        self._begun += 1
         batcher = Batcher(self._limits, batch_bytes=self._batch_bytes)
-        self._exporters[key] = exporter = _Exporter(stats, batcher, session)
-        self.stats[f"{arrival.exporter} {arrival.protocol}"] = stats
-        return exporter
+        return _Exporter(arrival.exporter, self._begun, stats, batcher, session)
 
-    def _out(self, name: str, exporter: _Exporter, draft: Draft) -> tuple[str, Draft]:
+    def _end(self, key: _Key) -> Iterator[tuple[str, Draft]]:
+        exporter = self._exporters.pop(key)
+        yield from self._flushed(exporter)
+        self._settle(exporter)
+
+    def _flushed(self, exporter: _Exporter) -> Iterator[tuple[str, Draft]]:
+        self._waiting_bytes -= exporter.batcher.waiting_bytes
+        draft = exporter.batcher.flush()
+        if draft is not None:
+            yield self._out(exporter, draft)
+
+    def _out(self, exporter: _Exporter, draft: Draft) -> tuple[str, Draft]:
         if self._tally:
-            _tally(exporter.stats, draft)
-        return name, draft
+            tally(exporter.stats, draft)
+        return exporter.name, draft
 
-    def _fault(self, name: str, exporter: _Exporter, fault: MalformedMessage) -> None:
+    def _tell(self, fault: str) -> None:
+        if len(self.faults) < MAX_FAULTS:
+            self.faults.append(fault)
+        else:
+            self._untold += 1
+
+    def _fault(self, exporter: _Exporter, fault: MalformedMessage) -> None:
         exporter.stats.errors[fault.reason] += 1
-        self.faults.append(f"{name}: {fault}; what came before it was taken")
+        self._tell(f"{exporter.name}: {fault}; what came before it was taken")
 
-    def _settle(self, name: str, exporter: _Exporter) -> None:
-        stats, batcher, session = exporter.stats, exporter.batcher, exporter.session
+    def _settle(self, exporter: _Exporter) -> None:
+        name, stats, batcher, session = exporter.name, exporter.stats, exporter.batcher, exporter.session
         if refused := batcher.counts.refused_sets:
             stats.errors.update(refused)
-            self.faults.append(f"{name}: {refused.total()} set(s) left out that cannot be read: {dict(refused)}")
+            self._tell(f"{name}: {refused.total()} set(s) left out that cannot be read: {dict(refused)}")
         if session is None:
             stats.lost += batcher.counts.lost_records
             stats.undecodable_sets += batcher.counts.undecodable_sets
             if batcher.fault is None and batcher.partial_bytes:
                 what = MalformedMessage("the data end inside a message", offset=batcher.counts.bytes, reason="cut")
-                self._fault(name, exporter, what)
+                self._fault(exporter, what)
             return
+        session.close()
         stats.lost += session.lost
         stats.undecodable_sets += sum(session.parked)
         stats.errors.update(session.counts.malformed)
@@ -255,59 +276,4 @@ class Decoder:
         if session.counts.last_fault is not None:
             count = sum(session.counts.malformed.values())
             dropped = "datagram(s), or parts of them, dropped"
-            self.faults.append(f"{name}: {count} {dropped}, the last for: {session.counts.last_fault}")
-
-
-def _tally(stats: ExporterStats, draft: Draft) -> None:
-    """Count a batch message by message; the messages of its prelude are not the exporter's own."""
-    session = Session()
-    data, at = draft.payload, 0
-    lengths = []
-    while at < len(data):
-        lengths.append(int.from_bytes(data[at + 2 : at + 4], "big"))
-        at += lengths[-1]
-    at = 0
-    for index, length in enumerate(lengths):
-        message = data[at : at + length]
-        at += length
-        walk = session.walk(message)
-        domain = MESSAGE_HEADER.unpack_from(message)[4]
-        found = stats.domains.setdefault(domain, DomainStats())
-        found.templates.update(key & 0xFFFF for key in session.templates if key >> 16 == domain)
-        if index >= len(lengths) - draft.messages:
-            found.messages += 1
-            found.records += walk.records
-            found.sets += sum(1 for _ in _sets(message))
-
-
-def _sets(message: bytes) -> Iterator[tuple[int, int, int]]:
-    """Each set's id, and where it begins and ends."""
-    at = MESSAGE_HEADER.size
-    while at < len(message):
-        set_id, length = SET_HEADER.unpack_from(message, at)
-        yield set_id, at, at + length
-        at += length
-
-
-def described(payload: bytes) -> Iterator[dict[str, Any]]:
-    """The templates that a batch defines, in words."""
-    at = 0
-    while at < len(payload):
-        length = int.from_bytes(payload[at + 2 : at + 4], "big")
-        message = payload[at : at + length]
-        domain = MESSAGE_HEADER.unpack_from(message)[4]
-        for set_id, start, end in _sets(message):
-            if set_id >= FIRST_DATA_SET:
-                continue
-            for item in parse_template_set(message, start + SET_HEADER.size, end, set_id, FlowLimits()):
-                if isinstance(item, Template):
-                    yield {
-                        "domain": domain,
-                        "template": item.id,
-                        "scope_fields": item.scope_count,
-                        "fields": [
-                            {"name": registry().lookup(part.pen, part.id).name, "length": part.length}
-                            for part in item.fields
-                        ],
-                    }
-        at += length
+            self._tell(f"{name}: {count} {dropped}, the last for: {session.counts.last_fault}")
