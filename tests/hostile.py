@@ -53,6 +53,7 @@ def worst_cases() -> dict[str, list[bytes]]:
     one = make_template(256, [(0, 4, 1)])
     lists = (0, 292, VARIABLE_LENGTH)
     raws = [make_template(256 + n, [(0, 4, 1)]).raw for n in range(4096)]
+    different = [make_template(256 + n, [(0, 4, 1), (0, 1 + n // 50, 1), (0, 1 + n % 50, 1)]).raw for n in range(1500)]
     options = b"".join(make_template(5000 + n, [(0, 10, 4)], scopes=1).raw for n in range(2000))
     return {
         "one-byte records": [_defined((0, 4, 1)), _filled(256, b"\x06")],
@@ -86,6 +87,10 @@ def worst_cases() -> dict[str, list[bytes]]:
         "a set for each of 4,096 templates": [
             *_many_templates(),
             make_message(b"".join(make_set(256 + n % 4096, b"\x06") for n in range(13_103))),
+        ],
+        "a set for each of 1,500 templates of different fields": [
+            make_message(make_set(2, b"".join(different))),
+            make_message(b"".join(make_set(256 + n % 1500, b"abc") for n in range(9285))),
         ],
         "a template set for each template": [
             make_message(b"".join(make_set(2, make_template(256 + n, [(0, 4, 1)]).raw) for n in range(4096)))
