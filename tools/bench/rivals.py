@@ -28,13 +28,21 @@ START_TIMEOUT_S = 10.0
 TOPIC = "flows"
 
 
-def goflow2(*, into_kafka: bool = False) -> dict[str, Any]:
+def goflow2_decode() -> dict[str, Any]:
+    """goflow2, decode alone: it makes no flows of what it decoded, and a short line of text for each datagram."""
+    return goflow2(makes=("decode alone", "-produce", "raw", "-format", "text"))
+
+
+def goflow2(
+    *, into_kafka: bool = False, makes: tuple[str, ...] = ("decode + protobuf", "-format", "bin")
+) -> dict[str, Any]:
     """goflow2, decode and protobuf: to /dev/null, or to a Kafka broker of its own (whose CPU is not counted)."""
+    what, *options = makes
     program = find("goflow2")
     assert program is not None
     port, control = free_port(socket.SOCK_DGRAM), free_port(socket.SOCK_STREAM)
     command = [program, "-listen", f"netflow://127.0.0.1:{port}", "-addr", f"127.0.0.1:{control}"]
-    command += ["-format", "bin", "-loglevel", "error"]
+    command += [*options, "-loglevel", "error"]
     with ExitStack() as stack:
         if into_kafka:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sapflow-bench-")))
@@ -45,7 +53,7 @@ def goflow2(*, into_kafka: bool = False) -> dict[str, Any]:
             command += ["-transport", "file", "-transport.file", os.devnull]
         found = _measured(command, port, lambda: await_port(control), lambda: _settled(lambda: _goflow2_took(control)))
     where = "Kafka" if into_kafka else "/dev/null"
-    return {"what": f"goflow2, decode + protobuf to {where} ({found['taken']:.0%} of datagrams taken)", **found["row"]}
+    return {"what": f"goflow2, {what} to {where} ({found['taken']:.0%} of datagrams taken)", **found["row"]}
 
 
 def nfcapd() -> dict[str, Any]:

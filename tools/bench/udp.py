@@ -48,7 +48,12 @@ def run() -> list[dict[str, Any]]:
     rows = [_ours("IPFIX", rate) for rate in RATES]
     rows += [_ours(protocol, rate) for protocol in ("NetFlow v5", "NetFlow v9") for rate in (1_000_000, 2_000_000)]
     rows.append(_ours("IPFIX", 1_000_000, templates=MANY_TEMPLATES))
-    for name, rival in (("goflow2", rivals.goflow2), ("nfcapd", rivals.nfcapd), ("nfacctd", rivals.nfacctd)):
+    for name, rival in (
+        ("goflow2", rivals.goflow2_decode),
+        ("goflow2", rivals.goflow2),
+        ("nfcapd", rivals.nfcapd),
+        ("nfacctd", rivals.nfacctd),
+    ):
         if find(name) is not None:
             found = rival()
             rows.append(

@@ -52,7 +52,7 @@ def decode_command(
         writer = None if stats or templates else open_writer(format_, out, field_names(fields), meaning.stages)
         try:
             for path in files:
-                faults += _decode(path, writer, meaning, stats=stats, templates=templates)
+                faults += _decode(path, output, writer, meaning, stats=stats, templates=templates)
         except KeyboardInterrupt:
             if writer is not None:
                 finish(writer)  # a table can be read only when it has its end
@@ -64,7 +64,9 @@ def decode_command(
         raise SapflowError("; ".join(faults))
 
 
-def _decode(path: Path, writer: Writer | None, meaning: Meaning, *, stats: bool, templates: bool) -> list[str]:
+def _decode(
+    path: Path, output: Path | None, writer: Writer | None, meaning: Meaning, *, stats: bool, templates: bool
+) -> list[str]:
     decoder = Decoder(batch_bytes=BATCH_BYTES, tally=stats)
     skipped: Counter[str] = Counter()
     faults: list[str] = []
@@ -88,7 +90,7 @@ def _decode(path: Path, writer: Writer | None, meaning: Meaning, *, stats: bool,
                     click.echo(line)
 
     told: set[bytes] = set()
-    with opened(path) as file:
+    with opened(path, output=None if stats or templates else output) as file:
         try:
             for arrival in arrivals(file, str(path), skipped):
                 for exporter, draft in decoder.feed(arrival):

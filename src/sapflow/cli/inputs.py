@@ -53,8 +53,11 @@ class Arrival:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
-    """A file ('-': standard input), with a progress bar where somebody watches. Raises SapflowError."""
+def opened(path: Path, *, output: Path | None = None) -> Iterator[BinaryIO]:
+    """A file ('-': standard input), with a progress bar where somebody watches. Raises SapflowError.
+
+    There is none where records come out on the terminal, which are to see themselves; with `output` they do not.
+    """
     if str(path) == "-":
         yield sys.stdin.buffer
         return
@@ -62,7 +65,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     with ExitStack() as stack:
         # Only what goes wrong in opening is caught here: what is done with the file has errors of its own.
         try:
-            if console.is_terminal and not sys.stdout.isatty():
+            if console.is_terminal and (output is not None or not sys.stdout.isatty()):
                 progress = stack.enter_context(Progress(console=console, transient=True))
                 file: BinaryIO = stack.enter_context(progress.open(path, "rb"))
             else:

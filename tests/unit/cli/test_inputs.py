@@ -1,9 +1,13 @@
 """Files with ever so many exporters: each one's records, within bounds."""
 
+import io
+from pathlib import Path
+
 import pytest
+from rich.console import Console
 
 from sapflow.cli import contents, inputs
-from sapflow.cli.inputs import Arrival, Decoder
+from sapflow.cli.inputs import Arrival, Decoder, opened
 from sapflow.flows.ipfix.encode import make_message
 from tests.unit.flows.test_datagrams import PORTS, define, ipfix, ports
 from tests.unit.flows.test_netflow import v5, v5_record
@@ -70,3 +74,17 @@ def test_faults_and_domains_that_are_told_are_bounded(monkeypatch: pytest.Monkey
         1: 1,
         "others": 2,
     }
+
+
+@pytest.mark.parametrize(("output", "shown"), [(None, False), (Path("records.parquet"), True)])
+def test_a_file_has_a_progress_bar_unless_records_come_out_on_the_terminal(
+    output: Path | None, shown: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(inputs, "Console", lambda *, stderr: Console(file=terminal, force_terminal=True))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    path = tmp_path / "flows.ipfix"
+    path.write_bytes(bytes(1000))
+    with opened(path, output=output) as file:
+        assert file.read() == bytes(1000)
+    assert ("100%" in terminal.getvalue()) is shown
