@@ -68,7 +68,7 @@ class Ledger:
         }
 
 
-class _Messages:
+class Messages:
     """The same data records again and again, each time a message with its own time and sequence number."""
 
     def __init__(self, records: int, domain: int) -> None:
@@ -122,17 +122,17 @@ class Meter:
                 hello={"role": "meter", "token": token, "name": name}, hint=Hint(org=org, name=name), backoff_most_s=1.0
             ),
         )
-        self._name = name
+        self.name = name
         self._ledger = ledger
         self._put_at: dict[int, float] = {}
 
     async def run(self, stop: trio.Event, pace: Pace) -> None:
         """Send until `stop`, then wait until all is durable."""
-        messages = _Messages(pace.records, domain=1)
+        messages = Messages(pace.records, domain=1)
         ledger = self._ledger
         async with trio.open_nursery() as nursery:
             await nursery.start(self.uplink.run)
-            stream = self.uplink.open_stream(self.org, self._name)
+            stream = self.uplink.open_stream(self.org, self.name)
             stream.on_acknowledged = partial(self._acknowledged, stream)
             mine = ledger.sent.setdefault(self.org, {})
             await pace.begin()
@@ -162,7 +162,7 @@ async def export(number: int, address: str, ledger: Ledger, stop: trio.Event, pa
     """One plain exporter until `stop`; it connects again when it is cut off."""
     await pace.begin()
     while not stop.is_set():
-        messages = _Messages(pace.records, domain=number)
+        messages = Messages(pace.records, domain=number)
         try:
             async with await dial(address, timeout_s=5.0) as connection:
                 await connection.send_all(messages.templates())

@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from typing import Protocol
 
 import trio
@@ -48,13 +49,14 @@ async def relay(
 
     def nothing(_size: int) -> None: ...
 
+    one_way = carrier.get()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_one_way, client, upstream, taken, given, pipe_bytes, nursery.cancel_scope)
-        await _one_way(upstream, client, nothing, back, pipe_bytes, nursery.cancel_scope)
+        nursery.start_soon(one_way, client, upstream, taken, given, pipe_bytes, nursery.cancel_scope)
+        await one_way(upstream, client, nothing, back, pipe_bytes, nursery.cancel_scope)
         nursery.cancel_scope.deadline = trio.current_time() + HALF_CLOSED_S
 
 
-async def _one_way(
+async def splice_one_way(
     source: trio.SocketStream,
     destination: trio.SocketStream,
     read: Callable[[int], None],
@@ -62,6 +64,7 @@ async def _one_way(
     pipe_bytes: int,
     both: trio.CancelScope,
 ) -> None:
+    """Until `source` ends; `both` is cancelled when either is gone."""
     out_end, in_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         fcntl.fcntl(in_end, F_SETPIPE_SZ, pipe_bytes)
@@ -86,6 +89,14 @@ async def _one_way(
     finally:
         os.close(out_end)
         os.close(in_end)
+
+
+OneWay = Callable[
+    [trio.SocketStream, trio.SocketStream, Callable[[int], None], Callable[[int], None], int, trio.CancelScope],
+    Awaitable[None],
+]
+carrier: ContextVar[OneWay] = ContextVar("carrier", default=splice_one_way)
+"""How this context carries one direction: sockets that the kernel does not know, as in a simulation, need another."""
 
 
 async def _splice(source: int, destination: int, size: int, *, wait_read: int | None, wait_write: int | None) -> int:

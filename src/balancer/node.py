@@ -39,15 +39,14 @@ from sapflow.cluster.server import CoordinatorServer
 from sapflow.cluster.view import View
 from sapflow.config import Config
 from sapflow.link.frames import Hint
-from sapflow.monitor.control import serve_control
-from sapflow.monitor.process import ProcessFigures
+from sapflow.monitor.machine import REAL, Machine
 from sapflow.runtime.dial import dial
 from sapflow.runtime.serve import address_of, listen, serve
 
 Announce = Callable[[dict[str, Any]], None]
 
 
-async def run(config: Config, name: str, fleet_token: str, announce: Announce) -> None:
+async def run(config: Config, name: str, fleet_token: str, announce: Announce, machine: Machine = REAL) -> None:
     """Be a balancer until cancelled."""
     mine, fleet = config.balancer, config.fleet
     places = Places(name, Placement(PlacementSettings(ramp_s=mine.ramp_s, links_per_s=mine.links_per_s)))
@@ -101,7 +100,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
         remembered=templates.load(),
         faults=intake.faults,
     )
-    udp_door = UdpDoor(datagrams, templates, bind_udp(mine.udp, mine.udp_buffer_bytes))
+    udp_door = UdpDoor(datagrams, templates, bind_udp(mine.udp, mine.udp_buffer_bytes)) if mine.udp else None
     link_door = LinkDoor(
         place=places.place_link,
         dial=connect,
@@ -129,7 +128,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
         places.on_change(view)
         steering.collectors(places.addresses)
 
-    figures = ProcessFigures()
+    figures = machine.figures()
     exporter_listener = await listen(mine.ipfix_tcp, what="exporters (IPFIX over TCP)")
     tls_listener = await listen(mine.ipfix_tls, what="exporters (IPFIX over TLS)") if mine.ipfix_tls else None
     link_listener = await listen(mine.link, what="meters' links")
@@ -154,7 +153,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
                 "udp": {
                     **attrs.asdict(datagrams.counts),
                     "lost_units": datagrams.lost_units,
-                    "kernel_drops": udp_door.kernel_drops(),
+                    "kernel_drops": udp_door.kernel_drops() if udp_door is not None else 0,
                 },
                 "faults": dict(intake.faults.by_reason),
                 "exporter_door": {
@@ -174,7 +173,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
                 "waiting_exporters": uplink.budget.waiting,
                 "streams": len(uplink.streams),
                 "unplaced_links": link_door.unplaced,
-                "udp_buffer_bytes": udp_door.buffer_bytes,
+                "udp_buffer_bytes": udp_door.buffer_bytes if udp_door is not None else 0,
                 "udp_parked_bytes": datagrams.parked.held_bytes,
                 **member.gauges(),
                 **figures.read(),
@@ -188,13 +187,14 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
 
     addresses = {
         "ipfix_tcp": address_of(exporter_listener),
-        "udp": udp_door.address,
         "link": address_of(link_listener),
     }
+    if udp_door is not None:
+        addresses["udp"] = udp_door.address
     if tls_listener is not None:
         addresses["ipfix_tls"] = address_of(tls_listener)
     server: CoordinatorServer | None = None
-    if fleet.coordinator == "local":
+    if fleet.coordinator == "local" and mine.serves_coordinator:
         server = CoordinatorServer(fleet_token, lease_s=fleet.lease_s, tell_interval_s=fleet.report_interval_s)
         server_listener = await listen(fleet.coordinator_address, what="the coordinator")
         addresses["coordinator"] = address_of(server_listener)
@@ -211,7 +211,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
     )
     async with trio.open_nursery() as nursery:
         addresses["control"] = await nursery.start(
-            partial(serve_control, pages={"/why": places.why}), mine.control, "balancer", status
+            partial(machine.serve_control, pages={"/why": places.why}), mine.control, "balancer", status
         )
         nursery.start_soon(figures.run)
         if server is not None:
@@ -221,7 +221,8 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
         nursery.start_soon(uplink.run)
         nursery.start_soon(steering.run)
         nursery.start_soon(rounds.run)
-        nursery.start_soon(udp_door.run)
+        if udp_door is not None:
+            nursery.start_soon(udp_door.run)
         nursery.start_soon(
             partial(serve, max_connections=mine.max_connections, what="exporter"),
             exporter_listener,

@@ -24,8 +24,7 @@ from collector.sessions import Collector, CollectorSettings
 from sapflow.cluster.coordinator import coordinator
 from sapflow.config import Config
 from sapflow.link import Traffic
-from sapflow.monitor.control import serve_control
-from sapflow.monitor.process import ProcessFigures
+from sapflow.monitor.machine import REAL, Machine
 from sapflow.orgs import OrgTable, keep_fresh
 from sapflow.runtime.serve import address_of, listen, serve
 from sapflow.runtime.transport import server_tls
@@ -33,7 +32,7 @@ from sapflow.runtime.transport import server_tls
 Announce = Callable[[dict[str, Any]], None]
 
 
-async def run(config: Config, name: str, fleet_token: str, announce: Announce) -> None:
+async def run(config: Config, name: str, fleet_token: str, announce: Announce, machine: Machine = REAL) -> None:
     """Be a collector until cancelled."""
     mine = config.collector
     orgs = OrgTable(config.data_path / "orgs.json")
@@ -49,7 +48,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
     )
     collector = Collector(settings, orgs.authenticate)
     live = LiveDoor(LiveSettings(buffer_bytes=mine.live_buffer_bytes), orgs.authenticate, collector.endpoint)
-    figures = ProcessFigures()
+    figures = machine.figures()
     link_listener = await listen(mine.link, what="links")
     live_listener = await listen(mine.live, what="live subscribers")
     reporting = Reporting(collector, figures, config.fleet.report_interval_s)
@@ -103,7 +102,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce) -
         config, name=name, role="collector", addresses=addresses, fleet_token=fleet_token, load=reporting.load
     )
     async with trio.open_nursery() as nursery:
-        addresses["control"] = await nursery.start(serve_control, mine.control, "collector", status)
+        addresses["control"] = await nursery.start(machine.serve_control, mine.control, "collector", status)
         nursery.start_soon(figures.run)
         nursery.start_soon(reporting.run)
         nursery.start_soon(keep_fresh, orgs)

@@ -44,8 +44,7 @@ from meter.uplink import Target, Uplink, UplinkSettings
 from sapflow.config import Config, MeterConfig
 from sapflow.errors import ConfigurationError, SapflowError, Unreachable
 from sapflow.link.frames import Hint
-from sapflow.monitor.control import serve_control
-from sapflow.monitor.process import ProcessFigures
+from sapflow.monitor.machine import REAL, Figures, Machine
 from sapflow.runtime import websocket
 from sapflow.runtime.serve import address_of, listen, serve
 from sapflow.runtime.transport import LinkUrl, client_tls, dial_link, link_url
@@ -57,14 +56,14 @@ COLLECTORS_NOTE = "collectors"
 LAST_WRITE_S = 10.0
 
 
-async def run(config: Config, announce: Callable[[dict[str, Any]], None]) -> None:
+async def run(config: Config, announce: Callable[[dict[str, Any]], None], machine: Machine = REAL) -> None:
     """Be a meter until cancelled; what was taken by then is in the spool when this returns."""
     mine = config.meter
     if not (mine.ipfix_tcp or mine.udp or mine.unix or mine.drop):
         raise ConfigurationError("a meter needs a door for exporters: meter.ipfix_tcp, udp, unix or drop")
     spool = Spool.open(Path(mine.spool), spool_bytes=mine.spool_bytes)
     try:
-        meter = _Meter.made(config, spool)
+        meter = _Meter.made(config, spool, machine)
         try:
             async with trio.open_nursery() as nursery:
                 await meter.start(nursery, announce)
@@ -109,13 +108,14 @@ class _Meter:
     spooling: Spooling
     intake: Intake
     doors: ExporterDoors
-    figures: ProcessFigures
+    machine: Machine
+    figures: Figures
     drop: DropDirectory | None
     udp: UdpDoor | None = None
     datagrams: DatagramIntake | None = None
 
     @classmethod
-    def made(cls, config: Config, spool: Spool) -> _Meter:
+    def made(cls, config: Config, spool: Spool, machine: Machine) -> _Meter:
         mine, intake = config.meter, config.intake
         name = mine.name or socket.gethostname()
         uplink, targets = _uplink(config, name)
@@ -144,7 +144,7 @@ class _Meter:
             drop = DropDirectory(Path(mine.drop), spooling, mine.org, mine.settle_s, intake.batch_bytes)
             drop.prepare()
         doors = ExporterDoors(sessions, spooling, Sources(mine.sources), mine.org)
-        meter = cls(config, name, uplink, targets, spooling, sessions, doors, ProcessFigures(), drop)
+        meter = cls(config, name, uplink, targets, spooling, sessions, doors, machine, machine.figures(), drop)
         if mine.udp:
             meter._open_udp(mine)
         return meter
@@ -167,7 +167,7 @@ class _Meter:
     async def start(self, nursery: trio.Nursery, announce: Callable[[dict[str, Any]], None]) -> None:
         """Start every task; then say so."""
         mine = self.config.meter
-        addresses = {"control": await nursery.start(serve_control, mine.control, "meter", self.status)}
+        addresses = {"control": await nursery.start(self.machine.serve_control, mine.control, "meter", self.status)}
         nursery.start_soon(self.figures.run)
         await nursery.start(self.uplink.run)
         await nursery.start(self.spooling.run)

@@ -35,8 +35,7 @@ from sapflow.cluster.view import View
 from sapflow.config import Config, PhloemConfig
 from sapflow.errors import StorageError
 from sapflow.link import Traffic
-from sapflow.monitor.control import serve_control
-from sapflow.monitor.process import ProcessFigures
+from sapflow.monitor.machine import REAL, Machine
 from sapflow.orgs import OrgTable, keep_fresh
 from sapflow.runtime.dial import dial
 from sapflow.runtime.seldom import Seldom
@@ -48,16 +47,18 @@ log = structlog.get_logger()
 Announce = Callable[[dict[str, Any]], None]
 
 
-async def run(config: Config, name: str, fleet_token: str, announce: Announce) -> None:
+async def run(config: Config, name: str, fleet_token: str, announce: Announce, machine: Machine = REAL) -> None:
     """Be a Phloem node until cancelled."""
     engine = open_engine(config)
     try:
-        await _run(config, name, fleet_token, announce, engine)
+        await _run(config, name, fleet_token, announce, engine, machine)
     finally:
         engine.close()
 
 
-async def _run(config: Config, name: str, fleet_token: str, announce: Announce, engine: Engine) -> None:
+async def _run(
+    config: Config, name: str, fleet_token: str, announce: Announce, engine: Engine, machine: Machine
+) -> None:
     mine = config.phloem
     orgs = OrgTable(config.data_path / "orgs.json")
     committer = Committer(
@@ -92,7 +93,7 @@ async def _run(config: Config, name: str, fleet_token: str, announce: Announce, 
         chooses_orgs=_divides_orgs(config, engine),
     )
     claims = OrgClaims(engine, connections) if _divides_orgs(config, engine) else None
-    figures = ProcessFigures()
+    figures = machine.figures()
     listener = await listen(mine.consume, what="consumers")
 
     def load() -> dict[str, Any]:
@@ -150,7 +151,7 @@ async def _run(config: Config, name: str, fleet_token: str, announce: Announce, 
         work=claims.work if claims is not None else None,
     )
     async with trio.open_nursery() as nursery:
-        addresses["control"] = await nursery.start(serve_control, mine.control, "phloem", status)
+        addresses["control"] = await nursery.start(machine.serve_control, mine.control, "phloem", status)
         nursery.start_soon(figures.run)
         nursery.start_soon(keep_fresh, orgs)
         nursery.start_soon(committer.run)

@@ -69,13 +69,15 @@ class BalancerConfig:
     tls_handshake_timeout_s: float = 5.0
     """An exporter's TLS must be agreed by then."""
     udp: str = "127.0.0.1:4739"
-    """NetFlow v5 and v9, IPFIX and sFlow v5, whichever comes."""
+    """NetFlow v5 and v9, IPFIX and sFlow v5, whichever comes; nothing while it is empty."""
     udp_buffer_bytes: int = 32 << 20
     """What the kernel may hold of datagrams that were not read yet; less where net.core.rmem_max says so."""
     link: str = "127.0.0.1:4740"
     """The link door, for meters: plain, TLS or WebSocket, whichever comes."""
     control: str = "127.0.0.1:0"
     """The control plane: /status, /metrics, /health."""
+    serves_coordinator: bool = True
+    """Whether the `local` coordinator is this balancer's; of several that run side by side it is one's."""
     budget_bytes: int = 256 << 20
     """Of exporters' batches that are not durable yet; beyond it TCP is not read from, and datagrams are dropped."""
     org_share: float = 0.5

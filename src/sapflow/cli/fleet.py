@@ -63,7 +63,7 @@ def _ephemeral(config: Config) -> Config:
             config.balancer,
             ipfix_tcp=local(_free_port()),
             ipfix_tls=local(_free_port()) if config.balancer.ipfix_tls else "",
-            udp=local(_free_port(socket.SOCK_DGRAM)),
+            udp=local(_free_port(socket.SOCK_DGRAM)) if config.balancer.udp else "",
             link=local(_free_port()),
         ),
         phloem=attrs.evolve(config.phloem, consume=local(_free_ports(config.phloems))),
@@ -145,7 +145,7 @@ def _bound(config: Config, bind: str) -> Config:
             config.balancer,
             ipfix_tcp=at(config.balancer.ipfix_tcp),
             ipfix_tls=at(config.balancer.ipfix_tls) if config.balancer.ipfix_tls else "",
-            udp=at(config.balancer.udp),
+            udp=at(config.balancer.udp) if config.balancer.udp else "",
             link=at(config.balancer.link),
         ),
         phloem=attrs.evolve(config.phloem, consume=at(config.phloem.consume)),
@@ -237,7 +237,7 @@ def _fleet(supervisor: Supervisor) -> dict[str, Any]:
         "doors": {
             "ipfix_tcp": balancer["ipfix_tcp"],
             **({"ipfix_tls": balancer["ipfix_tls"]} if "ipfix_tls" in balancer else {}),
-            "udp": balancer["udp"],
+            **({"udp": balancer["udp"]} if "udp" in balancer else {}),
             "link": balancer["link"],
             "websocket": f"ws://{collector.addresses['live']}/live",
             "consume": consume[0],
@@ -257,10 +257,10 @@ def _announce(supervisor: Supervisor, as_json: bool, config: Config) -> None:
         return
     doors = fleet["doors"]
     tls = f"  exporters (IPFIX over TLS)  {doors['ipfix_tls']}\n" if "ipfix_tls" in doors else ""
+    udp = f"  exporters (UDP)             {doors['udp']}\n" if "udp" in doors else ""
     click.echo(
         f"sapflow is up; its data are in {config.data}\n"
-        f"  exporters (IPFIX over TCP)  {doors['ipfix_tcp']}\n{tls}"
-        f"  exporters (UDP)             {doors['udp']}\n"
+        f"  exporters (IPFIX over TCP)  {doors['ipfix_tcp']}\n{tls}{udp}"
         f"  meters (link)               link://{doors['link']}\n"
         f"  live (WebSocket)            {doors['websocket']}\n"
         f"  consumers                   {', '.join(f'link://{address}' for address in fleet['consume'])}\n"
