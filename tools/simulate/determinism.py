@@ -105,7 +105,7 @@ def _without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-async def collect(interval_s: float = 5.0) -> None:
+async def collect(interval_s: float = 60.0) -> None:
     """Collect garbage at virtual times, until cancelled."""
     while True:
         await trio.sleep(interval_s)

@@ -126,6 +126,7 @@ class SimulatedSocket(trio.socket.SocketType):
                 raise _error(self._error)
 
     async def recv(self, buflen: int, flags: int = 0, /) -> bytes:
+        waited = False
         while True:
             await self._check_alive()
             if self.host.running:
@@ -138,7 +139,9 @@ class SimulatedSocket(trio.socket.SocketType):
                     data = b""
                     break
             await self._readers.park()
-        await trio.lowlevel.checkpoint()
+            waited = True
+        if not waited:
+            await self._network.step()
         return data
 
     async def send(self, data: Any, flags: int = 0, /) -> int:
@@ -154,7 +157,7 @@ class SimulatedSocket(trio.socket.SocketType):
         self._flight += len(piece)
         self._transmit(len(piece), lambda peer: peer._receive(piece))
         self._network.on_sent(self, piece)
-        await trio.lowlevel.checkpoint()
+        await self._network.step()
         return len(piece)
 
     async def wait_writable(self) -> None:
