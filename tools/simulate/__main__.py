@@ -63,8 +63,9 @@ def _tell(outcome: Outcome, trace: bool) -> None:
     if trace:
         click.echo("\n".join(outcome.lines))
     click.echo(
-        f"seed {outcome.seed}: {outcome.faults} faults, {outcome.acknowledged_records:,} records acknowledged, settled "
-        f"{outcome.settled_s:.1f} s after all was mended; trace {outcome.checksum:08x} of {outcome.notes:,} notes"
+        f"seed {outcome.seed}: {outcome.faults} faults, {outcome.acknowledged_records:,} records acknowledged, "
+        f"{outcome.read_records:,} read, settled {outcome.settled_s:.1f} s after all was mended; trace "
+        f"{outcome.checksum:08x} of {outcome.notes:,} notes"
     )
     for what in outcome.wrong[:TOLD_WRONG]:
         click.echo(f"  {what[:TOLD_CHARACTERS]}")

@@ -55,6 +55,8 @@ class Size:
     """Meters with a spool, each fed by one plain exporter."""
     exporters: int = 2
     orgs: int = 2
+    readers: int = 1
+    """Consumers, of an org each."""
     interval_s: float = 1.0
     """Between a sender's batches."""
     records: int = 24

@@ -17,6 +17,7 @@ from phloem.engine.embedded import EmbeddedLog
 from sapflow.entry import CorruptEntry, decode_entry
 from sapflow.flows.ipfix.session import Session
 from tools.simulate.fleet import MIB, Fleet
+from tools.simulate.readers import Reader
 from tools.simulate.senders import Senders
 
 LOOK_S = 0.5
@@ -30,10 +31,18 @@ class Invariants:
 
     fleet: Fleet
     senders: Senders
+    readers: list[Reader] = field(init=False)
     faults: list[str] = field(factory=list)
     looks: int = 0
     most_held: dict[str, int] = field(factory=dict)
     """By role: the most that one of its processes has held."""
+
+    def __attrs_post_init__(self) -> None:
+        fleet = self.fleet
+        self.readers = [
+            Reader(org, fleet.tokens[org], fleet.host(f"reader-{number}", f"10.0.7.{number}"))
+            for number, org in enumerate((fleet.size.org_names * fleet.size.readers)[: fleet.size.readers], 1)
+        ]
 
     async def run(self) -> None:
         """Look again and again until cancelled."""
@@ -49,6 +58,9 @@ class Invariants:
                 self._wrong(f"{process.name} died: {process.deaths.pop()}")
             if process.status is not None:
                 self._bounded(process.name, process.status())
+        for reader in self.readers:
+            while reader.faults:
+                self._wrong(reader.faults.pop())
         trace = self.fleet.trace
         while trace.unexpected:
             self._wrong(f"an error nobody expected: {trace.unexpected.pop()}")
@@ -68,7 +80,11 @@ class Invariants:
 
     def settled(self) -> bool:
         """Whether all is as it should be once nothing is broken any more."""
-        return self.fleet.is_whole() and all(map(self._holds_nothing, self.fleet.processes.values()))
+        read = all(reader.has(self._acknowledged(reader.org)) for reader in self.readers)
+        return read and self.fleet.is_whole() and all(map(self._holds_nothing, self.fleet.processes.values()))
+
+    def _acknowledged(self, org: str) -> dict[bytes, int]:
+        return self.senders.ledger.acknowledged.get(org, {})
 
     def _holds_nothing(self, process: Any) -> bool:
         gauges = process.status()["gauges"]
@@ -84,6 +100,11 @@ class Invariants:
                 found.append(f"{name}: {process.status()['gauges']}")
         waiting = [meter for meter in self.senders.meters if meter.uplink.unacknowledged_bytes]
         found += [f"{meter.name} waits: {meter.uplink.last_error}" for meter in waiting]
+        found += [
+            f"the reader of {reader.org} is at {reader.position}"
+            for reader in self.readers
+            if not reader.has(self._acknowledged(reader.org))
+        ]
         return "; ".join(found) or "a balancer does not see all members"
 
     def final(self) -> None:
@@ -133,7 +154,7 @@ class Invariants:
                         self._wrong(f"{org} has records of {session.org}: entry {after}")
                 elif entry.stream not in ledger.sent.get(org, {}):
                     self._wrong(f"{org} has a stream that none of its meters sent: {entry.stream.hex()}")
-        for stream, through in ledger.acknowledged.get(org, {}).items():
+        for stream, through in self._acknowledged(org).items():
             if last.get(stream, 0) < through:
                 self._wrong(f"{org}: stream {stream.hex()}: {through} was acknowledged, {last.get(stream, 0)} stored")
 

@@ -59,6 +59,7 @@ class Scenario:
             spooled=rng.randint(0, 2),
             exporters=rng.randint(0, 2),
             orgs=rng.randint(1, 3),
+            readers=rng.randint(0, 2),
             latency_s=rng.choice((0.0005, 0.005, 0.05)),
             write_s=rng.choice((0.002, 0.02, 0.2)),
             **rng.choice(LOADS),
@@ -83,6 +84,8 @@ class Outcome:
     """From the mending until all was as it should be."""
     acknowledged_records: int = 0
     exported_records: int = 0
+    read_records: int = 0
+    """By consumers."""
     most_held: dict[str, int] = field(factory=dict)
     lines: list[str] = field(factory=list)
     """The last of the trace."""
@@ -152,6 +155,7 @@ class _Simulation:
         outcome = self.outcome
         outcome.wrong, outcome.most_held = invariants.faults, invariants.most_held
         outcome.acknowledged_records = senders.ledger.acknowledged_records
+        outcome.read_records = sum(reader.records for reader in invariants.readers)
         outcome.exported_records = sum(session.records for session in senders.sessions.values())
 
     async def _through(self, fleet: Fleet, senders: Senders, invariants: Invariants) -> None:
@@ -159,6 +163,8 @@ class _Simulation:
         faults = Faults(fleet, scenario.plan)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(invariants.run)
+            for reader in invariants.readers:
+                nursery.start_soon(reader.run)
             sent = trio.Event()
             nursery.start_soon(_until, senders.run, sent)
             await trio.sleep(scenario.calm_s)
