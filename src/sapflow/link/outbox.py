@@ -18,7 +18,9 @@ class Outbox:
     def __init__(self) -> None:
         self.held_bytes = 0
         self.last = 0
-        """The highest number ever put; the next is `last + 1`."""
+        """The number put last; the next is `last + 1`."""
+        self.begun = 0
+        """How often what came was not the next, so that it began anew: cursors go back to its lowest."""
         self._batches: deque[Batch] = deque()
 
     def __len__(self) -> int:
@@ -36,7 +38,8 @@ class Outbox:
         """Take a batch that came from upstream. Returns how many bytes are held more than before.
 
         One that is held already is dropped (0). One that leaves a gap means that upstream saw everything below it
-        acknowledged, by another way: what is held is let go (the result is then less than its size).
+        acknowledged, by another way: what is held is let go (the result is then less than its size). One that was let
+        go means that upstream has not seen it acknowledged: it is sent on again, and acknowledged again.
         """
         before = self.held_bytes
         if batch.seq <= self.last and (self._batches and batch.seq >= self._batches[0].seq):
@@ -44,6 +47,7 @@ class Outbox:
         if batch.seq != self.last + 1:
             self._batches.clear()
             self.held_bytes = 0
+            self.begun += 1
         self._batches.append(batch)
         self.held_bytes += batch.size
         self.last = batch.seq
@@ -67,15 +71,17 @@ class Cursor:
 
     def __init__(self, outbox: Outbox) -> None:
         self.outbox = outbox
-        self.next_seq = outbox.lowest
+        self.reset()
 
     def reset(self) -> None:
         """Go back to the lowest unacknowledged batch."""
         self.next_seq = self.outbox.lowest
+        self._begun = self.outbox.begun
 
     def peek(self) -> Batch | None:
         """The batch to send next, if there is one."""
-        if self.next_seq < self.outbox.lowest or self.next_seq > self.outbox.last + 1:
+        outbox = self.outbox
+        if self._begun != outbox.begun or not outbox.lowest <= self.next_seq <= outbox.last + 1:
             self.reset()
         return self.outbox.at(self.next_seq)
 

@@ -164,6 +164,27 @@ async def test_a_gap_that_this_collector_cannot_fill_is_passed_upstream(autojump
         assert collector.pool.used_bytes == 0
 
 
+async def test_a_batch_that_comes_again_after_it_was_let_go_is_sent_on_and_acknowledged_again(
+    autojump_clock: MockClock,
+) -> None:
+    # Its acknowledgement was lost with the meter's host, whose old link this collector still holds for alive.
+    collector = a_collector()
+    async with links(collector, 3) as (lost, again, phloem):
+        await a_subscriber(phloem)
+        await lost.hello(role="meter", token="a-token")
+        await lost.send(await lost.open(), a_batch())
+        theirs, _ = await deliver(phloem)
+        await phloem.say(phloem.connection.acknowledge(theirs, 1))
+        await again.hello(role="meter", token="a-token")
+        handle = await again.open()
+        await again.send(handle, a_batch())
+        theirs, batch = await deliver(phloem)
+        assert batch.seq == 1
+        await phloem.say(phloem.connection.acknowledge(theirs, 1))
+        assert await again.hear() == Acknowledged(handle, 1)
+        assert collector.pool.used_bytes == 0
+
+
 async def test_w12_a_conflict_ends_the_meters_link_and_no_other(autojump_clock: MockClock) -> None:
     collector = a_collector()
     async with links(collector, 3) as (meter, phloem, other):
