@@ -19,7 +19,7 @@ from collector.carried import Carried
 from collector.endpoints import Endpoint
 from collector.sessions import Collector
 from sapflow.link import Connection
-from sapflow.monitor.process import ProcessFigures
+from sapflow.monitor.machine import Figures
 
 MOST_STREAMS = 400
 MOST_ORGS = 200
@@ -31,7 +31,7 @@ MOST_UNSENT_BYTES = 256 << 10
 class Reporting:
     """Reads the figures once an interval, and tells those who listen. `run()` is its task."""
 
-    def __init__(self, collector: Collector, figures: ProcessFigures, interval_s: float) -> None:
+    def __init__(self, collector: Collector, figures: Figures, interval_s: float) -> None:
         self._collector = collector
         self._figures = figures
         self._interval_s = interval_s
