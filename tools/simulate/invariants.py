@@ -21,6 +21,8 @@ from tools.simulate.readers import Reader
 from tools.simulate.senders import Senders
 
 LOOK_S = 0.5
+BALANCE_S = 10.0
+"""Over which load is measured."""
 SLACK_BYTES = 64 << 10
 """What a session that ended may put beside its budget (`put_now`: its last batch)."""
 
@@ -77,6 +79,23 @@ class Invariants:
             self._wrong(f"{name} has {gauges['channel_bytes']:,} bytes in its channel, its budget is {limit:,}")
         if role == "meter" and gauges["pending_bytes"] > gauges["pending_limit_bytes"] + MIB:
             self._wrong(f"{name} has {gauges['pending_bytes']:,} bytes that are not on disk yet")
+
+    async def balance(self, most: float) -> float:
+        """How many times the mean the most loaded collector has, over some seconds: at most `most`."""
+        before = self._taken()
+        await trio.sleep(BALANCE_S)
+        taken = [bytes_in - before.get(name, 0) for name, bytes_in in self._taken().items()]
+        ratio = max(taken) * len(taken) / sum(taken) if sum(taken) else float("inf")
+        if ratio > most:
+            self._wrong(f"a collector has {ratio:.2f} times the mean, at most {most:g} were allowed: {taken}")
+        return ratio
+
+    def _taken(self) -> dict[str, int]:
+        return {
+            process.name: process.status()["flow"]["link"]["in"]["bytes"]
+            for process in self.fleet.of_role("collector")
+            if process.status is not None
+        }
 
     def settled(self) -> bool:
         """Whether all is as it should be once nothing is broken any more."""

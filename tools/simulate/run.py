@@ -47,6 +47,9 @@ class Scenario:
     faults_s: float = 5.0
     settle_s: float = 60.0
     """All must be as it should be again so long after everything was mended."""
+    balance: float | None = None
+    """How many times the mean the most loaded collector may have, `balance_after_s` after all was mended; None: any."""
+    balance_after_s: float = 30.0
 
     @classmethod
     def drawn(cls, seed: int) -> Scenario:
@@ -82,6 +85,8 @@ class Outcome:
     cpu_s: float = 0.0
     settled_s: float = 0.0
     """From the mending until all was as it should be."""
+    balance: float | None = None
+    """The most loaded collector's part of the mean, where that was asked for."""
     acknowledged_records: int = 0
     exported_records: int = 0
     read_records: int = 0
@@ -169,6 +174,9 @@ class _Simulation:
             nursery.start_soon(_until, senders.run, sent)
             await trio.sleep(scenario.calm_s)
             await faults.run(scenario.faults_s)
+            if scenario.balance is not None:
+                await trio.sleep(scenario.balance_after_s)
+                outcome.balance = await invariants.balance(scenario.balance)
             mended = trio.current_time()
             senders.stop.set()
             with trio.move_on_after(scenario.settle_s) as settling:
