@@ -109,7 +109,7 @@ class SimulatedSocket(trio.socket.SocketType):
             await self._check_alive()
             if self.accepts and self.host.running:
                 found = self.accepts.popleft()
-                await trio.lowlevel.checkpoint()
+                await self._network.step()
                 return found, found.remote
             await self._readers.park()
 
@@ -336,6 +336,7 @@ class SimulatedSocket(trio.socket.SocketType):
         self.wake()
 
     async def _check_alive(self) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
         if self.orphaned:
             await trio.sleep_forever()
         self._check_open()

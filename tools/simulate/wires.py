@@ -1,8 +1,8 @@
 """The network between simulated hosts: what is on its way, how long it takes, and what faults do to it.
 
 A path between two hosts has a latency, jitter, a rate, a share of segments that come late (lost once, sent again), and
-may be blocked: what is sent then waits, as TCP sends it again when the path is back. One task delivers; a delivery is a
-call, at its time. What is delivered are segments of connections, whose ends are `sockets.py`.
+may be blocked: what would arrive then waits, as TCP sends it again when the path is back. One task delivers; a delivery
+is a call, at its time. What is delivered are segments of connections, whose ends are `sockets.py`.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Path:
     lost: float = 0.0
     """Share of segments that are lost once."""
     blocked: bool = False
-    held: list[tuple[Host, Delivery]] = field(factory=list)
-    """What waits for the path to be back, and who sent it."""
+    held: list[Delivery] = field(factory=list)
+    """What would have arrived since, in order."""
 
     def mend(self) -> None:
         """As it was at first."""
@@ -83,14 +83,13 @@ class Network:
         return [(hosts[one], hosts[other], path) for (one, other), path in self._paths.items() if one != other]
 
     async def step(self) -> None:
-        """What a call that did not wait does at its end: sometimes others have their turn, always it may be cancelled.
+        """What a call that did not wait does at its end: sometimes others have their turn.
 
-        With the kernel's sockets others always have it; most of a simulation's time would go into that.
+        With the kernel's sockets others always have it; most of a simulation's time would go into that. It cannot be
+        cancelled here: what it did is done.
         """
         if self._rng.random() < YIELDS:
-            await trio.lowlevel.checkpoint()
-        else:
-            await trio.lowlevel.checkpoint_if_cancelled()
+            await trio.lowlevel.cancel_shielded_checkpoint()
 
     def at(self, when: float, delivery: Delivery) -> None:
         """Have something happen then."""
@@ -102,38 +101,28 @@ class Network:
     def send(self, source: Host, to: Host, size: int, not_before: float, delivery: Delivery) -> float:
         """Bring a segment from one host to another, behind what went before: when it arrives."""
         path = self.path(source, to)
-        if path.blocked:
-            path.held.append((source, delivery))
-            return not_before
         took_s = path.latency_s + self._rng.random() * path.jitter_s + size / path.bytes_per_s
         if path.lost and self._rng.random() < path.lost:
             took_s += SENT_AGAIN_S
         arrives = max(not_before, (int((trio.current_time() + took_s) / TICK_S) + 1) * TICK_S)
-        self.at(arrives, lambda: self._arrive(path, source, delivery))
+        self.at(arrives, lambda: self._arrive(path, delivery))
         return arrives
 
-    def _arrive(self, path: Path, source: Host, delivery: Delivery) -> None:
+    def _arrive(self, path: Path, delivery: Delivery) -> None:
         if path.blocked:
-            path.held.append((source, delivery))
+            path.held.append(delivery)
         else:
             self.delivered += 1
             delivery()
-
-    def block(self, one: Host, other: Host) -> None:
-        """Nothing gets from one to the other."""
-        self.path(one, other).blocked = True
-
-    def unblock(self, one: Host, other: Host) -> None:
-        """What waited is sent again."""
-        self.let_go(self.path(one, other))
 
     def let_go(self, path: Path) -> None:
         """A path is there again."""
         path.blocked = False
         held, path.held = path.held, []
-        now = trio.current_time()
-        for _, delivery in held:
-            self.at(now + path.latency_s, delivery)
+        # At once, so that nothing that is on its way comes before it.
+        for delivery in held:
+            self.delivered += 1
+            delivery()
 
     async def run(self) -> None:
         """Deliver until cancelled."""
