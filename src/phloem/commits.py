@@ -122,7 +122,7 @@ class Committer:
             return group
         for commit in others:
             commit.source.dropped(commit)
-        for source in {commit.source for commit in others}:
+        for source in dict.fromkeys(commit.source for commit in others):
             source.settle()
         return [commit for commit in group if commit.source.is_due(commit)]
 
@@ -156,7 +156,8 @@ class Committer:
                 case "conflict":
                     counts.conflicts += 1
             commit.source.committed(commit, outcome)
-        for source in {commit.source for commit in group}:
+        # In the order that they came in: what is said after a commit depends on nothing else.
+        for source in dict.fromkeys(commit.source for commit in group):
             source.settle()
         if orgs:
             self._on_stored(orgs)

@@ -1,25 +1,31 @@
 """With the product broken on purpose some seed of a few fails, and says why: the simulation finds what it looks for."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 import trio
+from attrs import evolve
 from tools.simulate import Scenario, simulate
+from tools.simulate.faults import Plan
 
 from collector.endpoints import Endpoint, StreamState
 from collector.sessions import Collector
 from phloem.commits import Committer
 from phloem.connections import Connections, _CollectorLink
-from phloem.engine.writing import Outcome, Writer
-from sapflow.errors import StorageError
+from phloem.engine.engine import Outcome
+from phloem.engine.writing import Writer
 from sapflow.link import BatchReceived, CreditPool, Event
 
 SEEDS = 30
 
 
-def found(text: str) -> bool:
-    """Whether some seed of a few says so."""
-    outcomes = (simulate(Scenario.drawn(seed)) for seed in range(SEEDS))
+def found(text: str, kinds: tuple[str, ...] | None = None) -> bool:
+    """Whether some seed of a few says so, with faults as they are drawn or of some kinds only."""
+    scenarios: Iterable[Scenario] = map(Scenario.drawn, range(SEEDS))
+    if kinds is not None:
+        scenarios = (evolve(scenario, plan=Plan(kinds=kinds, often=2.0)) for scenario in scenarios)
+    outcomes = map(simulate, scenarios)
     return any(text in wrong for outcome in outcomes for wrong in outcome.wrong)
 
 
@@ -38,14 +44,15 @@ def test_an_acknowledgement_of_what_was_only_received_is_found(monkeypatch: pyte
 def test_an_acknowledgement_of_what_the_disk_did_not_take_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     recover = Committer._recover
 
-    async def careless(committer: Committer, error: StorageError, group: list[Any]) -> None:
+    async def careless(committer: Committer, reason: str, group: list[Any]) -> None:
         for commit in group:
             commit.source.committed(commit, Outcome("stored", commit.batch.seq))
             commit.source.settle()
-        await recover(committer, error, [])
+        await trio.sleep(1.0)  # the link is cut next
+        await recover(committer, reason, [])
 
     monkeypatch.setattr(Committer, "_recover", careless)
-    assert found("was acknowledged")
+    assert found("was acknowledged", kinds=("disk",))
 
 
 def test_a_batch_stored_twice_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
