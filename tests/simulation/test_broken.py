@@ -16,6 +16,7 @@ from phloem.connections import Connections, _CollectorLink
 from phloem.engine.engine import Outcome
 from phloem.engine.writing import Writer
 from sapflow.link import BatchReceived, CreditPool, Event
+from sapflow.orgs import OrgTable
 
 SEEDS = 30
 
@@ -80,6 +81,11 @@ def test_records_in_anothers_log_are_found(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(Collector, "endpoint", mixed)
     assert found("org-1 has")
+
+
+def test_a_credential_that_is_not_looked_at_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OrgTable, "authenticate", lambda table, _token: table.names()[-1])
+    assert found("of impostors were acknowledged")
 
 
 def test_a_budget_that_is_not_kept_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,9 @@ class Invariants:
         for reader in self.readers:
             while reader.faults:
                 self._wrong(reader.faults.pop())
+        if self.senders.impostors.acknowledged_records:
+            self._wrong(f"{self.senders.impostors.acknowledged_records} records of impostors were acknowledged")
+            self.senders.impostors.acknowledged_records = 0
         trace = self.fleet.trace
         while trace.unexpected:
             self._wrong(f"an error nobody expected: {trace.unexpected.pop()}")

@@ -2,12 +2,14 @@
 
 A meter (tools.loadgen's, over the real uplink) is told what is durable; all that was acknowledged must be in the log. A
 plain exporter is told nothing: what went over a connection that both ends closed in good order must be in the log; of
-one that broke, no more than was sent.
+one that broke, no more than was sent. An impostor, whose token is another org's or none, gets nothing in.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import trio
 from attrs import define, field
@@ -47,6 +49,8 @@ class Senders:
     sessions: dict[str, Exported] = field(factory=dict)
     """Exporters' connections by their own address."""
     meters: list[Meter] = field(factory=list)
+    impostors: Ledger = field(factory=Ledger)
+    """Of meters whose token is another org's, or none: nothing of theirs may ever be acknowledged, or be in the log."""
     stop: trio.Event = field(factory=trio.Event)
 
     async def run(self) -> None:
@@ -55,7 +59,7 @@ class Senders:
         pace = Pace(size.interval_s, size.records)
         for process in (*fleet.of_role("balancer"), *fleet.of_role("meter")):
             self._watch(process)
-        async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as impostors, _then_cancelled(impostors), trio.open_nursery() as nursery:
             for number in range(1, size.meters + 1):
                 org = size.org_names[number % size.orgs]
                 door = f"10.0.0.{1 + number % size.balancers}:4740"
@@ -63,6 +67,11 @@ class Senders:
                 self.meters.append(meter)
                 host = fleet.host(f"agent-{number}", f"10.0.5.{number}")
                 nursery.start_soon(self._meter, meter, host, pace)
+            for number, token in enumerate((fleet.tokens[size.org_names[0]], "none"), 1):
+                impostor = Meter(f"impostor-{number}", size.org_names[-1], token, "10.0.0.1:4740", self.impostors)
+                if token == "none" or size.orgs > 1:
+                    host = fleet.host(impostor.name, f"10.0.8.{number}")
+                    impostors.start_soon(self._meter, impostor, host, pace)
             for number in range(1, size.exporters + 1):
                 org = size.org_names[number % size.orgs]
                 door = f"10.0.0.{1 + number % size.balancers}:4739"
@@ -122,6 +131,13 @@ class Senders:
             while await stream.receive_some():
                 continue
         session.whole = session.at_risk
+
+
+@asynccontextmanager
+async def _then_cancelled(nursery: trio.Nursery) -> AsyncIterator[None]:
+    """Whoever waits for what never comes is not waited for."""
+    yield
+    nursery.cancel_scope.cancel()
 
 
 def _in_memory(gauges: dict[str, float]) -> bool:
