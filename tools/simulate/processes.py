@@ -94,6 +94,7 @@ class Process:
         except* SapflowError as group:
             # As the command does: what it says is told, and the supervisor starts it again.
             self.trace.note(self.name, f"exits: {group.exceptions[0]}")
+            self.on_end()
         except* Exception as group:
             if not self._killed:
                 self.deaths.append(told(group))

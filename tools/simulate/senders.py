@@ -8,6 +8,7 @@ one that broke, no more than was sent. An impostor, whose token is another org's
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -52,6 +53,8 @@ class Senders:
     impostors: Ledger = field(factory=Ledger)
     """Of meters whose token is another org's, or none: nothing of theirs may ever be acknowledged, or be in the log."""
     stop: trio.Event = field(factory=trio.Event)
+    ends: Counter[str] = field(factory=Counter)
+    """How often each process that takes from exporters has ended."""
 
     async def run(self) -> None:
         """Send until `stop` is set and all that meters sent is durable."""
@@ -87,6 +90,7 @@ class Senders:
         """What a process takes of exporters is in its memory until it is durable: in the log, or in its spool."""
 
         def end() -> None:
+            self.ends[process.name] += 1
             held = process.status is not None and _in_memory(process.status()["gauges"])
             for session in self.sessions.values():
                 if session.taker == process.name and session.at_risk:
@@ -103,6 +107,8 @@ class Senders:
         enter(self.fleet.host(name, address))
         await pace.begin()
         while not self.stop.is_set():
+            # An end that a kernel says for a process that died looks like one in good order.
+            ends = self.ends[taker]
             try:
                 stream = await dial(door, timeout_s=2.0)
             except Unreachable:
@@ -114,6 +120,7 @@ class Senders:
             try:
                 async with stream:
                     await self._session(stream, session, pace)
+                    session.whole = session.at_risk and self.ends[taker] == ends
             except (trio.BrokenResourceError, trio.TooSlowError):
                 await trio.sleep(random.uniform(0, 1.0))
 
@@ -130,7 +137,6 @@ class Senders:
         with trio.fail_after(CLOSING_S):
             while await stream.receive_some():
                 continue
-        session.whole = session.at_risk
 
 
 @asynccontextmanager
