@@ -19,7 +19,7 @@ from meter.batching import Batcher
 from sapflow.errors import SapflowError
 from sapflow.flows.columns.records import Context
 from sapflow.flows.formats import ipfix, open_writer, tables
-from sapflow.flows.formats.pieces import AND_OTHERS, MAX_LEFT_OUT
+from sapflow.flows.formats.pieces import AND_OTHERS, MAX_LEFT_OUT, PIECE_BYTES
 from sapflow.flows.ipfix.encode import Encoder, make_message, make_set, make_template, make_variable
 from sapflow.flows.ipfix.session import Session
 from sapflow.flows.limits import FlowLimits
@@ -100,7 +100,8 @@ def test_the_worst_messages_are_written_within_their_memory(case: str, format_: 
 def test_the_worst_messages_are_viewed_within_their_memory(case: str) -> None:
     peak = peak_of(payload_of(case), "jsonl", [View()])
     print(f"{case}: {peak / (1 << 20):.1f} MiB")
-    assert peak < MOST_BYTES
+    # What is decoded is held while a piece of it is made into rows.
+    assert peak < MOST_BYTES + 2 * PIECE_BYTES
 
 
 def ever_other_elements(first: int, *, templates: int, fields: int, domain: int = 1) -> bytes:
