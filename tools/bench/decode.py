@@ -29,6 +29,8 @@ from sapflow.flows.wire import VARIABLE_LENGTH
 
 CHUNK_BYTES = 270_000
 """Decoded as they come from the log: a few hundred KiB at a time."""
+CHUNK_MESSAGES = 200
+"""As many of the reference work are about so much."""
 MESSAGES = 10_000
 FEW_LAYOUTS = 50
 BATCH_BYTES = 64 << 10
@@ -107,12 +109,13 @@ def decoded_alone(_session: Session, work: Work) -> int:
 
 
 def writing(name: str) -> Callable[[Session, Work], int]:
-    """To an output format, a tenth of the work."""
-    data = reference_work(MESSAGES // 10)
+    """To an output format, a tenth of the work, a chunk at a time."""
+    data = reference_work(CHUNK_MESSAGES)
+    context = Context("acme", "192.0.2.1:4739", "ab" * 16, 5)
 
     def written(_session: Session, _work: Work) -> int:
         writer = open_writer(name, io.BytesIO())
-        records = writer.write(data, Context("acme", "192.0.2.1:4739", "ab" * 16, 5))
+        records = sum(writer.write(data, context) for _ in range(MESSAGES // 10 // CHUNK_MESSAGES))
         writer.close()
         return records
 
