@@ -75,8 +75,11 @@ async def demo(fleet: Fleet, console: Console, plan: Plan, view: View) -> Accoun
     told = await ask_ledger(f"link://{fleet.doors['consume']}", "default", fleet.fleet_token())
     if not told.closes:
         account.ledger_differences["default"] = told.differences()
-    lost = f"by its own numbers it sent {told.total.account.exported:,}, and {told.total.account.lost:,} were lost"
-    console.print(f"softflowd's flow records in the log, of org default: {exported:,}; {lost}")
+    numbers = told.total.account
+    console.print(
+        f"softflowd's flow records in the log, of org default: {exported:,}; its numbers say {numbers.exported:,} sent "
+        f"and {numbers.lost:,} lost, and leave out {numbers.repeated + numbers.uncounted:,} that came"
+    )
     return account
 
 
