@@ -14,9 +14,10 @@ import structlog
 import trio
 from attrs import frozen
 
-from sapflow.errors import LinkError, SapflowError
+from sapflow.errors import LinkError, SapflowError, first_of
 from sapflow.link import Connection, Noticed, Side
 from sapflow.link.frames import Close, Hint
+from sapflow.runtime.each import TaskEach
 from sapflow.runtime.session import LinkSession
 
 log = structlog.get_logger()
@@ -86,15 +87,12 @@ class Steering:
         self._hello = {"role": "balancer", "name": name, "token": fleet_token}
         self._dial = dial
         self._on_told = on_told
-        self._addresses: dict[str, str] = {}
-        self._changed = trio.Event()
+        self._tasks = TaskEach(self._keep)
         self._sessions: dict[str, LinkSession] = {}
 
     def collectors(self, addresses: dict[str, str]) -> None:
         """The collectors that there are now: link addresses by name."""
-        if addresses != self._addresses:
-            self._addresses = dict(addresses)
-            self._changed.set()
+        self._tasks.of(addresses)
 
     def ask(self, collector: str, stream: bytes, to: str, address: str) -> bool:
         """Have a collector ask a stream's meter to take it to another one. False when there is no link to it now."""
@@ -105,38 +103,22 @@ class Steering:
 
     async def run(self) -> None:
         """Hold a link to each collector until cancelled."""
-        running: dict[str, tuple[str, trio.CancelScope]] = {}
-        async with trio.open_nursery() as nursery:
-            while True:
-                for name, (address, scope) in list(running.items()):
-                    if self._addresses.get(name) != address:
-                        scope.cancel()
-                        del running[name]
-                for name, address in self._addresses.items():
-                    if name not in running:
-                        scope = trio.CancelScope()
-                        running[name] = (address, scope)
-                        nursery.start_soon(self._keep, name, address, scope)
-                await self._changed.wait()
-                self._changed = trio.Event()
+        await self._tasks.run()
 
-    async def _keep(self, name: str, address: str, scope: trio.CancelScope) -> None:
+    async def _keep(self, name: str, address: str) -> None:
         failures = 0
-        with scope:
-            while True:
-                began = trio.current_time()
-                reason = "closed by the collector"
-                try:
-                    await self._listen(name, await self._dial(address))
-                except* (SapflowError, trio.BrokenResourceError) as group:
-                    error: BaseException = group
-                    while isinstance(error, BaseExceptionGroup):
-                        error = error.exceptions[0]
-                    reason = str(error) or type(error).__name__
-                failures = failures + 1 if trio.current_time() < began + IDLE_TIMEOUT_S else 1
-                most = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2.0 ** min(failures, 16))
-                log.info("control link lost", collector=name, reason=reason)
-                await trio.sleep(random.uniform(most / 2, most))
+        while True:
+            began = trio.current_time()
+            reason = "closed by the collector"
+            try:
+                await self._listen(name, await self._dial(address))
+            except* (SapflowError, trio.BrokenResourceError) as group:
+                error = first_of(group)
+                reason = str(error) or type(error).__name__
+            failures = failures + 1 if trio.current_time() < began + IDLE_TIMEOUT_S else 1
+            most = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2.0 ** min(failures, 16))
+            log.info("control link lost", collector=name, reason=reason)
+            await trio.sleep(random.uniform(most / 2, most))
 
     async def _listen(self, name: str, stream: trio.abc.Stream) -> None:
         session = LinkSession(

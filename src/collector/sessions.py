@@ -18,7 +18,7 @@ from attrs import define, field, frozen
 
 from collector.carried import Carried, CarriedSettings
 from collector.endpoints import DurableSubscription, Endpoint, Handles, StreamState
-from sapflow.errors import LinkError, Overloaded, Refused
+from sapflow.errors import LinkError, Overloaded, Refused, first_of
 from sapflow.flows.ipfix.session import Session
 from sapflow.flows.limits import FlowLimits
 from sapflow.link import (
@@ -155,9 +155,9 @@ class Collector:
                 await _Link(self, session, number).run()
         except* LinkError as group:
             self.counts.link_errors += 1
-            log.warning("link closed", peer=peer, reason=str(_first(group)))
+            log.warning("link closed", peer=peer, reason=str(first_of(group)))
         except* (Refused, Overloaded) as group:
-            log.info("link refused", peer=peer, reason=str(_first(group)))
+            log.info("link refused", peer=peer, reason=str(first_of(group)))
         finally:
             self.counts.links -= 1
 
@@ -166,13 +166,6 @@ class Collector:
 
     def _count_out(self, size: int) -> None:
         self.counts.bytes_out += size
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 class Subscriber:

@@ -24,7 +24,7 @@ from attrs import define, field, frozen
 from meter.batching import MAX_BATCH_BYTES, Draft
 from meter.budget import Budget
 from meter.target_link import TargetLink
-from sapflow.errors import LinkError, Overloaded, Refused, Unreachable
+from sapflow.errors import LinkError, Overloaded, Refused, Unreachable, first_of
 from sapflow.link import Batch, Outbox, Sender, StreamId, Traffic
 from sapflow.link.frames import Hint
 from sapflow.runtime.seldom import Seldom
@@ -368,9 +368,7 @@ class Uplink:
             await trio.sleep(self._pause_s(name))
             await link.run(await self._dial(link.target))
         except* (Unreachable, Refused, Overloaded, LinkError, trio.BrokenResourceError) as group:
-            error = group.exceptions[0]
-            while isinstance(error, ExceptionGroup):
-                error = error.exceptions[0]
+            error = first_of(group)
             reason = str(error) or type(error).__name__
             if isinstance(error, Refused):
                 self.refused = error

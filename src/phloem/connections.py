@@ -20,7 +20,7 @@ from phloem.commits import Commit, Committer
 from phloem.engine.engine import Outcome
 from phloem.rates import OrgRates
 from sapflow.entry import LogEntry
-from sapflow.errors import SapflowError, Unreachable
+from sapflow.errors import SapflowError, Unreachable, first_of
 from sapflow.link import (
     BatchReceived,
     Connection,
@@ -35,6 +35,7 @@ from sapflow.link import (
     Welcomed,
 )
 from sapflow.link.frames import Hint
+from sapflow.runtime.each import TaskEach
 from sapflow.runtime.session import LinkSession
 
 log = structlog.get_logger()
@@ -92,15 +93,12 @@ class Connections:
         self.held: frozenset[str] | None = frozenset() if chooses_orgs else None
         """Orgs to subscribe to; None: all."""
         self.rates = OrgRates(trio.current_time())
-        self._wanted: dict[str, str] = {}
-        self._changed = trio.Event()
+        self._tasks = TaskEach(self._keep)
         self._next_number = 1
 
     def collectors(self, addresses: dict[str, str]) -> None:
         """The collectors that there are now: link addresses by name."""
-        if addresses != self._wanted:
-            self._wanted = dict(addresses)
-            self._changed.set()
+        self._tasks.of(addresses)
 
     def hold(self, orgs: Set[str]) -> None:
         """Subscribe to these orgs, and no others, on every link."""
@@ -114,44 +112,28 @@ class Connections:
 
     async def run(self) -> None:
         """Hold a link to each collector until cancelled."""
-        running: dict[str, tuple[str, trio.CancelScope]] = {}
-        async with trio.open_nursery() as nursery:
-            while True:
-                for name, (address, scope) in list(running.items()):
-                    if self._wanted.get(name) != address:
-                        scope.cancel()
-                        del running[name]
-                for name, address in self._wanted.items():
-                    if name not in running:
-                        scope = trio.CancelScope()
-                        running[name] = (address, scope)
-                        nursery.start_soon(self._keep, name, address, scope)
-                await self._changed.wait()
-                self._changed = trio.Event()
+        await self._tasks.run()
 
-    async def _keep(self, name: str, address: str, scope: trio.CancelScope) -> None:
+    async def _keep(self, name: str, address: str) -> None:
         failures = 0
-        with scope:
-            while True:
-                link = _CollectorLink(self, name, address, self._next_number)
-                self._next_number += 1
-                reason = "closed by the collector"
-                try:
-                    self.counts.dialled += 1
-                    await link.run(await self.dial(address))
-                except* (SapflowError, trio.BrokenResourceError) as group:
-                    error: BaseException = group
-                    while isinstance(error, BaseExceptionGroup):
-                        error = error.exceptions[0]
-                    reason = str(error)
-                    if isinstance(error, Unreachable):
-                        self.counts.failed += 1
-                failures = 1 if link.welcomed else failures + 1
-                delay_s = random.uniform(
-                    0, min(self.settings.backoff_most_s, self.settings.backoff_first_s * 2 ** min(failures, 16))
-                )
-                log.info("link to collector lost", collector=name, address=address, reason=reason, retry_s=delay_s)
-                await trio.sleep(delay_s)
+        while True:
+            link = _CollectorLink(self, name, address, self._next_number)
+            self._next_number += 1
+            reason = "closed by the collector"
+            try:
+                self.counts.dialled += 1
+                await link.run(await self.dial(address))
+            except* (SapflowError, trio.BrokenResourceError) as group:
+                error = first_of(group)
+                reason = str(error)
+                if isinstance(error, Unreachable):
+                    self.counts.failed += 1
+            failures = 1 if link.welcomed else failures + 1
+            delay_s = random.uniform(
+                0, min(self.settings.backoff_most_s, self.settings.backoff_first_s * 2 ** min(failures, 16))
+            )
+            log.info("link to collector lost", collector=name, address=address, reason=reason, retry_s=delay_s)
+            await trio.sleep(delay_s)
 
     def met(self, org: str) -> None:
         """There is this org: `on_org` is told when that is new."""

@@ -23,7 +23,7 @@ from phloem.members import Member
 from phloem.places import find
 from phloem.requests import answer
 from phloem.telling import tell_ledger
-from sapflow.errors import LinkError, Overloaded, Refused, StorageError
+from sapflow.errors import LinkError, Overloaded, Refused, StorageError, first_of
 from sapflow.link import Close, Connection, CreditGranted, Event, HelloReceived, Noticed, Side, Subscribed
 from sapflow.runtime.session import LinkSession
 from sapflow.runtime.threads import ThreadKind
@@ -102,7 +102,7 @@ class Consumers:
             async with session.open():
                 await _Consumer(self, session).run()
         except* (LinkError, Overloaded, Refused, StorageError) as group:
-            log.warning("consumer cut off", peer=peer, reason=str(_first(group)))
+            log.warning("consumer cut off", peer=peer, reason=str(first_of(group)))
         finally:
             self.counts.consumers -= 1
 
@@ -204,7 +204,7 @@ class _Consumer:
                 self._reader = member = Member(self._door.shelf, groups, self._session, org, name)
                 await member.run(fields)
         except* (LinkError, Overloaded) as group:
-            error = _first(group)
+            error = first_of(group)
             await self._refuse(LinkError(str(error), code=getattr(error, "code", Close.OVERLOADED)), str(error))
 
     async def _feed(self, org: str, fields: dict[str, Any]) -> None:
@@ -219,9 +219,3 @@ class _Consumer:
     async def _refuse(self, error: LinkError, reason: str) -> None:
         await self._session.finish(error.code, reason)
         raise error
-
-
-def _first(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -70,3 +70,10 @@ class Fenced(SapflowError):
 
     What was read since the last commit is given again, to whoever reads for the group now.
     """
+
+
+def first_of(error: BaseException) -> BaseException:
+    """Of a group, however deep, its first error: what one line of a log, or a person, is told."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

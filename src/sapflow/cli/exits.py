@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import click
 
-from sapflow.errors import SapflowError
+from sapflow.errors import SapflowError, first_of
 
 
 def run(command: click.Command, name: str) -> NoReturn:
@@ -23,13 +23,7 @@ def run(command: click.Command, name: str) -> NoReturn:
         known, unknown = group.split((KeyboardInterrupt, SapflowError, OSError))
         if known is None or unknown is not None:
             raise
-        _fail(_first(known), name)
-
-
-def _first(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+        _fail(first_of(known), name)
 
 
 def _fail(error: BaseException, name: str) -> NoReturn:
