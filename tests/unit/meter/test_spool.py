@@ -7,7 +7,8 @@ import pytest
 
 from meter.batching import Draft
 from meter.keeping import Keeping, KeepingSettings
-from meter.spool import KEY, MIN_BYTES, Spool, SpoolFull
+from meter.spool import MIN_BYTES, Spool, SpoolFull
+from meter.spool_writing import KEY
 from meter.spooled import DAMAGED, Changes, Put, StreamRecord
 from meter.spooling import random_id
 from phloem.engine.embedded import EmbeddedLog
