@@ -57,6 +57,8 @@ class FakeKafka:
     brokers: int = 1
     tells_offsets: bool = True
     calls: Counter[str] = field(factory=Counter)
+    behind: int = 0
+    """Listings in which the broker asked does not know yet which topics there are."""
     producers: list[FakeProducer] = field(factory=list)
     consumers: list[FakeConsumer] = field(factory=list)
 
@@ -168,7 +170,7 @@ class _Named:
     """A thing with fields of the client library's own."""
 
     partitions: dict[int, object] = field(factory=dict)
-    error: None = None
+    error: KafkaError | None = None
     offset: int = 0
     value: str = ""
 
@@ -180,11 +182,14 @@ class FakeAdmin:
     def poll(self, timeout: float) -> int:
         return 0
 
-    def list_topics(self, timeout: float) -> Any:
+    def list_topics(self, topic: str | None = None, *, timeout: float) -> Any:
         self.kafka.check("list")
-        topics = {
-            name: _Named(dict.fromkeys(range(len(topic.partitions)))) for name, topic in self.kafka.topics.items()
-        }
+        if self.kafka.behind:
+            self.kafka.behind -= 1
+            unheard = _Named(error=KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART))
+            topics = {} if topic is None else {topic: unheard}
+        else:
+            topics = {name: _Named(dict.fromkeys(range(len(t.partitions)))) for name, t in self.kafka.topics.items()}
         return type("Metadata", (), {"brokers": dict.fromkeys(range(self.kafka.brokers)), "topics": topics})
 
     def create_topics(self, topics: list[Any], request_timeout: float) -> dict[str, Future[None]]:

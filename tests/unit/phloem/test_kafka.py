@@ -300,6 +300,17 @@ def test_a_topic_that_another_node_makes_at_the_same_time_is_as_good() -> None:
     assert kafka.topics["sapflow-acme"].config["retention.bytes"] == "7"
 
 
+def test_a_topic_that_another_node_made_a_moment_ago_is_checked_like_any_other() -> None:
+    kafka = FakeKafka()
+    a_log(kafka, partitions=2)
+    kafka.behind = 3
+    with pytest.raises(StorageError, match=r"has 2 partitions and phloem.kafka_partitions is 3"):
+        a_log(kafka, partitions=3)
+    kafka.behind = 1 << 30
+    with pytest.raises(StorageError, match="topic sapflow cannot be looked at: Kafka at k:1 says"):
+        a_log(kafka, partitions=2)
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [("create", "topic sapflow cannot be made: Kafka at k:1 says"), ("list", "cannot be opened: Kafka at k:1 says")],

@@ -7,6 +7,7 @@ it takes nothing. What a closed topic holds does not change any more, and whoeve
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future
 from typing import Any
@@ -35,6 +36,8 @@ CLOSED_BYTES = 1
 SEGMENTS = 8
 """A retention is divided into so many segments, the last of which is kept whole."""
 LEAST_SEGMENT_MS = 60_000
+LOOK_AGAIN_S = 0.05
+"""Between two looks at a topic that a broker does not know yet."""
 
 
 class Topics:
@@ -69,8 +72,9 @@ class Topics:
         topic = topic_of(self._settings.fleet)
         if topic in self._known:
             self._check(topic, len(found.topics[topic].partitions))
-        else:
-            self._make([topic], self._settings.partitions)
+        elif self._make([topic], self._settings.partitions):
+            # Somebody else made it, so lately that the broker asked did not know it yet.
+            self._check(topic, self._partitions(topic))
 
     def place(self, org: str) -> Place:
         """Where an org's entries are read."""
@@ -146,7 +150,21 @@ class Topics:
                 f"until its max.message.bytes is at least {MAX_ENTRY_BYTES}"
             )
 
-    def _make(self, topics: Sequence[str], partitions: int) -> None:
+    def _partitions(self, topic: str) -> int:
+        """Of a topic that is there, though the broker asked may hear of it only in a moment. Raises StorageError."""
+        deadline = time.monotonic() + self._settings.request_timeout_s
+        while True:
+            with self._trouble.told(f"topic {topic} cannot be looked at"):
+                found = self._admin.list_topics(topic, timeout=self._settings.request_timeout_s).topics[topic]
+                if found.error is None:
+                    return len(found.partitions)
+                if time.monotonic() > deadline:
+                    raise KafkaException(found.error)
+            time.sleep(LOOK_AGAIN_S)
+
+    def _make(self, topics: Sequence[str], partitions: int) -> list[str]:
+        """Make topics; those that were there already. Raises StorageError."""
+        there = []
         copies = min(self._settings.copies, self._brokers)
         new = [NewTopic(topic, partitions, copies, config=self._config(copies)) for topic in topics]
         futures = self._admin.create_topics(new, request_timeout=self._settings.request_timeout_s)
@@ -158,7 +176,9 @@ class Topics:
                 except KafkaException as error:
                     if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                         raise
+                    there.append(topic)
             self._known.add(topic)
+        return there
 
     def _config(self, copies: int) -> dict[str, str]:
         settings = self._settings
