@@ -253,6 +253,19 @@ def test_a_message_that_is_an_error_fails_the_read() -> None:
     assert read(log, after=3) == [4]
 
 
+def test_an_error_of_where_a_reader_stood_before_is_not_one_of_where_it_stands() -> None:
+    kafka = FakeKafka()
+    log = a_log(kafka, readers=1)
+    kinds(log, *map(an_entry, range(1, 4)))
+    read(log)
+    for code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+        kafka.consumers[0].extra.append(FakeMessage(3, fault=KafkaError(code)))
+        assert read(log) == [1, 2, 3]
+    kafka.consumers[0].extra.append(FakeMessage(1, fault=KafkaError(KafkaError._AUTO_OFFSET_RESET)))
+    with pytest.raises(StorageError, match="cannot be read"):
+        read(log, after=1)
+
+
 def test_a_silent_broker_fails_reads_in_time() -> None:
     kafka = FakeKafka()
     log = a_log(kafka)

@@ -24,6 +24,7 @@ from sapflow.errors import StorageError
 SCAN_BYTES = 8 << 20
 """Of a partition in one call, however little of it is the org's."""
 POLL_S = 0.2
+NO_SUCH_OFFSET = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 END = -1
 """What librdkafka says where no entry is at or after a time."""
 
@@ -50,6 +51,8 @@ class Reader:
         self._kept: Message | None = None
         """Taken, and too much for the call that took it."""
         self._end = 0
+        self._asked: int | None = None
+        """Where it was last assigned to, as long as nothing came from there."""
 
     def close(self) -> None:
         """Let go of the consumer."""
@@ -119,6 +122,7 @@ class Reader:
         self._counts.assignments += 1
         with self._trouble.told(f"the log of {place.topic} cannot be read"):
             self._client.assign([TopicPartition(place.topic, place.partition, after)])
+        self._asked = after
 
     def _next(self, place: Place) -> Message | None:
         """The next message; None when there is none before the end that is known."""
@@ -136,7 +140,11 @@ class Reader:
                 continue
             error = found.error()
             if error is None:
+                self._asked = None
                 return found
+            if error.code() in NO_SUCH_OFFSET and self._asked not in (None, found.offset()):
+                # Of where it stood before: a topic was made anew meanwhile, and librdkafka keeps such errors.
+                continue
             if error.code() != KafkaError._PARTITION_EOF:
                 raise StorageError(f"the log of {place.topic} cannot be read: {error.str()}")
             if found.offset() >= self._end:
