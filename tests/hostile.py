@@ -54,6 +54,10 @@ def worst_cases() -> dict[str, list[bytes]]:
     lists = (0, 292, VARIABLE_LENGTH)
     raws = [make_template(256 + n, [(0, 4, 1)]).raw for n in range(4096)]
     different = [make_template(256 + n, [(0, 4, 1), (0, 1 + n // 50, 1), (0, 1 + n % 50, 1)]).raw for n in range(1500)]
+    single = [make_template(256 + n, [(0, 1 + n % 500, 1 + n // 500)]).raw for n in range(4096)]
+    varying = [
+        make_template(256 + n, [(0, 1 + n % 500, VARIABLE_LENGTH), (0, 1 + n // 500, 1)]).raw for n in range(4096)
+    ]
     options = b"".join(make_template(5000 + n, [(0, 10, 4)], scopes=1).raw for n in range(2000))
     return {
         "one-byte records": [_defined((0, 4, 1)), _filled(256, b"\x06")],
@@ -91,6 +95,14 @@ def worst_cases() -> dict[str, list[bytes]]:
         "a set for each of 1,500 templates of different fields": [
             make_message(make_set(2, b"".join(different))),
             make_message(b"".join(make_set(256 + n % 1500, b"abc") for n in range(9285))),
+        ],
+        "a set for each of 4,096 templates of another element": [
+            make_message(make_set(2, b"".join(single))),
+            make_message(b"".join(make_set(256 + n % 4096, bytes(9)) for n in range(5039))),
+        ],
+        "a set for each of 4,096 templates of another element that varies": [
+            make_message(make_set(2, b"".join(varying))),
+            make_message(b"".join(make_set(256 + n % 4096, b"\x02abc") for n in range(8189))),
         ],
         "a template set for each template": [
             make_message(b"".join(make_set(2, make_template(256 + n, [(0, 4, 1)]).raw) for n in range(4096)))

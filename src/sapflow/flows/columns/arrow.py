@@ -27,8 +27,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sapflow.flows.columns.batches import Column, FlowBatch
+from sapflow.flows.columns.batches import FlowBatch
 from sapflow.flows.columns.records import Context, column_values, context_fields, list_values
+from sapflow.flows.columns.tables import Column
 from sapflow.flows.columns.variable import VariableColumn
 from sapflow.flows.registry import InformationElement
 

@@ -9,19 +9,19 @@ records under thousands of template ids cost little more than those of one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from attrs import field, frozen
 from numpy.typing import NDArray
 
 from sapflow.errors import MalformedMessage
+from sapflow.flows.columns.few import Few, is_small
 from sapflow.flows.columns.layouts import Layout
+from sapflow.flows.columns.ranges import ranges
 from sapflow.flows.columns.sets import Gathering, LikeSets
-from sapflow.flows.columns.typed import typed
-from sapflow.flows.columns.variable import Offsets, VariableColumn, fields_of, record_starts
+from sapflow.flows.columns.tables import Column, Stack
 from sapflow.flows.ipfix.session import Session
 from sapflow.flows.ipfix.templates import Template
 from sapflow.flows.limits import FlowLimits
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     import pyarrow
 
     from sapflow.flows.columns.records import Context
-
-Column: TypeAlias = "NDArray[Any] | VariableColumn"
 
 
 @frozen
@@ -92,114 +90,69 @@ def decode(data: bytes, session: Session | None = None) -> list[FlowBatch]:
     gathering = Gathering(session or Session(FlowLimits()))
     gathered = gathering.gather(data)
     by_layout: dict[Layout, list[LikeSets]] = {}
-    for sets in gathered:
-        by_layout.setdefault(sets.layout, []).append(sets)
-    faults = [gathering.fault] if gathering.fault is not None else []
-    total = gathering.count
-    del gathering
-    tables = []
-    for layout, members in by_layout.items():
-        table = _Table(layout, members)
-        try:
-            table.find(data)
-        except MalformedMessage as fault:
-            faults.append(fault)
-        tables.append(table)
+    for like in gathered:
+        by_layout.setdefault(like.layout, []).append(like)
+    stack = Stack(by_layout)
+    faults = _read(data, stack)
+    if gathering.fault is not None:
+        faults.append(gathering.fault)
     if faults:
         raise min(faults, key=lambda fault: fault.offset)
-    counts = np.zeros(total, np.int64)
-    for table in tables:
-        counts[table.turns] = table.counts
-    firsts = np.cumsum(counts) - counts
-    batches: dict[int, FlowBatch] = {}
-    for table in tables:
-        batches.update(zip(map(id, table.members), table.batches(firsts), strict=True))
-    return [batches[id(sets)] for sets in gathered]
+    del gathering
+    batches = dict(zip(map(id, stack.members), _batches(data, stack), strict=True))
+    return [batches[id(like)] for like in gathered]
 
 
-class _Table:
-    """The records of all sets of one layout, one batch after the other."""
+def _read(data: bytes, stack: Stack) -> list[MalformedMessage]:
+    """Find the records of all tables and make their columns, or say what is wrong in some."""
+    few = Few(data, stack)
+    faults = []
+    for table in stack.tables:
+        try:
+            match is_small(table), bool(table.template.record_bytes):
+                case True, True:
+                    few.add_fixed(table)
+                case True, False:
+                    few.add_varying(table)
+                case False, True:
+                    table.read_fixed(data, stack)
+                case _:
+                    table.read_varying(data, stack)
+        except MalformedMessage as fault:
+            faults.append(fault)
+    if not faults:
+        few.read()
+    return faults
 
-    def __init__(self, layout: Layout, members: list[LikeSets]) -> None:
-        places = np.fromiter(chain.from_iterable(sets.places for sets in members), np.intp).reshape(-1, 4)
-        self.turns, self._bodies, self._stops, self._times = np.ascontiguousarray(places.T)
-        self.counts = np.zeros(len(self.turns), np.intp)
-        """Records of each set."""
-        self._ids = np.zeros(len(self.turns), np.uint16)
-        self._layout = layout
-        self.members = members
-        self._sets = [len(sets.places) // 4 for sets in members]
-        # Of thousands of templates these are much of what is held.
-        for sets in members:
-            sets.places.clear()
-        self._runs: list[NDArray[Any]] = []
-        self._varying: list[VariableColumn] = []
 
-    def find(self, data: bytes) -> None:
-        """Find the records and their fields. Raises MalformedMessage."""
-        octets = np.frombuffer(data, np.uint8)
-        self._ids = octets[self._bodies - 4].astype(np.uint16) << 8 | octets[self._bodies - 3]
-        template = self.members[0].template
-        if not template.record_bytes:
-            self._find_varying(data, template)
-            return
-        size = template.record_bytes
-        self.counts = (self._stops - self._bodies) // size
-        ends = self._bodies + self.counts * size
-        pieces = [data[body:end] for body, end in zip(self._bodies.tolist(), ends.tolist(), strict=True)]
-        self._runs = [np.frombuffer(b"".join(pieces), self._layout.runs[0])]
-
-    def _find_varying(self, data: bytes, template: Template) -> None:
-        turned = np.argsort(self._bodies)
-        starts = record_starts(data, self._bodies[turned], self._stops[turned], template)
-        firsts = np.searchsorted(starts, self._bodies)
-        self.counts = np.searchsorted(starts, self._stops) - firsts
-        runs, self._varying = fields_of(data, starts[_ranges(firsts, self.counts)], template)
-        self._runs = [
-            np.zeros(len(starts), kind) if run is None else run.view(kind)
-            for run, kind in zip(runs, self._layout.runs, strict=True)
-        ]
-
-    def batches(self, firsts: NDArray[np.int64]) -> list[FlowBatch]:
-        """One for each member; `firsts` says which is the first record of each set of the data."""
-        columns = self._columns()
-        order = _ranges(firsts[self.turns], self.counts)
-        times = np.repeat(self._times, self.counts)
-        batches = []
-        first = begin = 0
-        for sets, count in zip(self.members, self._sets, strict=True):
-            last = first + count
-            stop = begin + int(self.counts[first:last].sum())
-            ids = self._ids[first:last]
-            several = (ids != sets.template.id).any()
-            batches.append(
-                FlowBatch(
-                    sets.domain,
-                    sets.template,
-                    self._layout.elements,
-                    {name: column[begin:stop] for name, column in columns.items()},
-                    order[begin:stop],
-                    sets.templates,
-                    times[begin:stop],
-                    np.repeat(ids, self.counts[first:last]) if several else ids[:0],
-                )
+def _batches(data: bytes, stack: Stack) -> Iterator[FlowBatch]:
+    """One for each member of the stack."""
+    in_turn = np.zeros(len(stack.turns), np.int64)
+    in_turn[stack.turns] = stack.counts
+    order = ranges((np.cumsum(in_turn) - in_turn)[stack.turns], stack.counts)
+    times = np.repeat(stack.times, stack.counts)
+    octets = np.frombuffer(data, np.uint8)
+    ids = octets[stack.bodies - 4].astype(np.uint16) << 8 | octets[stack.bodies - 3]
+    usual = np.repeat(np.array([like.template.id for like in stack.members], np.uint16), stack.sets)
+    others = np.concatenate([[0], np.cumsum(ids != usual)])[stack.ends].tolist()
+    where = zip(stack.rows(), stack.ends.tolist(), others, strict=True)
+    none = ids[:0]
+    begin = first = others_before = 0
+    for table in stack.tables:
+        start = begin
+        for like in table.members:
+            stop, last, others_now = next(where)
+            columns = table.columns
+            if len(table.members) > 1:
+                columns = {name: column[begin - start : stop - start] for name, column in columns.items()}
+            yield FlowBatch(
+                like.domain,
+                like.template,
+                table.layout.elements,
+                columns,
+                order[begin:stop],
+                like.templates,
+                times[begin:stop],
+                np.repeat(ids[first:last], stack.counts[first:last]) if others_now > others_before else none,
             )
-            first, begin = last, stop
-        return batches
-
-    def _columns(self) -> dict[str, Column]:
-        layout = self._layout
-        return {
-            name: self._varying[-1 - place]
-            if place < 0
-            else typed(self._runs[place][f"f{index}"], element, layout.fields[index].length)
-            for index, (name, element, place) in enumerate(
-                zip(layout.names, layout.elements, layout.places, strict=True)
-            )
-        }
-
-
-def _ranges(firsts: Offsets, counts: Offsets) -> Offsets:
-    """Numbers that go up by one, `counts[i]` of them from `firsts[i]`, joined."""
-    before = np.cumsum(counts) - counts
-    return np.repeat(firsts - before, counts) + np.arange(counts.sum())
+            begin, first, others_before = stop, last, others_now

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections import Counter
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from attrs import frozen
@@ -13,14 +15,39 @@ from sapflow.flows.ipfix.templates import Template
 from sapflow.flows.registry import InformationElement, Registry, registry
 from sapflow.flows.wire import VARIABLE_LENGTH
 
-MAX_FIELDS_KEPT = 1 << 16
+MAX_FIELDS_KEPT = 160_000
 """Of all layouts kept: about 19 MiB. When there are more, all are worked out again."""
+MAX_KINDS_KEPT = 4096
 
 UNSIGNED = frozenset({"unsigned8", "unsigned16", "unsigned32", "unsigned64"})
 SIGNED = frozenset({"signed8", "signed16", "signed32", "signed64"})
 
 
 @frozen(eq=False)
+class Kind:
+    """What fixed fields have in common that are converted in the same way. There is one of each."""
+
+    wire: np.dtype[Any]
+    """As it came."""
+    type: str
+    """The element's; where octets stay what they are, octetArray."""
+    length: int
+
+
+class Alike(NamedTuple):
+    """The fields of one kind."""
+
+    kind: Kind | None
+    """None for those of variable length."""
+    names: list[str]
+    places: list[int]
+    """Two numbers for each: its run of fixed fields, and how far behind the beginning of that it begins, in octets.
+
+    There is run 0, and one more behind each element of variable length, which stands right before its own run.
+    """
+
+
+@frozen(eq=False, slots=False)
 class Layout:
     """What templates of the same fields have in common."""
 
@@ -28,12 +55,23 @@ class Layout:
     names: tuple[str, ...]
     """A name that is repeated in the template gets `_2`, `_3`, …"""
     elements: tuple[InformationElement, ...]
-    runs: tuple[np.dtype[Any], ...]
-    """The fixed fields before each element of variable length, and after the last: `f0`, `f1`, … by their place."""
-    places: tuple[int, ...]
-    """Of each field: its run, or -1 - n when it is the n-th element of variable length."""
+    kinds: tuple[Kind | None, ...]
+    """Of each field; None when its length varies."""
+    alike: tuple[Alike, ...]
+    """The fields again, by kind."""
     holds_lists: bool
     """Whether records need other templates of their domain, or may (RFC 6313)."""
+
+    @cached_property
+    def runs(self) -> tuple[np.dtype[Any], ...]:
+        """The fixed fields before each element of variable length, and after the last: `f0`, `f1`, … by their place."""
+        runs: list[list[tuple[str, np.dtype[Any]]]] = [[]]
+        for index, kind in enumerate(self.kinds):
+            if kind is None:
+                runs.append([])
+            else:
+                runs[-1].append((f"f{index}", kind.wire))
+        return tuple(map(np.dtype, runs))
 
 
 def layout_of(template: Template) -> Layout:
@@ -52,34 +90,56 @@ _layouts: Kept[tuple[Registry, bytes], Layout] = Kept(MAX_FIELDS_KEPT)
 
 def _layout(template: Template) -> Layout:
     fields = template.fields
-    elements = tuple(registry().lookup(spec.pen, spec.id) for spec in fields)
-    runs: list[list[tuple[str, str]]] = [[]]
-    places = []
-    for index, (spec, element) in enumerate(zip(fields, elements, strict=True)):
-        if spec.length == VARIABLE_LENGTH:
-            places.append(-len(runs))
-            runs.append([])
+    lookup = registry().lookup
+    elements = tuple([lookup(pen, number) for pen, number, _ in fields])
+    names = distinct_names(elements)
+    kinds = []
+    alike: dict[Kind | None, Alike] = {}
+    run = offset = 0
+    for name, element, (_, _, length) in zip(names, elements, fields, strict=True):
+        kind = None
+        if length == VARIABLE_LENGTH:
+            run, offset = run + 1, 0
         else:
-            places.append(len(runs) - 1)
-            runs[-1].append((f"f{index}", wire_type(element, spec.length)))
-    return Layout(
-        fields, distinct_names(elements), elements, tuple(map(np.dtype, runs)), tuple(places), holds_lists(template)
-    )
+            kind = kind_of(element.type, length)
+        group = alike.get(kind)
+        if group is None:
+            group = alike[kind] = Alike(kind, [], [])
+        group.names.append(name)
+        group.places.extend((run, offset))
+        kinds.append(kind)
+        if kind is not None:
+            offset += length
+    return Layout(fields, names, elements, tuple(kinds), tuple(alike.values()), holds_lists(template))
 
 
 def distinct_names(elements: tuple[InformationElement, ...]) -> tuple[str, ...]:
     """The elements' names; one that is repeated gets `_2`, `_3`, …"""
-    seen: dict[str, int] = {}
+    plain = tuple([element.name for element in elements])
+    if len(set(plain)) == len(plain):
+        return plain
+    times = Counter[str]()
+    taken = set(plain)
     names = []
-    for element in elements:
-        seen[element.name] = times = seen.get(element.name, 0) + 1
-        names.append(element.name if times == 1 else f"{element.name}_{times}")
+    for name in plain:
+        times[name] += 1
+        made = name
+        while times[name] > 1 and (made := f"{name}_{times[name]}") in taken:
+            times[name] += 1
+        taken.add(made)
+        names.append(made)
     return tuple(names)
 
 
-def wire_type(element: InformationElement, length: int) -> str:
-    """The dtype of a fixed field as it came."""
-    kind = element.type
+@lru_cache(MAX_KINDS_KEPT)
+def kind_of(type_name: str, length: int) -> Kind:
+    """The kind of a fixed field of a type and length."""
+    wire = np.dtype(_wire_type(type_name, length))
+    stays = wire.kind == "V" and not (type_name in UNSIGNED | SIGNED and 1 <= length <= 8)
+    return kind_of("octetArray", length) if stays and type_name != "octetArray" else Kind(wire, type_name, length)
+
+
+def _wire_type(kind: str, length: int) -> str:
     if length in (1, 2, 4, 8):
         if kind in UNSIGNED or (kind == "boolean" and length == 1):
             return f">u{length}"

@@ -15,7 +15,8 @@ import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
-from sapflow.flows.columns.batches import Column, FlowBatch
+from sapflow.flows.columns.batches import FlowBatch
+from sapflow.flows.columns.tables import Column
 from sapflow.flows.columns.variable import VariableColumn
 from sapflow.flows.ipfix.structured import ListDecoder, Value, renderer
 from sapflow.flows.registry import InformationElement, registry

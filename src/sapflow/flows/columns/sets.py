@@ -107,10 +107,15 @@ class Gathering:
             stop = self.session.read(data, start, self._put)
             self._open.clear()
             return stop
+        templates, found = self.session.templates, self._open
         for set_id, body, end in plain.sets:
-            template = self.session.templates.get(plain.domain << 16 | set_id)
-            if template is not None:
-                self._add(plain.domain, template, body, end, plain.exported, None)
+            key = plain.domain << 16 | set_id
+            sets = found.get(key)
+            if sets is None and (template := templates.get(key)) is not None:
+                sets = found[key] = self._sets(plain.domain, template, None)
+            if sets is not None:
+                sets.places += (self.count, body, end, plain.exported)
+                self.count += 1
         return plain.stop
 
     def _put(self, message: MessageSets, template: Template, body: int, stop: int) -> None:

@@ -11,21 +11,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sapflow.flows.columns.layouts import SIGNED, UNSIGNED
-from sapflow.flows.registry import InformationElement
+from sapflow.flows.columns.layouts import SIGNED, Kind
 
 NTP_TO_UNIX_S = 2_208_988_800
 _MOST = np.uint64((1 << 63) - 1)
 
 
-def typed(column: NDArray[Any], element: InformationElement, length: int) -> NDArray[Any]:
-    """A fixed field as it came, in the type of its element; in memory of its own."""
+def typed(column: NDArray[Any], kind: Kind) -> NDArray[Any]:
+    """Fixed fields as they came, in the type of their element; in memory of its own."""
     if column.dtype.kind == "V":
-        if element.type in UNSIGNED | SIGNED and 1 <= length <= 8:
-            return _odd_integer(column, length, signed=element.type in SIGNED)
-        return np.ascontiguousarray(column)
+        if kind.type == "octetArray":
+            return np.ascontiguousarray(column)
+        return _odd_integer(column, kind.length, signed=kind.type in SIGNED)
     native = column.astype(column.dtype.newbyteorder("="))
-    match element.type:
+    match kind.type:
         case "boolean":
             flags: NDArray[Any] = native == 1
             return flags

@@ -16,9 +16,9 @@ import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
+from sapflow.flows.columns.ranges import Offsets
 from sapflow.flows.ipfix.templates import Template, variable_places
 
-Offsets = NDArray[np.intp]
 Octets = NDArray[np.uint8]
 
 MIN_LANES = 48
@@ -103,23 +103,25 @@ def record_starts(data: bytes, bodies: Offsets, stops: Offsets, template: Templa
     return np.sort(np.concatenate([*found, rest])) if found else rest
 
 
-def fields_of(
-    data: bytes, starts: Offsets, template: Template
-) -> tuple[list[NDArray[np.void] | None], list[VariableColumn]]:
+def fields_of(data: bytes, starts: Offsets, template: Template) -> tuple[list[NDArray[np.void]], list[VariableColumn]]:
     """The fixed runs of bytes and the elements of variable length of records that `record_starts` found.
 
-    A run stands before each element of variable length, and one after the last; one without bytes is None.
+    A run stands before each element of variable length, and one after the last.
     """
-    # Windows at the end of the data may reach past it.
-    octets = np.concatenate([_octets(data), np.zeros(MAX_WINDOW, np.uint8)])
-    begins, spans = starts, []
+    octets = padded(data)
+    begins, found = starts, []
     runs = []
     for gap, (begin, end) in zip(template.shape.gaps, _elements(octets, starts, template.shape.gaps), strict=False):
-        runs.append(_windows(octets, begins, gap))
-        spans.append((begin, end))
+        runs.append(windows(octets, begins, gap))
+        found.append((begin, end))
         begins = end
-    runs.append(_windows(octets, begins, template.shape.gaps[-1]))
-    return runs, [_column(octets, begin, end - begin) for begin, end in spans]
+    runs.append(windows(octets, begins, template.shape.gaps[-1]))
+    return runs, [spans(octets, begin, end - begin) for begin, end in found]
+
+
+def padded(data: bytes) -> Octets:
+    """The data's octets and some more: windows at the end of the data may reach past it."""
+    return np.concatenate([_octets(data), np.zeros(MAX_WINDOW, np.uint8)])
 
 
 def _elements(octets: Octets, at: Offsets, gaps: tuple[int, ...]) -> Iterator[tuple[Offsets, Offsets]]:
@@ -141,12 +143,10 @@ def _elements(octets: Octets, at: Offsets, gaps: tuple[int, ...]) -> Iterator[tu
         yield begin, at
 
 
-def _windows(octets: Octets, begins: Offsets, width: int) -> NDArray[np.void] | None:
+def windows(octets: Octets, begins: Offsets, width: int) -> NDArray[np.void]:
     """As many octets from each beginning: shape (records,), void of that width."""
-    if not width:
-        return None
-    if not len(begins):
-        return np.zeros(0, f"V{width}")
+    if not width or not len(begins):
+        return np.zeros(len(begins), f"V{width}")
     return _every(octets, width)[begins]
 
 
@@ -155,7 +155,7 @@ def _every(octets: Octets, width: int) -> NDArray[np.void]:
     return np.ndarray((len(octets) - width + 1,), np.dtype(f"V{width}"), octets, strides=(1,))
 
 
-def _column(octets: Octets, begins: Offsets, lengths: Offsets) -> VariableColumn:
+def spans(octets: Octets, begins: Offsets, lengths: Offsets) -> VariableColumn:
     """The octets of spans, one after the other."""
     offsets = _offsets(lengths)
     total, width = int(offsets[-1]), int(lengths.max(initial=0))

@@ -16,7 +16,7 @@ import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
-from sapflow.flows.columns.batches import Column
+from sapflow.flows.columns.tables import Column
 from sapflow.flows.columns.variable import Octets, VariableColumn
 from sapflow.flows.ipfix.structured import IPV4_MAPPED
 

@@ -20,7 +20,7 @@ from sapflow.flows.meaning.stages import Stage, staged
 
 Costs: TypeAlias = "tuple[NDArray[np.int64] | int, int]"
 """Bytes of each record of a batch, and of the batch however few they are."""
-Weigh: TypeAlias = Callable[[FlowBatch], Costs]
+Weigh: TypeAlias = Callable[[Sequence[FlowBatch]], list[Costs]]
 
 PIECE_BYTES = 5 << 19
 """What a piece may cost; one record may cost more."""
@@ -28,7 +28,7 @@ STAGED_RECORD_BYTES = 1_536
 """A record after stages has at least this: a row of the view, or two."""
 STAGED_COLUMNS = 64
 """That a batch after stages has more than before, at most."""
-BATCH_BYTES, COLUMN_BYTES = 2_048, 512
+BATCH_BYTES, COLUMN_BYTES = 4_096, 512
 """What a batch, and each of its columns, costs before it has any records."""
 CONTEXT_COLUMNS = 6
 MAX_LEFT_OUT, AND_OTHERS = 1_000, "and others"
@@ -38,8 +38,12 @@ _TEXT_CONTEXT, _TEXT_VALUE, _LIST_OCTET, _TEXT_OCTET = 400, 48, 75, 6
 octet in a list, which may be an object with the longest name; an octet escaped."""
 
 
-def weigh_text(batch: FlowBatch) -> Costs:
+def weigh_text(batches: Sequence[FlowBatch]) -> list[Costs]:
     """As JSON lines: names stand in every record."""
+    return [_text_costs(batch) for batch in batches]
+
+
+def _text_costs(batch: FlowBatch) -> Costs:
     names = sum(map(len, batch.columns))
     each: NDArray[np.int64] | int = _TEXT_CONTEXT + 2 * names + _TEXT_VALUE * len(batch.columns)
     for column, element in zip(batch.columns.values(), batch.elements, strict=True):
@@ -50,8 +54,12 @@ def weigh_text(batch: FlowBatch) -> Costs:
     return each, BATCH_BYTES + COLUMN_BYTES * len(batch.columns)
 
 
-def weigh_columns(batch: FlowBatch) -> Costs:
+def weigh_columns(batches: Sequence[FlowBatch]) -> list[Costs]:
     """As columns of a table, where lists are text."""
+    return [_column_costs(batch) for batch in batches]
+
+
+def _column_costs(batch: FlowBatch) -> Costs:
     each: NDArray[np.int64] | int = 32 * CONTEXT_COLUMNS
     for column, element in zip(batch.columns.values(), batch.elements, strict=True):
         if isinstance(column, VariableColumn):
@@ -79,7 +87,7 @@ def pieces(
     batches = decode(data)
     told = {at for at, batch in enumerate(batches) if stages and batch.template.scope_count}
     batches = [staged(batch, context, stages) if at in told else batch for at, batch in enumerate(batches)]
-    costs = [weigh(batch) for batch in batches]
+    costs = weigh(batches)
     if stages:
         costs = [
             (each, fixed)
@@ -106,14 +114,14 @@ def _cut(
     records: Sequence[int], orders: Sequence[NDArray[np.int64]], costs: Sequence[Costs]
 ) -> Iterator[list[tuple[int, int, int]]]:
     """For each piece which batches are in it, and from and up to which of their records."""
-    each = [np.broadcast_to(np.asarray(cost, np.int64), count) for (cost, _), count in zip(costs, records, strict=True)]
+    each = _each(records, [cost for cost, _ in costs])
     fixed = np.array([cost for _, cost in costs], np.int64)
-    if int(fixed.sum()) + sum(int(cost.sum()) for cost in each) <= PIECE_BYTES:
+    if int(fixed.sum()) + int(each.sum()) <= PIECE_BYTES:
         yield [(at, 0, count) for at, count in enumerate(records) if count]
         return
     places = np.argsort(np.concatenate(orders), kind="stable")
     owners = np.repeat(np.arange(len(records)), records)[places]
-    ends = np.cumsum(np.concatenate(each)[places])
+    ends = np.cumsum(each[places])
     taken = np.zeros(len(records), np.int64)
     first = 0
     while first < len(owners):
@@ -127,6 +135,17 @@ def _cut(
         taken[present] += counts
         yield list(zip(present.tolist(), begins.tolist(), (begins + counts).tolist(), strict=True))
         first = stop
+
+
+def _each(records: Sequence[int], costs: Sequence[NDArray[np.int64] | int]) -> NDArray[np.int64]:
+    """What each record of all batches costs."""
+    # Of thousands of batches an array for each would be much.
+    usual = np.repeat([cost if isinstance(cost, int) else 0 for cost in costs], records)
+    ends = np.cumsum(records).tolist()
+    for cost, count, end in zip(costs, records, ends, strict=True):
+        if not isinstance(cost, int):
+            usual[end - count : end] = cost
+    return usual
 
 
 def _first(batches: list[FlowBatch], limit: int) -> list[FlowBatch]:

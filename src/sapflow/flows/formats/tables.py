@@ -98,9 +98,8 @@ class TableWriter:
 
     def _wait(self, batches: list[FlowBatch], context: Context) -> None:
         """The piece waits for the columns to be known, which are then all that were seen."""
-        for batch in batches:
+        for batch, (each, fixed) in zip(batches, weigh_columns(batches), strict=True):
             self._see(batch)
-            each, fixed = weigh_columns(batch)
             self._waiting_records += batch.records
             self._waiting_bytes += int(np.broadcast_to(each, batch.records).sum()) + fixed
         self._waiting.append((batches, context))

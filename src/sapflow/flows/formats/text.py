@@ -12,8 +12,7 @@ from sapflow.flows.columns.batches import FlowBatch
 from sapflow.flows.columns.records import Context, column_values, context_fields, list_values
 from sapflow.flows.formats.cells import ROW, Cells, Notation, cells_of, encoded
 from sapflow.flows.formats.lines import Part, in_order, lines
-from sapflow.flows.formats.pieces import Costs, leave_out, pieces, weigh_text
-from sapflow.flows.limits import FlowLimits
+from sapflow.flows.formats.pieces import CONTEXT_COLUMNS, STAGED_COLUMNS, Costs, leave_out, pieces, weigh_text
 from sapflow.flows.meaning.stages import Stage
 
 FEW = 48
@@ -108,11 +107,13 @@ class CsvWriter:
             self._begin(self._fields)
         self._out.flush()
 
-    def _weigh(self, batch: FlowBatch) -> Costs:
-        """Every row has all of the header's columns."""
-        each, fixed = weigh_text(batch)
-        width = FlowLimits().max_fields_per_template if self._fields is None else len(self._fields)
-        return each + _EMPTY_BYTES * width, fixed
+    def _weigh(self, batches: Sequence[FlowBatch]) -> list[Costs]:
+        """Every row has all of the header's columns, which are those of one of the batches if there is none yet."""
+        if self._fields is None:
+            width = max((len(batch.columns) for batch in batches), default=0) + CONTEXT_COLUMNS + STAGED_COLUMNS
+        else:
+            width = len(self._fields)
+        return [(each + _EMPTY_BYTES * width, fixed) for each, fixed in weigh_text(batches)]
 
     def _begin(self, fields: Sequence[str]) -> None:
         if not self._begun:

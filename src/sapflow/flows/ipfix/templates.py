@@ -182,6 +182,29 @@ def variable_places(data: bytes, start: int, end: int, template: Template) -> li
     return places
 
 
+def record_anchors(data: bytes, places: list[int], template: Template, anchors: list[int], lengths: list[int]) -> None:
+    """Where each run of fixed fields begins in the records that `variable_places` found, and the length of what varies.
+
+    For each record one of `anchors` and `lengths` is added for each run: the first has no element before it (length 0),
+    each other begins where an element of so many octets ends.
+    """
+    first, *gaps = template.shape.gaps
+    put, put_length = anchors.append, lengths.append
+    for at in places:
+        put(at - first)
+        put_length(0)
+        for gap in gaps:
+            length = data[at]
+            at += 1
+            if length == 255:
+                length = data[at] << 8 | data[at + 1]
+                at += 2
+            at += length
+            put(at)
+            put_length(length)
+            at += gap
+
+
 def variable_records(data: bytes, start: int, end: int, template: Template) -> Iterator[list[tuple[int, int]]]:
     """Each record's fields as (start, end) offsets."""
     lengths = [field.length for field in template.fields]

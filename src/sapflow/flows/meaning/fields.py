@@ -13,7 +13,8 @@ import numpy as np
 from attrs import evolve
 from numpy.typing import NDArray
 
-from sapflow.flows.columns.batches import Column, FlowBatch
+from sapflow.flows.columns.batches import FlowBatch
+from sapflow.flows.columns.tables import Column
 from sapflow.flows.ipfix.structured import IPV4_MAPPED
 from sapflow.flows.registry import InformationElement, built_in, reversed_number
 

@@ -11,8 +11,9 @@ import numpy as np
 from attrs import define, field
 from numpy.typing import NDArray
 
-from sapflow.flows.columns.batches import Column, FlowBatch
+from sapflow.flows.columns.batches import FlowBatch
 from sapflow.flows.columns.records import Context
+from sapflow.flows.columns.tables import Column
 from sapflow.flows.meaning.fields import REVERSE, Fields, Made, made_column, plain
 from sapflow.flows.meaning.moments import flow_times
 from sapflow.flows.meaning.sampling import RATE, own_rates, says_rates, scaled

@@ -1,0 +1,126 @@
+"""Records of many layouts, a few of each, as columns: fields of one kind are converted together, whosever they are.
+
+A call of numpy costs as much as some hundred values. Exporters of thousands of templates whose fields all differ, which
+are hostile or broken, would cost so many calls for each; here they cost some for each kind of field, of which there are
+few. Octets of unusual width are a kind each: as many kinds need many bytes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from attrs import define, field
+
+from sapflow.flows.columns.layouts import Kind
+from sapflow.flows.columns.ranges import Offsets, ranges
+from sapflow.flows.columns.tables import Column, Stack, Table
+from sapflow.flows.columns.typed import typed
+from sapflow.flows.columns.variable import padded, spans, windows
+from sapflow.flows.ipfix.templates import record_anchors, variable_places
+
+FEW_RECORDS = 512
+"""A table of fewer records of fixed length is read together with others."""
+FEW_VALUES = 256
+"""A table of no more values of variable length is walked value by value, and read together with others."""
+
+
+@define
+class _Fields:
+    """Fields of one kind."""
+
+    tables: list[int] = field(factory=list)
+    """The table of each."""
+    names: list[str] = field(factory=list)
+    places: list[int] = field(factory=list)
+    """Two numbers for each: see `Alike`."""
+
+
+def is_small(table: Table) -> bool:
+    """Whether a table is to be read with others."""
+    shape = table.template.shape
+    return table.records < FEW_RECORDS if shape.record_bytes else table.records * len(shape.gaps) <= FEW_VALUES
+
+
+class Few:
+    """Tables that are read together. An anchor is where a run of fixed fields begins in some record."""
+
+    def __init__(self, data: bytes, stack: Stack) -> None:
+        self._data = data
+        self._stack = stack
+        self._fixed: list[Table] = []
+        self._varying: list[Table] = []
+        self._anchors: list[int] = []
+        """Of the records that vary."""
+        self._lengths: list[int] = []
+        """Of the element that ends where the run begins."""
+
+    def add_fixed(self, table: Table) -> None:
+        """A table of records of fixed length."""
+        self._fixed.append(table)
+
+    def add_varying(self, table: Table) -> None:
+        """Find a table's records. Raises MalformedMessage."""
+        counts = []
+        stack, template = self._stack, table.template
+        for place in range(table.first, table.stop):
+            places = variable_places(self._data, int(stack.bodies[place]), int(stack.stops[place]), template)
+            counts.append(len(places))
+            record_anchors(self._data, places, template, self._anchors, self._lengths)
+        table.found(stack, counts)
+        self._varying.append(table)
+
+    def read(self) -> None:
+        """Make the columns of all tables."""
+        tables = [*self._fixed, *self._varying]
+        if not tables:
+            return
+        records = np.array([table.records for table in tables])
+        runs = np.array([len(table.template.shape.gaps) for table in tables])
+        firsts = np.cumsum(records * runs) - records * runs
+        anchors = np.concatenate([self._fixed_anchors(), np.array(self._anchors, np.intp)])
+        lengths = np.zeros(len(anchors), np.intp)
+        lengths[len(anchors) - len(self._lengths) :] = self._lengths
+        octets = padded(self._data)
+        for kind, fields in _by_kind(tables).items():
+            which = np.array(fields.tables)
+            run, offset = np.array(fields.places, np.intp).reshape(-1, 2).T
+            counts = records[which]
+            at = ranges(firsts[which] + run, counts, runs[which] if self._varying else None)
+            begins = anchors[at]
+            values: Column
+            if kind is None:
+                values = spans(octets, begins - lengths[at], lengths[at])
+            else:
+                begins += np.repeat(offset, counts)
+                values = typed(windows(octets, begins, kind.length).view(kind.wire), kind)
+            begin = 0
+            for index, name, end in zip(fields.tables, fields.names, np.cumsum(counts).tolist(), strict=True):
+                tables[index].columns[name] = values[begin:end]
+                begin = end
+
+    def _fixed_anchors(self) -> Offsets:
+        """Where each record of fixed length begins."""
+        if not self._fixed:
+            return np.zeros(0, np.intp)
+        firsts = np.array([table.first for table in self._fixed])
+        sets = np.array([table.stop for table in self._fixed]) - firsts
+        sizes = np.repeat([table.template.record_bytes for table in self._fixed], sets)
+        which = ranges(firsts, sets)
+        return ranges(self._stack.bodies[which], self._stack.counts[which], sizes)
+
+
+_NOT_YET = np.zeros(0)
+
+
+def _by_kind(tables: list[Table]) -> dict[Kind | None, _Fields]:
+    """The fields of all tables; their columns have their places then, and no values."""
+    kinds: dict[Kind | None, _Fields] = {}
+    for index, table in enumerate(tables):
+        table.columns = dict.fromkeys(table.layout.names, _NOT_YET)
+        for kind, names, places in table.layout.alike:
+            fields = kinds.get(kind)
+            if fields is None:
+                fields = kinds[kind] = _Fields()
+            fields.tables += [index] * len(names)
+            fields.names += names
+            fields.places += places
+    return kinds
