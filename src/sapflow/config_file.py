@@ -12,7 +12,12 @@ from typing import Any
 import attrs
 import cattrs
 import tomli_w
-from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError
+from cattrs.errors import (
+    ClassValidationError,
+    ForbiddenExtraKeysError,
+    IterableValidationError,
+    IterableValidationNote,
+)
 
 from sapflow.config import Config, FleetConfig, PhloemConfig
 from sapflow.errors import ConfigurationError
@@ -149,8 +154,17 @@ def _explain(group: ClassValidationError, cls: type, prefix: str = "") -> Iterat
                 yield f"{prefix}{extra}: no such setting{hint}"
         elif isinstance(error, ClassValidationError):
             yield from _explain(error, cls, f"{key}.")
+        elif isinstance(error, IterableValidationError):
+            for each in error.exceptions:
+                (number,) = [note.index for note in each.__notes__ if isinstance(note, IterableValidationNote)]
+                if isinstance(each, ClassValidationError):
+                    yield from _explain(each, cls, f"{key}, number {int(number) + 1}: ")
+                else:
+                    yield f"{key}, number {int(number) + 1}: {each}"
         elif isinstance(error, BaseExceptionGroup):
             yield f"{key}: {error.exceptions[0]}"
+        elif isinstance(error, KeyError):
+            yield f"{key}: is needed"
         else:
             yield f"{key}: {error}"
 

@@ -210,8 +210,11 @@ def until(fleet: Fleet, what: Callable[[dict[str, dict[str, Any]]], bool], timeo
 
 
 def tail(fleet: Fleet, *options: str) -> bytes:
-    command = [sys.executable, "-m", "sapflow", "tail", "acme", "--at", "earliest", "--no-follow"]
-    return subprocess.run([*command, "--data", str(fleet.data), *options], capture_output=True, check=True).stdout
+    return sapflow("tail", "acme", "--at", "earliest", "--no-follow", "--data", str(fleet.data), *options)
+
+
+def sapflow(*words: str) -> bytes:
+    return subprocess.run([sys.executable, "-m", "sapflow", *words], capture_output=True, check=True).stdout
 
 
 def test_what_was_acknowledged_is_in_the_topics_once_phloem_was_killed_and_is_what_tail_gives(
@@ -231,6 +234,11 @@ def test_what_was_acknowledged_is_in_the_topics_once_phloem_was_killed_and_is_wh
             for _ in range(3):
                 fleet.kill("phloem-1")
                 time.sleep(1)
+            broker.pause()
+            try:
+                until(fleet, lambda exits: exits["lines"]["failures"] > 0)
+            finally:
+                broker.resume()
 
         ledger = trio.run(under_load, fleet, faults)
         assert ledger.acknowledged_records > 1000
@@ -243,6 +251,9 @@ def test_what_was_acknowledged_is_in_the_topics_once_phloem_was_killed_and_is_wh
         )
         assert found["dead"]["lag"] >= ledger.acknowledged_records
         assert "has acknowledged nothing" in found["dead"]["reason"]
+        shown = sapflow("status", "--data", str(fleet.data)).decode()
+        assert f"{len(tail(fleet).splitlines()):,}" in shown
+        assert "waits, and is tried again: Kafka at" in shown
         as_lines, as_table = tail(fleet).splitlines(), tail(fleet, "--format", "arrow")
         as_few = tail(fleet, "--fields", "_position,sourceIPv4Address,octetDeltaCount").splitlines()
     assert len(as_lines) >= ledger.acknowledged_records

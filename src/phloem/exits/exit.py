@@ -99,6 +99,7 @@ class Exit:
         self._token = fleet_token
         self._failures = 0
         self._told = Seldom()
+        self._running = trio.Lock()
 
     @property
     def sent(self) -> SentCounts:
@@ -137,8 +138,9 @@ class Exit:
         }
 
     async def run(self) -> None:
-        """Publish until cancelled, whatever fails."""
-        async with trio.open_nursery() as nursery:
+        """Publish until cancelled, whatever fails; one that was cancelled a moment ago is waited for."""
+        async with self._running, trio.open_nursery() as nursery:
+            self._sending.begin()
             nursery.start_soon(self._interrupt_at_the_end)
             while True:
                 failed = False

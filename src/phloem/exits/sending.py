@@ -2,10 +2,10 @@
 
 Rule 1: what is on its way is bounded in bytes; who gives more waits, in the exit's own thread.
 Rule 2: while something is on its way, something is acknowledged within `timeout_s`, or it is given up.
-Rule 3: after a failure the producer is thrown away with all that it has. What it had sent may be stored all the same:
-a repeat of what the next one sends, never a hole.
+Rule 3: after a failure nothing is sent on, and the producer is thrown away with all that it has. What it had sent may
+be stored all the same: a repeat of what the next one sends, never a hole. So first appearances are in order.
 Rule 4: a broker that finds a request too large says so of every message in it. So all of them are sent again, each
-alone: one that is refused then is at fault itself. It is left out, counted and told, and the others go on.
+alone and waited for: one that is refused then is at fault itself. It is left out, counted and told; the others go on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import structlog
 from attrs import define, frozen
 from confluent_kafka import KafkaError, KafkaException
 
-from phloem.engine.kafka.clients import REAL, Clients, Message, ProducerClient
+from phloem.engine.kafka.clients import REAL, Clients, Message, ProducerClient, Report
 from phloem.exits.settings import MESSAGE_COSTS_BYTES, producer_properties
 from sapflow.config import ExitConfig
 from sapflow.errors import MalformedMessage, StorageError
@@ -126,6 +126,10 @@ class Sending:
             self._most_bytes = self._exit.max_message_bytes
         return self._most_bytes
 
+    def begin(self) -> None:
+        """Wait for answers again, after an `interrupt`."""
+        self._is_interrupted = False
+
     def interrupt(self) -> None:
         """Give up what is waited for. In any thread."""
         self._is_interrupted = True
@@ -179,7 +183,14 @@ class Sending:
 
     def _poll(self, timeout_s: float) -> None:
         assert self._producer is not None
-        self._producer.poll(timeout_s)
+        try:
+            self._producer.poll(timeout_s)
+        except KafkaException:
+            # It sends no more since a message failed; what that was comes next.
+            with suppress(KafkaException):
+                self._producer.poll(POLL_S)
+            self._check()
+            raise
 
     def _note(self, error: KafkaError) -> None:
         if error.code() != KafkaError._ALL_BROKERS_DOWN or not self._complaint:
@@ -206,19 +217,28 @@ class Sending:
         report = partial(self._report, way, size, None)
         if self._alone_through:
             report = partial(self._report, way, size, (given, part, records, len(value)))
-        assert self._producer is not None
-        while True:
-            try:
-                self._producer.produce(self._exit.topic, value, key, ANY_PARTITION, report, headers=headers)
-                break
-            except BufferError:
-                self._wait()
+        self._produce(value, key, report, headers)
         way.messages += 1
         way.bytes += size
         since = self._since
         since.messages += 1
         since.bytes += len(value)
         since.records += records
+        while self._alone_through and way.messages:
+            self._wait()
+
+    def _produce(self, value: bytes, key: bytes, report: Report, headers: list[tuple[str, bytes]]) -> None:
+        assert self._producer is not None
+        while True:
+            try:
+                self._producer.produce(self._exit.topic, value, key, ANY_PARTITION, report, headers=headers)
+                return
+            except BufferError:
+                self._wait()
+            except KafkaException:
+                self._poll(POLL_S)
+                self._check()
+                raise
 
     def _report(
         self,
@@ -299,11 +319,12 @@ class Sending:
 
     def _check(self) -> None:
         way = self._way
-        if way.error is not None:
-            raise ExitFailed(f"Kafka at {self._exit.brokers} says: {self._said(way.error)}")
         if way.too_large:
+            # What else it complains of is that it sends nothing behind that.
             self._alone_through = max(self._alone_through, self._since.position, 1)
             raise Alone(f"topic '{self._exit.topic}' finds a request too large")
+        if way.error is not None:
+            raise ExitFailed(f"Kafka at {self._exit.brokers} says: {self._said(way.error)}")
 
     def _said(self, error: KafkaError) -> str:
         if error.code() in (KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART):
@@ -320,6 +341,8 @@ class Sending:
         except BaseException as error:
             self.throw_away()
             self.counts.failures += not isinstance(error, Alone | Interrupted)
+            if isinstance(error, StorageError) and not isinstance(error, ExitFailed):
+                raise ExitFailed(str(error)) from error
             if isinstance(error, KafkaException):
                 raise ExitFailed(f"librdkafka says: {error.args[0]}") from error
             raise

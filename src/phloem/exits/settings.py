@@ -12,8 +12,6 @@ MESSAGE_COSTS_BYTES = 512
 """What a message on its way takes beside its value, in librdkafka and here."""
 HEADER_BYTES = 1024
 """The most that a message's key and headers have."""
-MOST_REQUEST_BYTES = 256 << 10
-"""Of one partition's messages in one request; one message may be larger."""
 MOST_ANSWER_BYTES = 1 << 20
 """Of a broker: what is longer is no answer to what is asked here, and is not taken."""
 LINGER_MS = 20
@@ -23,9 +21,10 @@ LINGER_MS = 20
 def producer_properties(exit_: ExitConfig, *, alone: bool) -> Properties:
     """librdkafka's properties: idempotent, acknowledged by all replicas in sync, bounded.
 
-    No message times out by itself: whoever waits gives up all at once, and begins again at what is acknowledged. With
-    `alone` each message goes in a request of its own, so that what is said of it is said of no other. Raises
-    StorageError for a secret that cannot be read.
+    Once a message has failed none behind it is sent (`gapless`, and one request in flight: a broker takes any first
+    sequence from a producer that it does not know yet). None times out by itself: whoever waits gives up all at once,
+    and begins again at what is acknowledged. `alone` is for messages that are each waited for, and may be refused.
+    Raises StorageError for a secret that cannot be read.
     """
     return {
         **exit_.properties,
@@ -33,12 +32,14 @@ def producer_properties(exit_: ExitConfig, *, alone: bool) -> Properties:
         "bootstrap.servers": exit_.brokers,
         "client.id": f"sapflow-exit-{exit_.name}",
         "enable.idempotence": True,
+        "enable.gapless.guarantee": not alone,
+        "max.in.flight.requests.per.connection": 1,
         "acks": "all",
         "message.timeout.ms": 0,
         "compression.type": exit_.compression,
         "message.max.bytes": exit_.max_message_bytes + HEADER_BYTES,
-        "batch.size": min(MOST_REQUEST_BYTES, exit_.max_message_bytes),
-        "batch.num.messages": 1 if alone else 10_000,
+        "batch.size": exit_.max_message_bytes,
+        "batch.num.messages": 10_000,
         "linger.ms": 0 if alone else LINGER_MS,
         "queue.buffering.max.kbytes": max(1, 2 * exit_.window_bytes >> 10),
         "queue.buffering.max.messages": exit_.window_bytes // MESSAGE_COSTS_BYTES + 1,
