@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +27,10 @@ def open_exits(exits: Sequence[ExitConfig], serve: Serve, fleet_token: str) -> E
     from phloem.exits.sending import Sending
     from sapflow.flows.formats.messages import maker
 
-    return Exits(
-        [
-            Exit(one, Sending(one), maker(one.format, one.fields or None), registry(), serve, fleet_token)
-            for one in exits
-        ]
-    )
+    turn = threading.Lock()
+
+    def made(one: ExitConfig) -> Exit:
+        make = maker(one.format, one.fields or None)
+        return Exit(one, Sending(one, turn=turn), make, registry(), serve, fleet_token)
+
+    return Exits([made(one) for one in exits])

@@ -1,6 +1,7 @@
 """One exit's messages into a Kafka: all that was given is acknowledged, or it fails and begins again.
 
-Rule 1: what is on its way is bounded in bytes; who gives more waits, in the exit's own thread.
+Rule 1: what is on its way is bounded in bytes; who gives more waits, in the exit's own thread. One exit computes at a
+time: however many have a backlog, they take no more of the process than one thread.
 Rule 2: while something is on its way, something is acknowledged within `timeout_s`, or it is given up.
 Rule 3: after a failure nothing is sent on, and the producer is thrown away with all that it has. What it had sent may
 be stored all the same: a repeat of what the next one sends, never a hole. So first appearances are in order.
@@ -10,6 +11,7 @@ alone and waited for: one that is refused then is at fault itself. It is left ou
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -96,8 +98,16 @@ class _Since:
 class Sending:
     """The producer of one exit. Synchronous; it belongs to the exit's thread, but for `interrupt`."""
 
-    def __init__(self, exit_: ExitConfig, clients: Clients = REAL, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        exit_: ExitConfig,
+        clients: Clients = REAL,
+        clock: Callable[[], float] = time.monotonic,
+        turn: threading.Lock | None = None,
+    ) -> None:
         self.counts = SentCounts()
+        self._turn = turn or threading.Lock()
+        """Held by the exit that computes, of all that share it; never while something is waited for."""
         self._exit = exit_
         self._clients = clients
         self._clock = clock
@@ -136,7 +146,7 @@ class Sending:
 
     def give(self, given: Given, made: Iterable[Messages]) -> None:
         """Send an entry's messages, in order; waits for room. Raises ExitFailed: all since `settle` is void then."""
-        with self._failing():
+        with self._failing(), self._turn:
             self._open(given.position)
             self._since.position = given.position
             key = given.stream.hex().encode()
@@ -148,7 +158,7 @@ class Sending:
 
     def settle(self) -> SentCounts:
         """Wait until all that was given is acknowledged: the counts then. Raises ExitFailed, as `give`."""
-        with self._failing():
+        with self._failing(), self._turn:
             while self._way.messages:
                 self._wait()
         since, self._since = self._since, _Since(position=self._since.position)
@@ -314,7 +324,11 @@ class Sending:
                 f"Kafka at {self._exit.brokers} has acknowledged nothing of topic '{self._exit.topic}' for "
                 f"{self._exit.timeout_s:g} s{f' ({self._complaint})' if self._complaint else ''}"
             )
-        self._poll(POLL_S)
+        self._turn.release()
+        try:
+            self._poll(POLL_S)
+        finally:
+            self._turn.acquire()
         self._check()
 
     def _check(self) -> None:

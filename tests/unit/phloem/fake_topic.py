@@ -60,6 +60,8 @@ class FakeTopic:
     faults: deque[int | None] = field(factory=deque)
     stored: list[Stored] = field(factory=list)
     offset_shift: int = 0
+    on_poll: Callable[[], None] = lambda: None
+    """What goes on in the process while somebody waits."""
     bug: Exception | None = None
     """Raised by whoever gives it a message."""
     producers: list[FakeProducer] = field(factory=list)
@@ -106,6 +108,7 @@ class FakeProducer:
     def poll(self, timeout: float) -> int:
         """What is ready by then is reported."""
         kafka = self.topic
+        kafka.on_poll()
         if self.purged:
             self._report(len(self.waiting), KafkaError._PURGE_QUEUE)
             return 0

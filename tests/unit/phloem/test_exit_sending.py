@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 
@@ -202,6 +203,26 @@ def test_who_ends_is_not_held_up() -> None:
         sending.settle()
     assert topic.now < 1
     assert sending.counts.failures == 0
+
+
+def test_who_waits_for_its_kafka_keeps_no_other_from_computing() -> None:
+    turn = threading.Lock()
+    dead, well = FakeTopic(silent=True), FakeTopic()
+    waiting = Sending(EXIT, dead.clients(), dead.clock, turn)
+    other = Sending(EXIT, well.clients(), well.clock, turn)
+
+    def meanwhile() -> None:
+        dead.on_poll = lambda: None
+        thread = threading.Thread(target=publish, args=(other, entries([1], [1])), daemon=True)
+        thread.start()
+        thread.join(10)
+
+    waiting.give(Given(STREAM, 1), [Messages([b"one"])])
+    dead.on_poll = meanwhile
+    with pytest.raises(ExitFailed):
+        waiting.settle()
+    assert len(well.stored) == 2
+    assert not turn.locked()
 
 
 def test_a_secret_is_read_when_it_is_needed_and_one_that_is_gone_is_a_failure(tmp_path: object) -> None:
