@@ -8,6 +8,7 @@ import secrets
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import click
 import trio
 
-from sapflow.cli.meaning import registry_of
+from sapflow.cli.elements import registry_of
 from sapflow.config import Config
 from sapflow.config_file import load
 from sapflow.errors import SapflowError
@@ -86,7 +87,8 @@ def _role_command(role: str) -> click.Command:
     def command(config_path: Path | None, name: str, supervised: bool) -> None:
         config = load(config_path)
         run: Role = import_module(f"{role}.node").run
-        with using(registry_of(config)):
+        # Ours alone are loaded when first asked for: half of the roles never do.
+        with using(registry_of(config)) if config.elements else nullcontext():
             work = partial(run, config, name, fleet_token(config), say)
             trio.run(partial(until_signalled, work, supervised=supervised))
 
