@@ -22,6 +22,7 @@ from sapflow.config import Config
 from sapflow.config_file import load
 from sapflow.errors import SapflowError
 from sapflow.flows.registry import using
+from sapflow.runtime.memory import keep_few_arenas
 
 CONFIG = click.option("--config", "config_path", type=click.Path(path_type=Path), help="A TOML configuration file.")
 SUPERVISED = click.option(
@@ -86,8 +87,9 @@ def _role_command(role: str) -> click.Command:
     @SUPERVISED
     def command(config_path: Path | None, name: str, supervised: bool) -> None:
         config = load(config_path)
+        keep_few_arenas()
         run: Role = import_module(f"{role}.node").run
-        # Ours alone are loaded when first asked for: half of the roles never do.
+        # Ours alone are loaded when somebody first asks for one.
         with using(registry_of(config)) if config.elements else nullcontext():
             work = partial(run, config, name, fleet_token(config), say)
             trio.run(partial(until_signalled, work, supervised=supervised))
