@@ -115,6 +115,7 @@ async def _run(
                 "link": {"in": attrs.asdict(connections.taken)},
                 "channel": {"in": attrs.asdict(committer.channelled), "out": attrs.asdict(committer.drawn)},
                 "engine": {"in": attrs.asdict(committer.stored), "out": attrs.asdict(read)},
+                **({"exit": exits.flow()} if exits is not None else {}),
             },
             "counts": {
                 "link": attrs.asdict(connections.counts),

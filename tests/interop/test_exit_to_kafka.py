@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pyarrow as pa
 import pytest
@@ -22,9 +24,10 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from tools.fleet import Fleet, running
 from tools.loadgen import Ledger, load
 from tools.peers import kafka
-from tools.peers.server import HOST, Server, free_port
+from tools.peers.server import HOST, Server, free_port, free_ports
 
 from phloem.exits.sending import Alone, ExitFailed, Given, Sending
+from sapflow.cli.fleet_file import read_fleet
 from sapflow.config import ExitConfig
 from sapflow.flows.formats.messages import Messages
 from tests.peers import needs
@@ -167,6 +170,48 @@ def test_a_topic_that_is_not_there_is_said_so(broker: Server) -> None:
     assert (sending.counts.failures, sending.counts.records, sending.waiting_bytes) == (1, 0, 0)
 
 
+def test_a_password_is_its_files_and_a_new_one_is_used_at_the_next_try(tmp_path: Path) -> None:
+    direct, secured, controller = free_ports(3)
+    properties = {
+        "listeners": f"DIRECT://{HOST}:{direct},SECURED://{HOST}:{secured},CONTROLLER://{HOST}:{controller}",
+        "advertised.listeners": f"DIRECT://{HOST}:{direct},SECURED://{HOST}:{secured}",
+        "listener.security.protocol.map": "DIRECT:PLAINTEXT,SECURED:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "inter.broker.listener.name": "DIRECT",
+        "controller.quorum.voters": f"1@{HOST}:{controller}",
+        "sasl.enabled.mechanisms": "PLAIN",
+        "listener.name.secured.plain.sasl.jaas.config": (
+            'org.apache.kafka.common.security.plain.PlainLoginModule required user_sapflow="right";'
+        ),
+    }
+    password = tmp_path / "password"
+    password.write_text("wrong\n")
+    with kafka.broker(tmp_path / "kafka", port=direct, properties=properties) as server:
+        topic = a_topic(server, 1)
+        exit_ = ExitConfig(
+            "lake",
+            "acme",
+            f"{HOST}:{secured}",
+            topic,
+            timeout_s=3,
+            properties={
+                "security.protocol": "SASL_PLAINTEXT",
+                "sasl.mechanism": "PLAIN",
+                "sasl.username": "sapflow",
+            },
+            secrets={"sasl.password": str(password)},
+        )
+        sending = Sending(exit_)
+        sending.give(Given(STREAM, 1), [Messages([b"{}"])])
+        with pytest.raises(ExitFailed, match=r"(?i)for 3 s \(.*authentication") as refused:
+            sending.settle()
+        assert "wrong" not in str(refused.value)
+        password.write_text("right\n")
+        sending.give(Given(STREAM, 1), [Messages([b"{}"])])
+        sending.settle()
+        sending.throw_away()
+        assert [one.value for one in published(server, topic)] == [b"{}"]
+
+
 # --- a whole fleet ----------------------------------------------------------------------------------------------------
 
 
@@ -254,6 +299,14 @@ def test_what_was_acknowledged_is_in_the_topics_once_phloem_was_killed_and_is_wh
         shown = sapflow("status", "--data", str(fleet.data)).decode()
         assert f"{len(tail(fleet).splitlines()):,}" in shown
         assert "waits, and is tried again: Kafka at" in shown
+        metrics = (
+            urlopen(read_fleet(str(fleet.data))["control"]["phloem-1"].replace("/status", "/metrics")).read().decode()
+        )
+        assert "sapflow_phloem_exits_waiting 1.0" in metrics
+        published_records = re.search(r"(?m)^sapflow_phloem_exit_out_records_total (\S+)", metrics)
+        assert published_records is not None
+        assert float(published_records[1]) > 0
+        assert "sapflow_phloem_exit_refused_records_total 0.0" in metrics
         as_lines, as_table = tail(fleet).splitlines(), tail(fleet, "--format", "arrow")
         as_few = tail(fleet, "--fields", "_position,sourceIPv4Address,octetDeltaCount").splitlines()
     assert len(as_lines) >= ledger.acknowledged_records

@@ -42,6 +42,12 @@ class Exits:
         every = self._exits.values()
         return {**_sums(SentCounts, [one.sent for one in every]), **_sums(ReadCounts, [one.read for one in every])}
 
+    def flow(self) -> dict[str, dict[str, int]]:
+        """Out of the log, and acknowledged by topics."""
+        counts = self.counts()
+        read = {"entries": counts["read_entries"], "records": counts["read_records"]}
+        return {"in": read, "out": {unit: counts[unit] for unit in ("messages", "bytes", "records")}}
+
     def gauges(self) -> dict[str, int]:
         """How many are here, how many of them wait for their Kafka, and what is on its way."""
         here = self._here.values()

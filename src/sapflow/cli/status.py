@@ -75,7 +75,8 @@ def _show_exits(statuses: dict[str, dict[str, Any]]) -> None:
     click.echo(f"\n{'org':<14}{'exit':<16}{'topic':<24}{'published':>14}{'MiB':>9}{'left out':>10}{'lag records':>13}")
     for one in exits:
         lag = lags.get((one["org"], one["group"]))
-        behind = f"{lag['records']:,}" if lag is not None else "-"
+        # A shared log does not count an org's records.
+        behind = f"{lag['records']:,}" if lag is not None and lag["records"] is not None else "-"
         click.echo(
             f"{one['org']:<14}{one['name']:<16}{one['topic']:<24}{one['records']:>14,}{one['bytes'] / 2**20:>9.1f}"
             f"{one['refused_records']:>10,}{behind:>13}"
