@@ -40,6 +40,8 @@ COMMIT_INTERVAL_S = 1.0
 """How long at most what was published is not committed, while Kafka answers."""
 BACKOFF_FIRST_S = 0.5
 DOOR_TIMEOUT_S = 5.0
+IDLE_S = 60.0
+"""With nothing to publish for so long an exit lets go of its producer: nobody would hear what that complains of."""
 END_S = 5.0
 """How long it is waited for that a producer is gone."""
 
@@ -201,12 +203,13 @@ class Exit:
         while True:
             await member.turn()
             batch = None
-            with trio.CancelScope() as scope:
-                if member.position > member.committed:
-                    scope.deadline = due
+            is_done = member.position == member.committed
+            with trio.move_on_at(trio.current_time() + IDLE_S if is_done else due):
                 batch = await anext(member)
             if batch is not None:
                 await self._give(member, batch)
+            elif is_done:
+                await self._thread.run(self._sending.throw_away)
             if trio.current_time() >= due and member.position > member.committed:
                 await self._commit(member)
             if member.position == member.committed or trio.current_time() >= due:

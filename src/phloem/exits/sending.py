@@ -119,6 +119,8 @@ class Sending:
         self._since = _Since()
         self._alone_through = 0
         """Messages of entries up to this position go alone."""
+        self._is_alone = False
+        """Whether the producer is one for messages that go alone."""
         self._most_bytes = exit_.max_message_bytes
         self._learned_at = 0.0
         self._offsets: dict[int, int] = {}
@@ -165,14 +167,14 @@ class Sending:
         self.counts.messages += since.messages
         self.counts.bytes += since.bytes
         self.counts.records += since.records
-        if self._alone_through and since.position >= self._alone_through:
-            self._alone_through = 0
+        if self._is_alone and since.position >= self._alone_through:
             self.throw_away()
         return self.counts
 
     def throw_away(self) -> None:
         """Let go of the producer and of all that it has."""
         producer, self._producer = self._producer, None
+        self._is_alone = False
         self._way, self._since = _Way(), _Since(position=self._since.position)
         self._offsets.clear()
         if producer is not None:
@@ -187,7 +189,8 @@ class Sending:
 
     def _open(self, position: int) -> None:
         if self._producer is None:
-            properties = producer_properties(self._exit, alone=position <= self._alone_through)
+            self._is_alone = position <= self._alone_through
+            properties = producer_properties(self._exit, alone=self._is_alone)
             self._complaint = ""
             self._producer = self._clients.make_producer(properties, self._note)
 
@@ -225,7 +228,7 @@ class Sending:
         while way.messages and way.bytes + size > self._exit.window_bytes:
             self._wait()
         report = partial(self._report, way, size, None)
-        if self._alone_through:
+        if self._is_alone:
             report = partial(self._report, way, size, (given, part, records, len(value)))
         self._produce(value, key, report, headers)
         way.messages += 1
@@ -234,7 +237,7 @@ class Sending:
         since.messages += 1
         since.bytes += len(value)
         since.records += records
-        while self._alone_through and way.messages:
+        while self._is_alone and way.messages:
             self._wait()
 
     def _produce(self, value: bytes, key: bytes, report: Report, headers: list[tuple[str, bytes]]) -> None:

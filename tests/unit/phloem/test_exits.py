@@ -203,6 +203,23 @@ def test_what_retention_removed_before_it_was_published_is_counted(tmp_path: Pat
     run(tmp_path, test)
 
 
+def test_an_exit_with_nothing_to_publish_lets_go_of_its_producer(tmp_path: Path) -> None:
+    async def test(node: Node, nursery: trio.Nursery) -> None:
+        topic = FakeTopic()
+        lake = node.exit("lake", topic)
+        nursery.start_soon(lake.run)
+        node.store(1)
+        await until(lambda: node.position("lake") == 1)
+        assert not topic.producers[0].purged
+        await trio.sleep(200)
+        assert topic.producers[0].purged
+        node.store(1)
+        await until(lambda: node.position("lake") == 2)
+        assert (len(topic.producers), lake.sent.failures, len(topic.stored)) == (2, 0, 2 * RECORDS)
+
+    run(tmp_path, test)
+
+
 def test_an_exit_is_of_the_orgs_that_this_node_holds(tmp_path: Path) -> None:
     async def test(node: Node, nursery: trio.Nursery) -> None:
         topic = FakeTopic()
