@@ -20,6 +20,8 @@ import click
 from sapflow import config
 from sapflow.cli import cli
 
+TABLES: dict[str, dict[str, type]] = {"phloem": {"exits": config.ExitConfig}}
+"""Keys of a section that are tables, any number of each."""
 PLACE = Path(__file__).parents[1] / "docs" / "reference"
 
 
@@ -67,16 +69,30 @@ def settings() -> str:
         kind = _type(section)
         lines += [f"## [{section.name}]", "", meanings[kind.__name__, ""], ""]
         lines += [*_table(kind.__name__, attrs.fields(kind), kind(), meanings), ""]
+        for key, each in TABLES.get(section.name, {}).items():
+            lines += [f"### [[{section.name}.{key}]]", "", meanings[each.__name__, ""], ""]
+            lines += [*_table(each.__name__, attrs.fields(each), None, meanings), ""]
     return "\n".join(lines)
 
 
 def _table(owner: str, items: Any, defaults: Any, meanings: dict[tuple[str, str], str]) -> list[str]:
     rows = [
-        f"| `{item.name}` | `{_cell(_toml(getattr(defaults, item.name)))}` "
-        f"| {_cell(meanings.get((owner, item.name), ''))} |"
+        f"| `{item.name}` | {_default(item, defaults)} | {_cell(meanings.get((owner, item.name), ''))} |"
         for item in items
     ]
     return ["| key | default | what |", "| --- | --- | --- |", *rows]
+
+
+def _default(item: attrs.Attribute[Any], defaults: Any) -> str:
+    """As a cell; of a table that may stand any number of times some keys have none."""
+    if item.default is attrs.NOTHING:
+        return "(needed)"
+    value = getattr(defaults, item.name) if defaults is not None else _made(item.default)
+    return f"`{_cell(_toml(value))}`"
+
+
+def _made(default: Any) -> Any:
+    return default.factory() if hasattr(default, "factory") else default
 
 
 def _toml(value: Any) -> str:

@@ -6,6 +6,8 @@ for a while wants none, so that others, which may reach it, do the work.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Set
+
 import structlog
 import trio
 
@@ -24,12 +26,17 @@ LOOK_S = 1.0
 class OrgClaims:
     """Between the coordinator, which divides orgs, and the links, which carry them. `run()` is its task."""
 
-    def __init__(self, engine: Engine, connections: Connections) -> None:
+    def __init__(
+        self, engine: Engine, connections: Connections, on_held: Callable[[Set[str]], None] | None = None
+    ) -> None:
+        self._on_held = on_held
         self._engine = engine
         self._connections = connections
         self._member: Coordinator | None = None
         self._is_yielding = False
         connections.on_org = self.told
+        if on_held is not None:
+            on_held(frozenset())
 
     @property
     def work(self) -> Work:
@@ -47,6 +54,8 @@ class OrgClaims:
         assert self._member is not None
         before, held = self._connections.held or frozenset(), self._member.held
         self._connections.hold(held)
+        if self._on_held is not None:
+            self._on_held(held)
         for org in before - held:
             self._engine.forget(org)
 

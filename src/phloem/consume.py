@@ -32,6 +32,9 @@ log = structlog.get_logger()
 
 GROUP_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
+RESERVED = "exit."
+"""Groups whose names begin so are exits': nobody else reads for them, or an exit would stand by."""
+
 
 @frozen
 class ConsumeSettings:
@@ -187,6 +190,15 @@ class _Consumer:
                     code=Close.PROTOCOL,
                 )
             groups = self._door.groups
+            if (
+                isinstance(name, str)
+                and name.startswith(RESERVED)
+                and isinstance(event, Subscribed)
+                and not self._fleet
+            ):
+                raise LinkError(
+                    f"groups named {RESERVED}… are the exits' of this fleet; choose another name", code=Close.FORBIDDEN
+                )
             if fields.get("ledger"):
                 await tell_ledger(self._session, self._door.shelf.engine, self._door.reading, org, fields)
             elif name is None and isinstance(event, Subscribed):

@@ -10,6 +10,7 @@ nursery ── control plane (own listener)
         ├─ news of what other nodes stored, where there may be others
         ├─ consume listener ── a task a consumer, fed from the log under its own credit
         ├─ groups: what consumers commit, written together in the storage thread's turns
+        ├─ exits ── a task each, a consumer of the log that publishes to an org's own Kafka from a thread of its own
         └─ figures, org table
 """
 
@@ -29,6 +30,7 @@ from phloem.connections import Connections, ConnectionSettings
 from phloem.consume import Consumers, ConsumeSettings
 from phloem.engine.engine import Engine
 from phloem.engine.opening import open_engine
+from phloem.exits.opening import open_exits
 from phloem.groups import GroupSettings
 from sapflow.cluster.coordinator import coordinator
 from sapflow.cluster.view import View
@@ -92,7 +94,10 @@ async def _run(
         partial(dial, timeout_s=config.fleet.connect_timeout_s),
         chooses_orgs=_divides_orgs(config, engine),
     )
-    claims = OrgClaims(engine, connections) if _divides_orgs(config, engine) else None
+    exits = open_exits(mine.exits, consumers.serve, fleet_token)
+    claims = None
+    if _divides_orgs(config, engine):
+        claims = OrgClaims(engine, connections, exits.hold if exits is not None else None)
     figures = machine.figures()
     listener = await listen(mine.consume, what="consumers")
 
@@ -110,6 +115,7 @@ async def _run(
                 "link": {"in": attrs.asdict(connections.taken)},
                 "channel": {"in": attrs.asdict(committer.channelled), "out": attrs.asdict(committer.drawn)},
                 "engine": {"in": attrs.asdict(committer.stored), "out": attrs.asdict(read)},
+                **({"exit": exits.flow()} if exits is not None else {}),
             },
             "counts": {
                 "link": attrs.asdict(connections.counts),
@@ -117,9 +123,11 @@ async def _run(
                 "consume": attrs.asdict(consumers.counts),
                 "engine": engine.counts(),
                 **({"groups": attrs.asdict(groups.counts)} if groups is not None else {}),
+                **({"exit": exits.counts()} if exits is not None else {}),
                 "coordinator": member.counts(),
             },
             "gauges": {
+                **(exits.gauges() if exits is not None else {}),
                 "held_bytes": connections.pool.used_bytes,
                 "channel_bytes": committer.channel.fill_bytes,
                 "budget_bytes": mine.budget_bytes,
@@ -130,6 +138,7 @@ async def _run(
                 **figures.read(),
             },
             "groups": shown,
+            "exits": exits.figures() if exits is not None else [],
             "ratio": {
                 "measured": round(committer.stored.bytes / taken, 3) if taken else None,
                 "expected": 1.0,
@@ -157,6 +166,8 @@ async def _run(
         nursery.start_soon(committer.run)
         nursery.start_soon(connections.run)
         nursery.start_soon(consumers.run)
+        if exits is not None:
+            nursery.start_soon(exits.run)
         if claims is not None:
             nursery.start_soon(claims.run, member)
         nursery.start_soon(member.run)

@@ -178,6 +178,42 @@ class CollectorConfig:
 
 
 @frozen
+class ExitConfig:
+    """An exit: an org's records into a topic of a Kafka of its own (docs/how-to/exit-to-kafka.md)."""
+
+    name: str
+    """Of the org's exits; its consumer group is `exit.NAME`. Another name is another exit, which begins anew."""
+    org: str
+    """Whose records are published."""
+    brokers: str
+    """Of the org's Kafka, some of them: HOST:PORT,HOST:PORT,…"""
+    topic: str
+    """It must be there, unless those brokers make topics by themselves."""
+    format: Literal["jsonl", "arrow"] = "jsonl"
+    """`jsonl`: a message for each record, an object as `tail` gives it; `arrow`: a message for some records of one
+    template, an Arrow IPC stream."""
+    fields: tuple[str, ...] = ()
+    """Names of information elements, and of `_org`, `_exporter`, …; none: all that a record has."""
+    at: Literal["earliest", "latest"] = "earliest"
+    """Where one that is new begins in the org's log."""
+    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "lz4"
+    """Of what is sent."""
+    properties: dict[str, str] = Factory(dict)
+    """librdkafka's for TLS and SASL, of those that the how-to lists: `{ "security.protocol" = "SASL_SSL" }`."""
+    secrets: dict[str, str] = Factory(dict)
+    """Files that hold one of them each, in clear: `{ "sasl.password" = "/etc/sapflow/acme.password" }`."""
+    window_bytes: int = 4 << 20
+    """Messages on their way, with what they cost beside their bytes; more wait in the log."""
+    max_message_bytes: int = 1_000_000
+    """A record that is larger as a message is left out, counted and told; not more than `max.message.bytes` of the
+    topic, which is 1,048,588 by default."""
+    timeout_s: float = 30.0
+    """When Kafka has acknowledged nothing for so long, it is left, and tried again later."""
+    backoff_most_s: float = 60.0
+    """The longest wait, jittered, before it is tried again."""
+
+
+@frozen
 class PhloemConfig:
     """The messaging tier."""
 
@@ -237,6 +273,8 @@ class PhloemConfig:
     """For whatever else is asked of a broker."""
     kafka_news_interval_s: float = 0.25
     """How often it is asked for what other nodes stored, while a consumer waits for it."""
+    exits: tuple[ExitConfig, ...] = ()
+    """Topics that orgs' records are published to: a table `[[phloem.exits]]` each."""
 
 
 @frozen

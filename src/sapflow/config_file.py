@@ -12,13 +12,19 @@ from typing import Any
 import attrs
 import cattrs
 import tomli_w
-from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError
+from cattrs.errors import (
+    ClassValidationError,
+    ForbiddenExtraKeysError,
+    IterableValidationError,
+    IterableValidationNote,
+)
 
 from sapflow.config import Config, FleetConfig, PhloemConfig
 from sapflow.errors import ConfigurationError
+from sapflow.exit_limits import exit_faults
 from sapflow.limits import faults
 from sapflow.orgs import ORG_NAME
-from sapflow.runtime.addresses import split_address
+from sapflow.runtime.addresses import are_hosts, split_address
 
 _ADDRESSES = {"coordinator_address", "ipfix_tcp", "udp", "link", "live", "control", "consume"}
 
@@ -84,6 +90,8 @@ def check(config: Config, where: str) -> None:
             raise ConfigurationError(f"{where}: balancer.sources, number {number}: '{source.org}' is no org's name")
     _coordinated(config.fleet, where)
     _stored(config.phloem, config.phloems, where)
+    if wrong := [f"{where}: phloem.exits, {key}: {what}" for key, what in exit_faults(config.phloem.exits)]:
+        raise ConfigurationError("; ".join(wrong))
 
 
 def _coordinated(fleet: FleetConfig, where: str) -> None:
@@ -104,6 +112,11 @@ def _coordinated(fleet: FleetConfig, where: str) -> None:
 def _stored(phloem: PhloemConfig, phloems: int, where: str) -> None:
     if phloem.engine == "kafka":
         _check_hosts(phloem.kafka, f"{where}: phloem.kafka")
+        if phloem.exits:
+            raise ConfigurationError(
+                f"{where}: phloem.exits: an exit's position is a consumer group's, which the embedded engine keeps and "
+                "phloem.engine = 'kafka' does not; read the org's topic, or leave the exits out"
+            )
     elif phloems > 1:
         raise ConfigurationError(
             f"{where}: phloems: the embedded engine has exactly one Phloem node, since its log is one process's; is "
@@ -125,10 +138,8 @@ def _addressed(address: str, where: str) -> None:
 
 
 def _check_hosts(hosts: str, where: str) -> None:
-    for server in hosts.partition("/")[0].split(","):
-        host, _, port = server.strip().rpartition(":")
-        if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 1 << 16:
-            raise ConfigurationError(f"{where}: HOST:PORT, several with commas between, is {hosts!r}")
+    if not are_hosts(hosts.partition("/")[0]):
+        raise ConfigurationError(f"{where}: HOST:PORT, several with commas between, is {hosts!r}")
 
 
 def _explain(group: ClassValidationError, cls: type, prefix: str = "") -> Iterator[str]:
@@ -143,8 +154,17 @@ def _explain(group: ClassValidationError, cls: type, prefix: str = "") -> Iterat
                 yield f"{prefix}{extra}: no such setting{hint}"
         elif isinstance(error, ClassValidationError):
             yield from _explain(error, cls, f"{key}.")
+        elif isinstance(error, IterableValidationError):
+            for each in error.exceptions:
+                (number,) = [note.index for note in each.__notes__ if isinstance(note, IterableValidationNote)]
+                if isinstance(each, ClassValidationError):
+                    yield from _explain(each, cls, f"{key}, number {int(number) + 1}: ")
+                else:
+                    yield f"{key}, number {int(number) + 1}: {each}"
         elif isinstance(error, BaseExceptionGroup):
             yield f"{key}: {error.exceptions[0]}"
+        elif isinstance(error, KeyError):
+            yield f"{key}: is needed"
         else:
             yield f"{key}: {error}"
 

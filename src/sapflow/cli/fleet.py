@@ -18,8 +18,8 @@ import click
 import structlog
 import trio
 
+from sapflow.cli.elements import registry_of
 from sapflow.cli.fleet_file import FleetFile
-from sapflow.cli.meaning import registry_of
 from sapflow.cli.roles import CONFIG, SUPERVISED, fleet_token, say, until_signalled
 from sapflow.config import Config
 from sapflow.config_file import check, dumps, load

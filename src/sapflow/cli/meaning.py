@@ -11,16 +11,15 @@ from typing import Any
 import click
 from attrs import define, field
 
-from sapflow.config import Config
+from sapflow.cli.elements import registry_of
 from sapflow.config_file import load
-from sapflow.errors import ConfigurationError
 from sapflow.flows.columns.records import Context
 from sapflow.flows.meaning.names import Names
 from sapflow.flows.meaning.sampling import Sampling
 from sapflow.flows.meaning.stages import Stage
 from sapflow.flows.meaning.typeinfo import Dictionaries
 from sapflow.flows.meaning.view import View
-from sapflow.flows.registry import InformationElement, Registry, load_elements, registry, using
+from sapflow.flows.registry import Registry, using
 
 VIEWS = ("flow",)
 _OPTIONS = (
@@ -69,23 +68,6 @@ def meaning_of(view: str | None, scaled: bool, names: bool, elements: Registry) 
     if view:
         stages.append(View(scale=scaled, names=names))
     return Meaning(stages, sampling, Dictionaries(elements))
-
-
-def registry_of(config: Config, files: Sequence[Path] = ()) -> Registry:
-    """Our registry with the elements of the configuration's files, and of these.
-
-    Raises ConfigurationError, with file and line, for one that is broken, or that says otherwise than another.
-    """
-    found: dict[tuple[int, int], tuple[Path, InformationElement]] = {}
-    for path in (*(Path(name) for name in config.elements), *files):
-        for element in load_elements(path):
-            before = found.setdefault((element.pen, element.id), (path, element))
-            if before[1] != element:
-                what = f"element {element.id} of enterprise {element.pen} is {element.name}, {element.type}"
-                raise ConfigurationError(
-                    f"{path}: {what}, but {before[1].name}, {before[1].type}, in {before[0]}; keep one of them"
-                )
-    return registry().extended(element for _, element in found.values())
 
 
 def meaning_options(command: Callable[..., Any]) -> Callable[..., Any]:

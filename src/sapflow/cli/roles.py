@@ -8,6 +8,7 @@ import secrets
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -16,11 +17,12 @@ from typing import Any
 import click
 import trio
 
-from sapflow.cli.meaning import registry_of
+from sapflow.cli.elements import registry_of
 from sapflow.config import Config
 from sapflow.config_file import load
 from sapflow.errors import SapflowError
 from sapflow.flows.registry import using
+from sapflow.runtime.memory import keep_few_arenas
 
 CONFIG = click.option("--config", "config_path", type=click.Path(path_type=Path), help="A TOML configuration file.")
 SUPERVISED = click.option(
@@ -85,8 +87,10 @@ def _role_command(role: str) -> click.Command:
     @SUPERVISED
     def command(config_path: Path | None, name: str, supervised: bool) -> None:
         config = load(config_path)
+        keep_few_arenas()
         run: Role = import_module(f"{role}.node").run
-        with using(registry_of(config)):
+        # Ours alone are loaded when somebody first asks for one.
+        with using(registry_of(config)) if config.elements else nullcontext():
             work = partial(run, config, name, fleet_token(config), say)
             trio.run(partial(until_signalled, work, supervised=supervised))
 

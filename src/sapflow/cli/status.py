@@ -1,4 +1,4 @@
-"""`sapflow status`: the processes, consumer groups, why a stream is where it is, an org's ledger."""
+"""`sapflow status`: the processes, consumer groups, exits, why a stream is where it is, an org's ledger."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ def status_command(data: str, as_json: bool, why: str | None, **ledger: Any) -> 
             f"{held / 2**20:>10.2f}{_figure(ratio['measured']):>9}{_figure(ratio['expected']):>10}"
         )
     _show_groups(statuses)
+    _show_exits(statuses)
     if any("error" in status for status in statuses.values()):
         raise SapflowError("a process does not answer; see above")
 
@@ -62,6 +63,26 @@ def _show_groups(statuses: dict[str, dict[str, Any]]) -> None:
             f"{group['org']:<14}{group['group']:<24}{group['members']:>8}{group['position']:>12,}"
             f"{lag['entries']:>13,}{lag['records']:>13,}{lag['bytes'] / 2**20:>9.1f}{lost}"
         )
+
+
+def _show_exits(statuses: dict[str, dict[str, Any]]) -> None:
+    """What is published to orgs' own Kafkas, and why it is not, where it waits."""
+    every = list(statuses.values())
+    exits = [one for status in every for one in status.get("exits", ())]
+    if not exits:
+        return
+    lags = {(group["org"], group["group"]): group["lag"] for status in every for group in status.get("groups", ())}
+    click.echo(f"\n{'org':<14}{'exit':<16}{'topic':<24}{'published':>14}{'MiB':>9}{'left out':>10}{'lag records':>13}")
+    for one in exits:
+        lag = lags.get((one["org"], one["group"]))
+        # A shared log does not count an org's records.
+        behind = f"{lag['records']:,}" if lag is not None and lag["records"] is not None else "-"
+        click.echo(
+            f"{one['org']:<14}{one['name']:<16}{one['topic']:<24}{one['records']:>14,}{one['bytes'] / 2**20:>9.1f}"
+            f"{one['refused_records']:>10,}{behind:>13}"
+        )
+        if one["state"] == "waiting":
+            click.echo(f"{'':<14}  waits, and is tried again: {one['reason']}")
 
 
 def _figure(value: float | None) -> str:

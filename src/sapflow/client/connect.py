@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import TypeAlias
 from urllib.parse import urlsplit
 
 import anyio
@@ -15,6 +17,9 @@ from sapflow.link import Close, Closed, Connection, Side, Welcomed
 from sapflow.link.frames import Hint, LinkLimits
 
 MAX_FEED_BYTES = 4 << 20
+
+Connect: TypeAlias = Callable[[], Awaitable[anyio.abc.ByteStream]]
+"""Makes a connection to a door. Raises Unreachable."""
 
 
 async def connect(url: str, *, timeout_s: float) -> anyio.abc.ByteStream:
@@ -40,10 +45,13 @@ async def connect(url: str, *, timeout_s: float) -> anyio.abc.ByteStream:
 
 @asynccontextmanager
 async def greeted(
-    url: str, org: str, token: str, *, connect_timeout_s: float
+    url: str, org: str, token: str, *, connect_timeout_s: float, dial: Connect | None = None
 ) -> AsyncIterator[tuple[anyio.abc.ByteStream, Connection]]:
-    """A connection on which the door has greeted. Raises Refused, Unreachable, LinkError."""
-    stream = await connect(url, timeout_s=connect_timeout_s)
+    """A connection on which the door has greeted; `dial` makes it where the door is at no URL.
+
+    Raises Refused, Unreachable, LinkError.
+    """
+    stream = await (dial or partial(connect, url, timeout_s=connect_timeout_s))()
     async with stream:
         connection = Connection(Side.CLIENT, LinkLimits(max_batch_bytes=MAX_FEED_BYTES))
         try:

@@ -320,6 +320,15 @@ async def consume(
     """
     wanted = {"at": at, "follow": follow, "group": group}
     open_ = partial(open_subscription, url, org, token, wanted, connect_timeout_s=connect_timeout_s)
+    async with joined(open_, org, group, auto_commit=auto_commit, on_missing=on_missing) as member:
+        yield member
+
+
+@asynccontextmanager
+async def joined(
+    open_: Open, org: str, group: str, *, auto_commit: bool, on_missing: Callable[[Missing], None] | None
+) -> AsyncIterator[Member]:
+    """As `consume`, over connections that `open_` makes."""
     member = Member(open_, org, group, auto_commit=auto_commit, on_missing=on_missing)
     try:
         await member.join()

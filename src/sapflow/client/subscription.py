@@ -18,7 +18,7 @@ import anyio
 import anyio.abc
 from attrs import field, frozen
 
-from sapflow.client.connect import greeted
+from sapflow.client.connect import Connect, greeted
 from sapflow.client.marks import Marks
 from sapflow.client.missing import Corrupt, Gap
 from sapflow.entry import CorruptEntry, decode_entry
@@ -303,10 +303,17 @@ async def subscribe(
 
 @asynccontextmanager
 async def open_subscription(
-    url: str, org: str, token: str, wanted: dict[str, Any], marks: Marks, *, connect_timeout_s: float
+    url: str,
+    org: str,
+    token: str,
+    wanted: dict[str, Any],
+    marks: Marks,
+    *,
+    connect_timeout_s: float,
+    dial: Connect | None = None,
 ) -> AsyncIterator[Subscription]:
     """One connection that has asked for what is `wanted`, and dropped by `marks` what came before."""
-    async with greeted(url, org, token, connect_timeout_s=connect_timeout_s) as (stream, connection):
+    async with greeted(url, org, token, connect_timeout_s=connect_timeout_s, dial=dial) as (stream, connection):
         subscription = Subscription(stream, connection, org, marks)
         try:
             with anyio.fail_after(connect_timeout_s):

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 from sapflow.cluster.local import LocalCoordinator
 from sapflow.cluster.reconciler import Work
 from sapflow.cluster.view import Member, View
-from sapflow.cluster.zookeeper import ZooKeeperCoordinator
 from sapflow.config import Config
 from sapflow.runtime.dial import dial
 
@@ -62,6 +61,9 @@ def coordinator(
     fleet = config.fleet
     pegs = {peg.org: peg.member for peg in fleet.pegs}
     if fleet.coordinator == "zookeeper":
+        # kazoo is loaded where it is used, and nowhere else.
+        from sapflow.cluster.zookeeper import ZooKeeperCoordinator
+
         return ZooKeeperCoordinator(
             name=name,
             role=role,

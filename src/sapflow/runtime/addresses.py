@@ -17,3 +17,12 @@ def split_address(address: str) -> tuple[str, int]:
 def join_address(host: str, port: int) -> str:
     """The text form of a pair."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def are_hosts(hosts: str) -> bool:
+    """Whether it is HOST:PORT,HOST:PORT,… as clients of Kafka and ZooKeeper take it."""
+    for server in hosts.split(","):
+        host, _, port = server.strip().rpartition(":")
+        if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 1 << 16:
+            return False
+    return True

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sapflow.cli import cli
-from sapflow.cli.meaning import registry_of
+from sapflow.cli.elements import registry_of
 from sapflow.config import Config
 from sapflow.config_file import load
 from sapflow.errors import ConfigurationError

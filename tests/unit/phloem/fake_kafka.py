@@ -23,6 +23,9 @@ class FakeMessage:
     def offset(self) -> int:
         return self.at
 
+    def partition(self) -> int:
+        return 0
+
     def key(self) -> bytes | None:
         return self.name
 

@@ -72,7 +72,7 @@ class TableWriter:
         self._waiting: list[tuple[list[FlowBatch], Context]] = []
         self._waiting_records = self._waiting_bytes = 0
         if self._fields is not None:
-            known = {name: kind for name in self._fields if (kind := _known_type(name)) is not None}
+            known = {name: kind for name in self._fields if (kind := known_type(name)) is not None}
             if len(known) == len(self._fields):
                 self._seen = known
                 self._begin()
@@ -116,7 +116,7 @@ class TableWriter:
         """The columns are known from here on."""
         types = self._seen
         if self._fields is not None:
-            types = {name: _known_type(name) or self._seen.get(name) or pa.string() for name in self._fields}
+            types = {name: known_type(name) or self._seen.get(name) or pa.string() for name in self._fields}
         self._table = _Table(types, self.left_out, chosen=self._fields is not None)
         self._sink = self._open_sink(pa.PythonFile(_Out(self._out), mode="w"), self._table.schema)
         waiting, self._waiting = self._waiting, []
@@ -285,7 +285,7 @@ class _Out:
         self._out.flush()
 
 
-def _known_type(name: str) -> Any:
+def known_type(name: str) -> Any:
     """The type of a column by its name alone; None when no registry has it."""
     if name in CONTEXT_TYPES:
         return CONTEXT_TYPES[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -52,26 +52,39 @@ class JsonLinesWriter:
         """Write records: returns how many."""
         count = 0
         for batches in pieces(data, context, self._stages, limit, weigh_text):
-            count += _write(self._out, batches, [self._parts(batch, context) for batch in batches])
+            for text in _json_lines(batches, context, self._fields):
+                self._out.write(text)
+            count += sum(batch.records for batch in batches)
         return count
 
     def close(self) -> None:
         """Nothing is due."""
         self._out.flush()
 
-    def _parts(self, batch: FlowBatch, context: Context) -> list[Part]:
-        head = context_fields(batch, context)
-        names = [*head, *batch.columns]
-        if self._fields is not None:
-            names = [name for name in dict.fromkeys(self._fields) if name in head or name in batch.columns]
-        cells = text_columns(batch, names, JSON)
-        parts: list[Part] = []
-        before = b"{"
-        for name in names:
-            literal = before + _json(name) + b":"
-            parts += [literal, cells[name]] if name in cells else [literal + _json(head[name])]
-            before = b","
-        return [*parts, b"}\n" if names else b"{}\n"]
+
+def json_lines(data: bytes, context: Context, fields: Sequence[str] | None = None) -> Iterator[bytes]:
+    """What JsonLinesWriter writes of self-contained messages, in blocks; a long line may go on in the next one."""
+    for batches in pieces(data, context, (), None, weigh_text):
+        yield from _json_lines(batches, context, fields)
+
+
+def _json_lines(batches: Sequence[FlowBatch], context: Context, fields: Sequence[str] | None) -> Iterator[bytes]:
+    return _blocks(batches, [_json_parts(batch, context, fields) for batch in batches])
+
+
+def _json_parts(batch: FlowBatch, context: Context, fields: Sequence[str] | None) -> list[Part]:
+    head = context_fields(batch, context)
+    names = [*head, *batch.columns]
+    if fields is not None:
+        names = [name for name in dict.fromkeys(fields) if name in head or name in batch.columns]
+    cells = text_columns(batch, names, JSON)
+    parts: list[Part] = []
+    before = b"{"
+    for name in names:
+        literal = before + _json(name) + b":"
+        parts += [literal, cells[name]] if name in cells else [literal + _json(head[name])]
+        before = b","
+    return [*parts, b"}\n" if names else b"{}\n"]
 
 
 class CsvWriter:
@@ -98,7 +111,9 @@ class CsvWriter:
                 self._fields = (*context_fields(first, context), *first.columns)
             self._begin(self._fields)
             fields = self._fields
-            count += _write(self._out, batches, [self._parts(batch, context, fields) for batch in batches])
+            for text in _blocks(batches, [self._parts(batch, context, fields) for batch in batches]):
+                self._out.write(text)
+            count += sum(batch.records for batch in batches)
         return count
 
     def close(self) -> None:
@@ -133,15 +148,13 @@ class CsvWriter:
         return [*parts[:-1], b"\r\n"]
 
 
-def _write(out: BinaryIO, batches: Sequence[FlowBatch], parts: Sequence[Sequence[Part]]) -> int:
-    """The batches' records in the order that they came: returns how many."""
+def _blocks(batches: Sequence[FlowBatch], parts: Sequence[Sequence[Part]]) -> Iterator[bytes]:
+    """The batches' records in the order that they came."""
     if len(batches) == 1:
-        for text in lines(parts[0], batches[0].records):
-            out.write(text)
+        yield from lines(parts[0], batches[0].records)
     else:
         blocks = [b"".join(lines(part, batch.records, ROW)) for part, batch in zip(parts, batches, strict=True)]
-        out.write(in_order(blocks, [batch.order for batch in batches]))
-    return sum(batch.records for batch in batches)
+        yield in_order(blocks, [batch.order for batch in batches])
 
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
