@@ -92,6 +92,22 @@ def test_numbers_that_count_their_own_datagram_are_no_loss() -> None:
     assert (found.counts_own, found.lost) == (True, 0)
 
 
+def test_what_was_taken_for_loss_and_repeats_before_numbers_are_known_to_count_their_own_is_neither() -> None:
+    sent = own([17, 30, 9, 12, 25, 8, 11, 14], frozenset({0, 2, 4}))
+    found = follow_counted(sent)
+    assert (found.counts_own, found.lost, found.repeats, found.restarts) == (True, 0, 0, 0)
+    told = found.take()
+    assert told.exported == sum(count for _, count in sent)
+    assert (told.lost, told.repeated) == (0, 0)
+
+
+def test_what_such_numbers_miss_before_they_are_known_is_lost_all_the_same() -> None:
+    sent = own([17, 30, 9, 12, 25, 8, 11, 14], frozenset({0}))
+    del sent[2]
+    assert (found := follow_counted(sent)).counts_own
+    assert found.lost == 9
+
+
 counts_of_datagrams = st.lists(st.integers(2, 30), min_size=20, max_size=60)
 
 

@@ -77,7 +77,11 @@ class SequenceCounter:
     _last: tuple[int, int] | None = None
     """Number and count of the datagram before."""
     _steps: int = 0
-    _lost_before: int = 0
+    _sure: tuple[int, int, int] = (0, 0, 0)
+    """What was lost, and how many datagrams and units repeated, when the numbers last were certainly as others have
+    them, or began."""
+    _lost_if_own: int = 0
+    """Since then, if they count what is in their datagram."""
 
     @property
     def expected(self) -> int | None:
@@ -87,7 +91,8 @@ class SequenceCounter:
     def expect(self, number: int | None) -> None:
         """Datagrams that followed on one another were passed by here; the next follows on with this number."""
         if number != self._expected:
-            self._expected, self._last, self._steps = number, None, 0
+            self._expected, self._last = number, None
+            self._begin_learning()
 
     def take(self) -> Numbers:
         """What the numbers say since this was last asked."""
@@ -105,8 +110,8 @@ class SequenceCounter:
         """As `follow`, for a datagram that follows on the one before; False, with nothing changed, when it does not."""
         if number != self._expected or self.behind or self.counts_own:
             return False
-        if self._steps and self._last is not None and self._last[1] != count:
-            self._steps = 0
+        if self._last is not None and self._last[1] != count:
+            self._begin_learning()
         self._last = (number, count)
         self._expected = (number + count) & _MASK
         if uptime_ms is not None:
@@ -186,24 +191,35 @@ class SequenceCounter:
         self._counted_to = number
         self._unsure = None
 
+    def _begin_learning(self) -> None:
+        self._steps, self._lost_if_own = 0, 0
+        self._sure = self.lost, self.repeats, self._repeated
+
     def _learn_kind(self, number: int, count: int) -> None:
         last, self._last = self._last, (number, count)
         if last is None or self.counts_own:
             return
         step = (number - last[0]) & _MASK
         if step != count:
+            # Less than it holds are options records that its number leaves out.
             self._steps = 0
+            self._lost_if_own += (step - count) & _MASK if count < step < _HALF else 0
         elif last[1] != count:
-            if not self._steps:
-                self._lost_before = self.lost
             self._steps += 1
             if self._steps == STEPS_THAT_TELL:
-                self.counts_own = True
-                self._count_from(last[0])
-                self._exported -= self.lost - self._lost_before
-                self.lost = self._lost_before
-                self._gaps.clear()
-                self._expected = last[0]
+                self._read_anew(last[0])
+
+    def _read_anew(self, number: int) -> None:
+        """Numbers count what is in their datagram: what was taken for loss or repeats is what it is by that."""
+        self.counts_own = True
+        self._count_from(number)
+        lost, repeats, repeated = self._sure
+        lost += self._lost_if_own
+        self._exported -= self.lost - lost - (self._repeated - repeated)
+        self.lost, self.repeats, self._repeated = lost, repeats, repeated
+        self.behind, self._behind_next = 0, None
+        self._gaps.clear()
+        self._expected = number
 
     def _beginning(self, number: int, count: int) -> int:
         """The number as others have it. Options records are in `count`, but not in such a number."""
@@ -225,7 +241,8 @@ class SequenceCounter:
         self._count_from(number)
         self.restarts += 1
         self._gaps.clear()
-        self._steps, self.counts_own = 0, False
+        self.counts_own = False
+        self._begin_learning()
 
     def _is_anew(self, number: int, count: int | None, held: int) -> bool:
         """A number from before: fills a gap, or repeats; True when it is neither but a new beginning."""
