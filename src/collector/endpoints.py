@@ -36,6 +36,8 @@ class StreamState:
     upstream: tuple[LinkSession, int] | None = None
     taken_bytes: int = 0
     """Of all batches that came, for its rate."""
+    told: int = 0
+    """A checksum of the options data of the last batch that had any."""
 
 
 class DurableSubscription:

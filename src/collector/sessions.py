@@ -14,12 +14,14 @@ from typing import Any
 
 import structlog
 import trio
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
+from crc32c import crc32c
 
 from collector.carried import Carried, CarriedSettings
 from collector.endpoints import DurableSubscription, Endpoint, Handles, StreamState
 from sapflow.errors import LinkError, Overloaded, Refused, first_of
 from sapflow.flows.ipfix.session import Session
+from sapflow.flows.ipfix.telling import sets_that_tell
 from sapflow.flows.limits import FlowLimits
 from sapflow.link import (
     Acknowledged,
@@ -359,7 +361,10 @@ class _Link:
             self._collector.counts.malformed += 1
             self._collector.pool.release(endpoint.org, batch.size)
             raise
-        endpoint.publish(state, batch)
+        if batch.seq != state.outbox.last + 1:
+            state.told = 0  # what came in between went another way, or this came before
+        tells = walk.may_tell and _tells_news(state, batch.payload)
+        endpoint.publish(state, evolve(batch, tells=tells) if tells != batch.tells else batch)
 
     async def _subscribe(self, fields: dict[str, Any]) -> None:
         """To `orgs`, and no more to those in `leave`; with `tell`, be told which there are, now and later."""
@@ -391,3 +396,17 @@ class _Link:
         if state.upstream is not None:
             reason = "a batch came again with the same number and other content; its stream cannot go on"
             await state.upstream[0].finish(Close.CONFLICT, reason)
+
+
+def _tells_news(state: StreamState, payload: bytes) -> bool:
+    """Whether a batch's options data are others than those of its stream's last batch that had any.
+
+    Many exporters tell the same every few seconds. Nobody behind needs to look at that again.
+    """
+    told = 0
+    for domain, _, template, body, end in sets_that_tell(payload):
+        told = crc32c(payload[body:end], crc32c(template.raw, crc32c(domain.to_bytes(4, "big"), told)))
+    news = bool(told) and told != state.told
+    if news:
+        state.told = told
+    return news

@@ -272,6 +272,7 @@ class _CollectorLink:
                     records=batch.records,
                     payload=batch.payload,
                     account=batch.account,
+                    tells=batch.tells,
                 )
                 owner.committer.put(Commit(opened.org, entry, self, handle, batch))
             case CreditWanted(handle, limit):

@@ -252,6 +252,11 @@ class PhloemConfig:
     """How often that is looked at."""
     ledger_streams_s: float = 86_400.0
     """A stream that was not heard of for so long has no row of its own in the ledger any more; its org's sum has it."""
+    options_bytes_per_stream: int = 512 << 10
+    """Of what an exporter tells in options data (sampling rates, names), for readers that begin behind it: the least
+    recently told goes first, and is counted."""
+    options_bytes_per_org: int = 16 << 20
+    """Of all its streams'; those that were not heard of for longest go first, and are counted."""
     map_bytes: int = 64 << 30
     """The most that the log may grow to; the embedded engine's."""
     engine: Literal["embedded", "kafka"] = "embedded"
