@@ -15,13 +15,12 @@ from typing import Any
 import structlog
 import trio
 from attrs import define, evolve, field, frozen
-from crc32c import crc32c
 
 from collector.carried import Carried, CarriedSettings
 from collector.endpoints import DurableSubscription, Endpoint, Handles, StreamState
+from collector.telling import Room
 from sapflow.errors import LinkError, Overloaded, Refused, first_of
 from sapflow.flows.ipfix.session import Session
-from sapflow.flows.ipfix.telling import sets_that_tell
 from sapflow.flows.limits import FlowLimits
 from sapflow.link import (
     Acknowledged,
@@ -64,6 +63,7 @@ class CollectorSettings:
     limits: FlowLimits = FlowLimits()
     tls: ssl.SSLContext | None = None
     carried: CarriedSettings = CarriedSettings()
+    options_bytes: int = 16 << 20
 
 
 @define
@@ -91,6 +91,7 @@ class Collector:
     wildcard: dict[int, Subscriber] = field(factory=dict)
     told: dict[int, Subscriber] = field(factory=dict)
     """Those who are told of every org, and choose."""
+    room: Room = field(init=False)
     carried: Carried = field(init=False)
     """Meters' streams."""
     watchers: dict[int, LinkSession] = field(factory=dict)
@@ -101,13 +102,14 @@ class Collector:
 
     def __attrs_post_init__(self) -> None:
         self.pool = CreditPool(self.settings.budget_bytes, org_share=self.settings.org_share)
+        self.room = Room(self.settings.options_bytes)
         self.carried = Carried(self.settings.carried)
 
     def endpoint(self, org: str) -> Endpoint:
         """The org's endpoint, made when first asked for; subscribers of all orgs are on it from the start."""
         endpoint = self.endpoints.get(org)
         if endpoint is None:
-            endpoint = self.endpoints[org] = Endpoint(org, self.pool, self.grant)
+            endpoint = self.endpoints[org] = Endpoint(org, self.pool, self.grant, self.room)
             for subscriber in self.wildcard.values():
                 subscriber.subscribe(endpoint)
             for subscriber in self.told.values():
@@ -362,8 +364,8 @@ class _Link:
             self._collector.pool.release(endpoint.org, batch.size)
             raise
         if batch.seq != state.outbox.last + 1:
-            state.told = 0  # what came in between went another way, or this came before
-        tells = walk.may_tell and _tells_news(state, batch.payload)
+            state.told.interrupted()
+        tells = walk.may_tell and state.told.hears(batch.payload)
         endpoint.publish(state, evolve(batch, tells=tells) if tells != batch.tells else batch)
 
     async def _subscribe(self, fields: dict[str, Any]) -> None:
@@ -396,17 +398,3 @@ class _Link:
         if state.upstream is not None:
             reason = "a batch came again with the same number and other content; its stream cannot go on"
             await state.upstream[0].finish(Close.CONFLICT, reason)
-
-
-def _tells_news(state: StreamState, payload: bytes) -> bool:
-    """Whether a batch's options data are others than those of its stream's last batch that had any.
-
-    Many exporters tell the same every few seconds. Nobody behind needs to look at that again.
-    """
-    told = 0
-    for domain, _, template, body, end in sets_that_tell(payload):
-        told = crc32c(payload[body:end], crc32c(template.raw, crc32c(domain.to_bytes(4, "big"), told)))
-    news = bool(told) and told != state.told
-    if news:
-        state.told = told
-    return news

@@ -165,6 +165,8 @@ class CollectorConfig:
     """A link of which nothing is heard for so long is cut."""
     live_buffer_bytes: int = 4 << 20
     """Of each live subscriber; what does not fit is shed, counted and told."""
+    options_bytes: int = 16 << 20
+    """Of what all streams here tell in options data (sampling rates, names), for live subscribers; more is not kept."""
     max_live: int = 1000
     """Live subscribers at a time."""
     move_timeout_s: float = 10.0
