@@ -126,6 +126,13 @@ def test_the_same_told_again_and_again_takes_no_room() -> None:
     assert (last_told(once.pack()), last_told(often.pack())) == (1, 1000)
 
 
+def test_what_says_nothing_takes_nothing_back() -> None:
+    standing = told_by([sampler(1, 100), interface(7, "eth0"), sampler(1, 0), interface(7, ""), sampler(2, 0)])
+    rows = {name: value for row in seen(decode(standing.in_force(5)[0])) for name, value in row.items()}
+    assert rows["interfaceName"] == "eth0"
+    assert 100 in [row.get("samplerRandomInterval") for row in seen(decode(standing.in_force(5)[0]))]
+
+
 def test_samplers_that_only_a_field_behind_the_scope_tells_apart_are_kept_apart() -> None:
     standing = told_by(
         [messages(*({"lineCardId": 1, "samplerId": n, "samplingInterval": n} for n in (1, 2)), scopes=1)]

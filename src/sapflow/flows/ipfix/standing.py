@@ -77,8 +77,11 @@ class Standing:
     def take(self, payload: bytes, position: int) -> None:
         """What a self-contained batch tells. Raises MalformedMessage, after what stands before the fault."""
         for domain, time, template, body, end in sets_that_tell(payload):
-            for octets, identity in records_of(payload, body, end, template):
-                self._put((domain, template.shape.key, identity), template, time, octets, position)
+            for octets, identity, says in records_of(payload, body, end, template):
+                key = (domain, template.shape.key, identity)
+                # A rate of 0 or an empty name says nothing: what was told before stands.
+                if says or key not in self._records:
+                    self._put(key, template, time, octets, position)
                 self.told = position
 
     def _put(self, key: Key, template: Template, time: int, octets: bytes, position: int) -> None:
@@ -176,7 +179,7 @@ class Standing:
         return standing
 
     def _restore(self, version: _Version) -> None:
-        [(octets, identity)] = records_of(version.octets, 0, len(version.octets), version.template)
+        [(octets, identity, _)] = records_of(version.octets, 0, len(version.octets), version.template)
         assert octets == version.octets
         self._records.setdefault((version.domain, version.template.shape.key, identity), []).append(version)
         self._bytes += version.size
@@ -196,8 +199,8 @@ def _at(versions: list[_Version], position: int) -> _Version | None:
     return None if versions[0].is_first else versions[0]
 
 
-def records_of(data: bytes, body: int, end: int, template: Template) -> Iterator[tuple[bytes, bytes]]:
-    """Each record of a data set, and what in it says what it is of."""
+def records_of(data: bytes, body: int, end: int, template: Template) -> Iterator[tuple[bytes, bytes, bool]]:
+    """Each record of a data set, what in it says what it is of, and whether it says anything beside that."""
     scopes, size = template.scope_count, template.record_bytes
     names = [n < scopes or (spec.pen, spec.id) in IDENTITIES for n, spec in enumerate(template.fields)]
     if not size:
@@ -205,7 +208,9 @@ def records_of(data: bytes, body: int, end: int, template: Template) -> Iterator
         for spans in variable_records(data, body, end, template):
             pieces = [data[first:stop] for (first, stop), named in zip(spans, names, strict=True) if named]
             # With their lengths, so that two that differ never look the same.
-            yield data[begin : spans[-1][1]], b"".join(bytes([len(one) & 255]) + one for one in pieces)
+            identity = b"".join(bytes([len(one) & 255]) + one for one in pieces)
+            says = any(any(data[first:stop]) for (first, stop), named in zip(spans, names, strict=True) if not named)
+            yield data[begin : spans[-1][1]], identity, says
             begin = spans[-1][1]
         return
     places, at = [], 0
@@ -215,7 +220,9 @@ def records_of(data: bytes, body: int, end: int, template: Template) -> Iterator
         at += spec.length
     for start in range(body, end - size + 1, size):
         octets = data[start : start + size]
-        yield octets, b"".join([octets[first:stop] for first, stop in places])
+        identity = b"".join([octets[first:stop] for first, stop in places])
+        # Its octets that are not 0 are more than those of its identity.
+        yield octets, identity, size - octets.count(0) > len(identity) - identity.count(0)
 
 
 def _count(data: bytes) -> int:
