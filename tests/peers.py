@@ -23,3 +23,8 @@ def needs_root(why: str) -> pytest.MarkDecorator:
     if not is_root and os.environ.get("SAPFLOW_REQUIRE_PEERS") == "1":
         raise RuntimeError(f"peers are required, and this needs root: {why}")
     return pytest.mark.skipif(not is_root, reason=f"needs root: {why}")
+
+
+def slow(why: str) -> pytest.MarkDecorator:
+    """Skip but under SAPFLOW_SLOW=1, as before a release: it takes a minute or more."""
+    return pytest.mark.skipif(os.environ.get("SAPFLOW_SLOW") != "1", reason=f"slow, SAPFLOW_SLOW=1 runs it: {why}")

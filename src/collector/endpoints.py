@@ -13,6 +13,7 @@ from typing import Protocol
 import structlog
 from attrs import define, field
 
+from collector.telling import Room, Told
 from sapflow.link import Batch, CreditPool, Outbox, Sender, StreamId, Traffic
 from sapflow.runtime.session import LinkSession
 
@@ -36,6 +37,8 @@ class StreamState:
     upstream: tuple[LinkSession, int] | None = None
     taken_bytes: int = 0
     """Of all batches that came, for its rate."""
+    told: Told = field(factory=Told)
+    """What it told of its exporter."""
 
 
 class DurableSubscription:
@@ -94,7 +97,7 @@ Handles = dict[int, tuple[DurableSubscription, StreamState]]
 class Endpoint:
     """One org's streams and subscribers on this collector."""
 
-    def __init__(self, org: str, pool: CreditPool, on_release: Callable[[], None]) -> None:
+    def __init__(self, org: str, pool: CreditPool, on_release: Callable[[], None], room: Room | None = None) -> None:
         self.org = org
         self.taken = Traffic()
         self.given = Traffic()
@@ -106,12 +109,13 @@ class Endpoint:
         self.held_bytes = 0
         self._pool = pool
         self._on_release = on_release
+        self._room = room or Room()
 
     def attach(self, stream: StreamId, exporter: str, upstream: tuple[LinkSession, int]) -> StreamState:
         """A stream arrives on a link: one that was here before goes on where it was."""
         state = self.streams.get(stream)
         if state is None:
-            state = self.streams[stream] = StreamState(stream, self.org, exporter)
+            state = self.streams[stream] = StreamState(stream, self.org, exporter, told=Told(self.org, self._room))
             state.upstream = upstream
             for subscription in self.durable:
                 subscription.add(state)
@@ -186,5 +190,6 @@ class Endpoint:
     def _forget_if_done(self, state: StreamState) -> None:
         if state.upstream is None and not len(state.outbox) and state.id in self.streams:
             del self.streams[state.id]
+            state.told.forget()
             for subscription in self.durable:
                 subscription.remove(state)

@@ -2,7 +2,9 @@
 
 A subscriber says its token in the `Authorization: Bearer` header of the handshake, and gets its own org's batches as
 binary messages: one line of JSON (stream, number, exporter, records, and how many batches were shed for it so far),
-a newline, then the batch's IPFIX messages. What does not fit its buffer is shed, counted and told.
+a newline, then the batch's IPFIX messages. What does not fit its buffer is shed, counted and told. Before all else
+comes, in messages with `"options": true`, what the org's exporters on this collector told of themselves (sampling
+rates, names), so that a subscriber need not wait until they say it again.
 """
 
 from __future__ import annotations
@@ -134,14 +136,24 @@ class LiveDoor:
         self.counts.subscribers += 1
         try:
             nursery.start_soon(_until_closed, socket, nursery.cancel_scope)
+            await self._tell(socket, endpoint)
             while True:
                 for stream, batch, shed in await subscription.channel.receive_all(RECEIVE_BUFFER_BYTES):
-                    with trio.fail_after(self.settings.send_timeout_s):
-                        await socket.send_message(_message(stream, batch, shed))
+                    await self._send(socket, _message(stream, batch, shed))
                     self.given.add(batch)
         finally:
             endpoint.live.remove(subscription)
             self.counts.subscribers -= 1
+
+    async def _tell(self, socket: trio_websocket.WebSocketConnection, endpoint: Endpoint) -> None:
+        """First what the org's exporters told of themselves, in messages of options data only."""
+        for stream in list(endpoint.streams.values()):
+            for data in stream.told.messages():
+                await self._send(socket, _options(stream, data))
+
+    async def _send(self, socket: trio_websocket.WebSocketConnection, message: bytes) -> None:
+        with trio.fail_after(self.settings.send_timeout_s):
+            await socket.send_message(message)
 
 
 async def _until_closed(socket: trio_websocket.WebSocketConnection, scope: trio.CancelScope) -> None:
@@ -163,3 +175,9 @@ def _message(stream: StreamState, batch: Batch, shed: int) -> bytes:
         "shed": shed,
     }
     return json.dumps(head, separators=(",", ":")).encode() + b"\n" + batch.payload
+
+
+def _options(stream: StreamState, data: bytes) -> bytes:
+    """Of what was told before: no batch, so it has no number."""
+    head = {"stream": stream.id.hex(), "exporter": stream.exporter, "options": True}
+    return json.dumps(head, separators=(",", ":")).encode() + b"\n" + data

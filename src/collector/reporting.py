@@ -60,6 +60,7 @@ class Reporting:
             self.bytes_per_s = self._rate.of(self._collector.counts.bytes_in, now)
             carried.measure(now)
             carried.note_ignored(now)
+            self._collector.note_gone(now)
             self._tell(now)
 
     def _tell(self, now: float) -> None:

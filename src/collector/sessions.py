@@ -14,10 +14,12 @@ from typing import Any
 
 import structlog
 import trio
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from collector.carried import Carried, CarriedSettings
 from collector.endpoints import DurableSubscription, Endpoint, Handles, StreamState
+from collector.presence import Presence
+from collector.telling import Room
 from sapflow.errors import LinkError, Overloaded, Refused, first_of
 from sapflow.flows.ipfix.session import Session
 from sapflow.flows.limits import FlowLimits
@@ -62,6 +64,7 @@ class CollectorSettings:
     limits: FlowLimits = FlowLimits()
     tls: ssl.SSLContext | None = None
     carried: CarriedSettings = CarriedSettings()
+    options_bytes: int = 16 << 20
 
 
 @define
@@ -89,8 +92,10 @@ class Collector:
     wildcard: dict[int, Subscriber] = field(factory=dict)
     told: dict[int, Subscriber] = field(factory=dict)
     """Those who are told of every org, and choose."""
+    room: Room = field(init=False)
     carried: Carried = field(init=False)
     """Meters' streams."""
+    presence: Presence = field(factory=Presence)
     watchers: dict[int, LinkSession] = field(factory=dict)
     """Balancers' control links."""
     _sessions: dict[int, LinkSession] = field(factory=dict)
@@ -99,18 +104,26 @@ class Collector:
 
     def __attrs_post_init__(self) -> None:
         self.pool = CreditPool(self.settings.budget_bytes, org_share=self.settings.org_share)
+        self.room = Room(self.settings.options_bytes)
         self.carried = Carried(self.settings.carried)
 
     def endpoint(self, org: str) -> Endpoint:
         """The org's endpoint, made when first asked for; subscribers of all orgs are on it from the start."""
         endpoint = self.endpoints.get(org)
         if endpoint is None:
-            endpoint = self.endpoints[org] = Endpoint(org, self.pool, self.grant)
+            endpoint = self.endpoints[org] = Endpoint(org, self.pool, self.grant, self.room)
             for subscriber in self.wildcard.values():
                 subscriber.subscribe(endpoint)
             for subscriber in self.told.values():
                 subscriber.tell([org])
         return endpoint
+
+    def note_gone(self, now: float) -> None:
+        """Tell those who choose their orgs of those that have had no stream for long."""
+        orgs = ((org, bool(endpoint.streams)) for org, endpoint in self.endpoints.items())
+        if gone := self.presence.look(orgs, now):
+            for subscriber in self.told.values():
+                subscriber.tell(gone, here=False)
 
     def grant(self) -> None:
         """Tell senders what the budget allows them now."""
@@ -189,10 +202,11 @@ class Subscriber:
         if subscription is not None:
             subscription.close()
 
-    def tell(self, orgs: Sequence[str]) -> None:
-        """There are these orgs."""
+    def tell(self, orgs: Sequence[str], *, here: bool = True) -> None:
+        """There are these orgs, or they are gone."""
         for at in range(0, len(orgs), ORGS_TOLD):
-            self._session.send(self._session.connection.notice(kind="orgs", orgs=orgs[at : at + ORGS_TOLD]))
+            told = {"orgs" if here else "gone": orgs[at : at + ORGS_TOLD]}
+            self._session.send(self._session.connection.notice(kind="orgs", **told))
 
     def close(self) -> None:
         """The link ended, and every subscription with it."""
@@ -321,6 +335,9 @@ class _Link:
         endpoint = self._collector.endpoint(org)
         self._collector.pool.open(self._key(event.handle), org)
         state = endpoint.attach(event.stream, event.exporter, (self._session, event.handle))
+        if self._collector.presence.came(org):
+            for subscriber in self._collector.told.values():
+                subscriber.tell([org])
         self._streams[event.handle] = (endpoint, state)
         if not self._fleet:
             key, now = self._key(event.handle), trio.current_time()
@@ -359,7 +376,10 @@ class _Link:
             self._collector.counts.malformed += 1
             self._collector.pool.release(endpoint.org, batch.size)
             raise
-        endpoint.publish(state, batch)
+        if batch.seq != state.outbox.last + 1:
+            state.told.interrupted()
+        tells = walk.may_tell and state.told.hears(batch.payload)
+        endpoint.publish(state, evolve(batch, tells=tells) if tells != batch.tells else batch)
 
     async def _subscribe(self, fields: dict[str, Any]) -> None:
         """To `orgs`, and no more to those in `leave`; with `tell`, be told which there are, now and later."""
@@ -370,7 +390,7 @@ class _Link:
             raise LinkError("a link without the fleet's credential asked to subscribe", code=Close.FORBIDDEN)
         if fields.get("tell") and self._number not in collector.told:
             collector.told[self._number] = subscriber
-            subscriber.tell(list(collector.endpoints))
+            subscriber.tell([org for org in collector.endpoints if org not in collector.presence.gone])
         if ALL_ORGS in orgs:
             collector.wildcard[self._number] = subscriber
             orgs = list(collector.endpoints)

@@ -1,7 +1,7 @@
 """Which orgs this node works for, where several share a log: those that it has claimed, or is being handed.
 
-It wants every org that a collector tells of, and subscribes to those that it holds. A node that has not reached the log
-for a while wants none, so that others, which may reach it, do the work.
+It wants every org that a collector tells of, for as long as one does, and subscribes to those that it holds. A node
+that has not reached the log for a while wants none, so that others, which may reach it, do the work.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ class OrgClaims:
         while True:
             await trio.sleep(LOOK_S)
             now = trio.current_time()
+            self._let_go_of_gone(member, now)
             if self._engine.is_open:
                 open_at = now
                 if self._is_yielding:
@@ -80,3 +81,10 @@ class OrgClaims:
                 log.warning("orgs let go of", orgs=len(member.held), reason="the log is not reached", for_s=YIELD_S)
                 for org in self._connections.orgs:
                     member.release(org)
+
+    def _let_go_of_gone(self, member: Coordinator, now: float) -> None:
+        gone = self._connections.gone(now)
+        for org in gone:
+            member.release(org)
+        if gone:
+            log.info("orgs gone", orgs=len(gone), first=gone[0], reason="no collector has a stream of theirs")

@@ -40,6 +40,8 @@ from sapflow.runtime.session import LinkSession
 
 log = structlog.get_logger()
 
+GONE_S = 60.0
+"""An org that no collector tells of for so long is gone."""
 ORGS_ASKED = 500
 """In one request: it must fit a control frame."""
 
@@ -93,6 +95,8 @@ class Connections:
         self.held: frozenset[str] | None = frozenset() if chooses_orgs else None
         """Orgs to subscribe to; None: all."""
         self.rates = OrgRates(trio.current_time())
+        self._untold: dict[str, float] = {}
+        """Known orgs that no collector tells of, and since when."""
         self._tasks = TaskEach(self._keep)
         self._next_number = 1
 
@@ -141,6 +145,16 @@ class Connections:
             self.orgs.add(org)
             self.on_org(org)
 
+    def gone(self, now: float) -> list[str]:
+        """Orgs that no collector has told of for long: they are not known of any more, until one does."""
+        if not self.links:
+            return []  # nobody is there to tell
+        told = set().union(*(link.told for link in self.links.values()))
+        self._untold = {org: self._untold.get(org, now) for org in self.orgs - told}
+        found = sorted(org for org, since in self._untold.items() if now - since >= GONE_S)
+        self.orgs.difference_update(found)
+        return found
+
     def grant(self) -> None:
         """Tell collectors what the budget allows now."""
         for key, limit in self.pool.turn():
@@ -154,6 +168,8 @@ class _CollectorLink:
     def __init__(self, owner: Connections, name: str, address: str, number: int) -> None:
         self.welcomed = False
         self._is_cut = False
+        self.told: set[str] = set()
+        """Orgs that the collector has streams of, or had a moment ago."""
         self.subscribed: set[str] = set()
         """Orgs that the collector was asked for; of no meaning where all are."""
         self._owner = owner
@@ -272,12 +288,13 @@ class _CollectorLink:
                     records=batch.records,
                     payload=batch.payload,
                     account=batch.account,
+                    tells=batch.tells,
                 )
                 owner.committer.put(Commit(opened.org, entry, self, handle, batch))
             case CreditWanted(handle, limit):
                 owner.pool.want((self._number, handle), limit)
             case Opened():
-                owner.met(event.org)
+                self._met(event.org)
                 owner.pool.open((self._number, event.handle), event.org)
                 self._streams[event.handle] = event
             case StreamEnded(handle):
@@ -286,10 +303,15 @@ class _CollectorLink:
             case Welcomed():
                 self._welcomed()
             case Noticed(fields) if fields.get("kind") == "orgs":
+                self.told.difference_update(map(str, fields.get("gone", ())))
                 for org in fields.get("orgs", ()):
-                    owner.met(str(org))
+                    self._met(str(org))
             case _:
                 log.debug("event not for phloem", collector=self._name, got=type(event).__name__)
+
+    def _met(self, org: str) -> None:
+        self.told.add(org)
+        self._owner.met(org)
 
     def _welcomed(self) -> None:
         self.welcomed = True

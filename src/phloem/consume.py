@@ -223,7 +223,7 @@ class _Consumer:
         shelf = self._door.shelf
         found = await find(shelf.engine, shelf.reading, org, fields.get("at", "latest"))
         session = self._session
-        self._reader = feed = Feed(shelf, session, org, found)
+        self._reader = feed = Feed(shelf, session, org, found, options=bool(fields.get("options")))
         session.send(session.connection.notice(kind="start", position=found.place.position, ahead=found.ahead))
         await feed.run(follow=bool(fields.get("follow", True)))
         await session.finish(Close.NORMAL, "all that is stored was sent", deadline_s=30.0)

@@ -2,8 +2,9 @@
 
 It is one stream of the link whose batches each hold a few log entries as they are stored, each behind its position and
 length. What is not there is told in between, where it would be: a *gap* that retention made, an entry that is
-*quarantined* since it is not what was written. A consumer that is slow gets no more than the credit it gave; it is read
-for from the log, so it costs no memory here and holds up nobody.
+*quarantined* since it is not what was written. Before all that comes, for who asks, what exporters had told in options
+data by then: no records of the log, and marked as such. A consumer that is slow gets no more than the credit it gave;
+it is read for from the log, so it costs no memory here and holds up nobody.
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ class ConsumeCounts:
     bytes_out: int = 0
     messages_out: int = 0
     records_out: int = 0
+    options_out: int = 0
+    options_bytes_out: int = 0
+    """Of what exporters had told before the place where a reader began; none of it is an entry of the log."""
     repeats: int = 0
     """Entries that stand in the log twice, and were not given again."""
     unauthorized: int = 0
@@ -101,11 +105,13 @@ class _Read:
 class Feed:
     """One consumer's place in the log."""
 
-    def __init__(self, shelf: Shelf, session: LinkSession, org: str, found: Found) -> None:
+    def __init__(self, shelf: Shelf, session: LinkSession, org: str, found: Found, *, options: bool = False) -> None:
         self._shelf = shelf
         self._session = session
         self._org = org
         self._place, self._measured = found.place, found.measured
+        self._options = options
+        """Whether the consumer wants what exporters had told."""
         self._repeats = Repeats() if shelf.engine.is_shared else None
         self._granted = trio.Event()
         self._seq = itertools.count(1)
@@ -119,6 +125,8 @@ class Feed:
     async def run(self, *, follow: bool) -> None:
         """Send what comes, until cancelled; without `follow` to the end of what is stored, which is told."""
         await self._tell_gap()
+        if self._options:
+            await self._give_options()
         while (found := await self._next(follow)) is not None:
             stretch, faults = found
             if stretch.entries and stretch.entries[0][0] > self._place.position + 1 and await self._tell_gap():
@@ -178,6 +186,18 @@ class Feed:
         self._gap(start, measured=True)
         return True
 
+    async def _give_options(self) -> None:
+        """First of all, what the exporters had told by here: entries of number 0, behind no position of their own."""
+        engine, reading, position = self._shelf.engine, self._shelf.reading, self._place.position
+        if not isinstance(engine, EmbeddedLog):
+            return
+        for stream in await reading.run(lambda: engine.told_streams(self._org)):
+            told = await reading.run(lambda: engine.told(self._org, stream, position))  # noqa: B023
+            if told is not None:
+                await self._send([(0, told)])
+                self._shelf.counts.options_out += 1
+                self._shelf.counts.options_bytes_out += len(told)
+
     def _gap(self, to: Place, *, measured: bool) -> None:
         before, counts = self._place, self._shelf.counts
         known = measured and self._measured
@@ -208,18 +228,23 @@ class Feed:
             self._step(one)
 
     async def _give(self, run: list[_Read]) -> None:
-        payload = b"".join(piece for one in run for piece in (ENTRY.pack(one.position, len(one.data)), one.data))
-        await self._credit(len(payload))
+        size = await self._send([(one.position, one.data) for one in run])
         counts = self._shelf.counts
-        batch = Batch(next(self._seq), len(run), 0, 0, payload)
-        self._session.send(*self._session.connection.batch(self._handle, batch))
         counts.entries_out += len(run)
-        counts.bytes_out += len(payload)
+        counts.bytes_out += size
         for one in run:
             messages, records = entry_counts(one.data)
             counts.messages_out += messages
             counts.records_out += records
             self._step(one)
+
+    async def _send(self, entries: list[tuple[int, bytes]]) -> int:
+        """In one batch, when there is credit for it: its size."""
+        payload = b"".join(piece for at, data in entries for piece in (ENTRY.pack(at, len(data)), data))
+        await self._credit(len(payload))
+        batch = Batch(next(self._seq), len(entries), 0, 0, payload)
+        self._session.send(*self._session.connection.batch(self._handle, batch))
+        return len(payload)
 
     def _step(self, one: _Read) -> None:
         place = self._place

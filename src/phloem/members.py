@@ -69,7 +69,7 @@ class Member:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._until_dismissed, seat)
                 await self._wait(seat)
-                self._feed = await self._take(fields.get("at", "earliest"))
+                self._feed = await self._take(fields.get("at", "earliest"), options=bool(fields.get("options")))
                 nursery.start_soon(self._commit)
                 await self._feed.run(follow=bool(fields.get("follow", True)))
                 # What it was given last is still to be committed; it goes when it has done so.
@@ -84,7 +84,7 @@ class Member:
         await seat.dismissed.wait()
         await self._session.finish(Close.GOING_AWAY, f"group '{self._name}' was reset; come back")
 
-    async def _take(self, at: object) -> Feed:
+    async def _take(self, at: object, *, options: bool) -> Feed:
         known = await self._groups.known(self._org, self._name)
         first = Found(Place()) if known else await self._groups.places.find_measured(self._org, at)
         group = await self._groups.take(self._org, self._name, first.place)
@@ -92,7 +92,7 @@ class Member:
             raise LinkError(group.reason, code=Close.OVERLOADED)
         assert group is not None, self._name
         self._group = group
-        feed = Feed(self._shelf, self._session, self._org, Found(group.place))
+        feed = Feed(self._shelf, self._session, self._org, Found(group.place), options=options)
         self._notice(
             kind="start",
             position=group.place.position,

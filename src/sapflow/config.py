@@ -165,6 +165,8 @@ class CollectorConfig:
     """A link of which nothing is heard for so long is cut."""
     live_buffer_bytes: int = 4 << 20
     """Of each live subscriber; what does not fit is shed, counted and told."""
+    options_bytes: int = 16 << 20
+    """Of what all streams here tell in options data (sampling rates, names), for live subscribers; more is not kept."""
     max_live: int = 1000
     """Live subscribers at a time."""
     move_timeout_s: float = 10.0
@@ -252,6 +254,11 @@ class PhloemConfig:
     """How often that is looked at."""
     ledger_streams_s: float = 86_400.0
     """A stream that was not heard of for so long has no row of its own in the ledger any more; its org's sum has it."""
+    options_bytes_per_stream: int = 512 << 10
+    """Of what an exporter tells in options data (sampling rates, names), for readers that begin behind it: the least
+    recently told goes first, and is counted."""
+    options_bytes_per_org: int = 16 << 20
+    """Of all its streams'; those that were not heard of for longest go first, and are counted."""
     map_bytes: int = 64 << 30
     """The most that the log may grow to; the embedded engine's."""
     engine: Literal["embedded", "kafka"] = "embedded"

@@ -39,6 +39,8 @@ class LogEntry:
     records: int
     payload: bytes = field(repr=False)
     account: bytes = b""
+    tells: bool = False
+    """It may hold options data; whoever stores it is told so, and it is in no entry."""
 
 
 def encode_entry(entry: LogEntry) -> tuple[bytes, int]:

@@ -35,6 +35,8 @@ MOST: Mapping[str, float] = {
     "phloem.map_bytes": 1 << 46,
     # A commit is one control frame of the link, in which the state is base64.
     "phloem.group_state_bytes": 40 << 10,
+    # It is given to readers in one batch of the link.
+    "phloem.options_bytes_per_stream": MIB,
     "balancer.udp_buffer_bytes": 1 << 30,
     # A batch ends with the message that fills it, and its templates come first: all of it must fit into a link's batch.
     "intake.batch_bytes": 512 << 10,
@@ -42,6 +44,7 @@ MOST: Mapping[str, float] = {
 
 NOT_MORE_THAN: tuple[tuple[str, str], ...] = (
     ("phloem.commit_bytes", "phloem.budget_bytes"),
+    ("phloem.options_bytes_per_stream", "phloem.options_bytes_per_org"),
     ("intake.batch_bytes", "intake.max_unacknowledged_bytes"),
     ("fleet.report_interval_s", "fleet.lease_s"),
     ("balancer.rebalance_stop", "balancer.rebalance_start"),

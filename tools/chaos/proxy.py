@@ -8,6 +8,9 @@ from __future__ import annotations
 import random
 import socket
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
 
 import trio
 from attrs import define, field
@@ -19,6 +22,10 @@ from sapflow.runtime.serve import address_of, listen
 READ_BYTES = 64 << 10
 SLICE_BYTES = 7
 _RESET = struct.pack("ii", 1, 0)
+
+
+Way = Literal["in", "out"]
+"""To the server behind the proxy, or back from it."""
 
 
 @define(eq=False)
@@ -38,6 +45,7 @@ class FaultProxy:
         self._delay_s = 0.0
         self._frozen = False
         self._thawed = trio.Event()
+        self._deaf: set[Way] = set()
         self._slice = False
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -57,17 +65,35 @@ class FaultProxy:
 
     async def half_open(self, seconds: float) -> None:
         """Deliver nothing either way for a while, with nobody told; then cut, as a route that came back would find."""
-        self._frozen, self._thawed = True, trio.Event()
+        self._frozen = True
         await trio.sleep(seconds)
         self._frozen = False
         self.cut()
-        self._thawed.set()
+        self._thaw()
+
+    @contextmanager
+    def one_way(self, lost: Way) -> Iterator[None]:
+        """Within, nothing is delivered that way, on old connections and new, with nobody told; the other way all is.
+
+        Afterwards what was held back is delivered, as TCP would send it again.
+        """
+        self._deaf.add(lost)
+        try:
+            yield
+        finally:
+            self._deaf.discard(lost)
+            self._thaw()
 
     async def slow(self, seconds: float, *, delay_s: float = 0.2) -> None:
         """Delay each read, and cut what is passed on into slices, for a while."""
         self._delay_s, self._slice = delay_s, True
         await trio.sleep(seconds)
         self._delay_s, self._slice = 0.0, False
+
+    def _thaw(self) -> None:
+        """Have those who hold something back look again."""
+        self._thawed.set()
+        self._thawed = trio.Event()
 
     def _end(self, share: float, *, reset: bool) -> int:
         chosen = [pair for pair in self._pairs if random.random() < share]
@@ -90,17 +116,19 @@ class FaultProxy:
         try:
             with pair.scope:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._one_way, client, upstream, nursery.cancel_scope)
-                    nursery.start_soon(self._one_way, upstream, client, nursery.cancel_scope)
+                    nursery.start_soon(self._carry_on, client, upstream, "in", nursery.cancel_scope)
+                    nursery.start_soon(self._carry_on, upstream, client, "out", nursery.cancel_scope)
         finally:
             self._pairs.discard(pair)
             await trio.aclose_forcefully(client)
             await trio.aclose_forcefully(upstream)
 
-    async def _one_way(self, source: trio.SocketStream, to: trio.SocketStream, both: trio.CancelScope) -> None:
+    async def _carry_on(
+        self, source: trio.SocketStream, to: trio.SocketStream, way: Way, both: trio.CancelScope
+    ) -> None:
         try:
             while data := await source.receive_some(READ_BYTES):
-                if self._frozen:
+                while self._frozen or way in self._deaf:
                     await self._thawed.wait()
                 if self._delay_s:
                     await trio.sleep(random.uniform(0, self._delay_s))
@@ -108,6 +136,8 @@ class FaultProxy:
                     head, data = data[:SLICE_BYTES], data[SLICE_BYTES:]
                     await to.send_all(head)
                 await to.send_all(data)
+            while way in self._deaf:
+                await self._thawed.wait()
             await to.send_eof()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             both.cancel()

@@ -1,4 +1,4 @@
-"""A ZooKeeper server of one's own, standalone, on a loopback port."""
+"""ZooKeeper servers of one's own, on loopback ports: one alone, or an ensemble in which one can be killed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tools.peers.server import HOST, Server, free_port, java, libs, properties_file, running
+from tools.peers.server import HOST, Server, free_port, free_ports, java, libs, properties_file, running
 
 _PROBE_TIMEOUT_S = 2.0
 
@@ -23,6 +23,30 @@ def server(
     found = prepare(directory, heap_mb=heap_mb, port=port or free_port(), properties=properties or {})
     with running(found):
         yield found
+
+
+@contextmanager
+def ensemble(directory: Path, *, servers: int = 3, heap_mb: int = 64) -> Iterator[tuple[Server, ...]]:
+    """Running servers of one ensemble, each in a directory of its own; killed at the end. Raises ServerFailed."""
+    ports = iter(free_ports(3 * servers))
+    clients = [next(ports) for _ in range(servers)]
+    peers = {f"server.{n}": f"{HOST}:{next(ports)}:{next(ports)}" for n in range(1, servers + 1)}
+    found = []
+    for number, port in enumerate(clients, 1):
+        own = directory / f"server-{number}"
+        # Ticks: a follower may take so many to join its leader, and be so many behind it.
+        properties = {"initLimit": "40", "syncLimit": "8", **peers}
+        found.append(prepare(own, heap_mb=heap_mb, port=port, properties=properties))
+        (own / "data").mkdir(exist_ok=True)
+        (own / "data" / "myid").write_text(f"{number}\n")
+    with running(*found):
+        yield tuple(found)
+
+
+def mode(port: int) -> str:
+    """What the server there is: `leader`, `follower`, `standalone`; "" while it serves nobody. Raises OSError."""
+    lines = four_letters(port, "srvr").decode(errors="replace").splitlines()
+    return next((line.removeprefix("Mode: ") for line in lines if line.startswith("Mode: ")), "")
 
 
 def prepare(directory: Path, *, heap_mb: int, port: int, properties: Mapping[str, str]) -> Server:

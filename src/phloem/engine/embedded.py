@@ -14,13 +14,14 @@ from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import IO
 
-from attrs import frozen
+from attrs import asdict, frozen
 
 from phloem.engine.engine import Outcome, Stretch
 from phloem.engine.environment import Environment
 from phloem.engine.groups import Change, Declined, Group, GroupTable
 from phloem.engine.layout import KEY, MARK, ORG, Place, Tail
 from phloem.engine.ledger import backlog, fold, org_ledger
+from phloem.engine.options import OptionsBounds, OptionsCounts, OptionsTable
 from phloem.engine.writing import Writer, remove_oldest
 from sapflow.entry import HEAD_BYTES, CorruptEntry, LogEntry, decode_entry, entry_counts, received_us
 from sapflow.errors import EngineLocked, StorageError
@@ -51,6 +52,8 @@ class EmbeddedLog:
 
     def __init__(self, path: Path, lock: IO[bytes], map_bytes: int) -> None:
         self.retention = Retention()
+        self.options = OptionsBounds()
+        self._options_counts = OptionsCounts()
         self.environment = Environment(path, map_bytes)
         self._lock = lock
 
@@ -101,8 +104,8 @@ class EmbeddedLog:
         return outcomes
 
     def counts(self) -> dict[str, int]:
-        """Nothing: what it stores is counted by who has it stored."""
-        return {}
+        """What became of options data; what it stores else is counted by who has it stored."""
+        return asdict(self._options_counts)
 
     def forget(self, org: str) -> None:
         """Nothing: what is stored of an org is in the log."""
@@ -113,8 +116,10 @@ class EmbeddedLog:
     def upkeep(self, orgs: Set[str]) -> Iterator[int]:
         """Retention, of all that have a log: entries removed in each step. Raises StorageError.
 
-        The ledger's rows of silent streams are folded as well.
+        The ledger's rows of silent streams are folded as well, and what exporters told, before its entries may go.
         """
+        while self.fold_options():
+            yield 0
         for org in self.orgs():
             before_us = int((time.time() - self.retention.seconds) * 1e6)
             removed = RETAIN_STEP
@@ -147,6 +152,15 @@ class EmbeddedLog:
             return 0
         with self.environment.writing() as txn:
             return fold(txn, self.environment.tables, number, before_us=before_us, at_most=at_most)
+
+    def fold_options(self) -> bool:
+        """Note what exporters told in options data, one bounded step: whether more waits. Raises StorageError."""
+        with self.environment.reading() as txn:
+            if not txn.stat(self.environment.tables.telling)["entries"]:
+                return False
+        with self.environment.writing() as txn:
+            table = OptionsTable(self.environment.tables, txn, self.options, self._options_counts)
+            return table.fold_some()
 
     def change_groups(self, changes: Sequence[Change], now_us: int) -> list[Group | Declined | None]:
         """Make changes of consumer groups in one transaction, synced, in order: what each group is after its own.
@@ -249,6 +263,26 @@ class EmbeddedLog:
                     position, size, at_most = found, size + len(value), at_most - 1
                     records += entry_counts(value[:HEAD_BYTES])[1]
         return Place(position, size, records)
+
+    def told_streams(self, org: str) -> list[bytes]:
+        """An org's streams that have told anything in options data, those that told last at the end."""
+        number = self._org_number(org)
+        if number is None:
+            return []
+        with self.environment.reading(buffers=True) as txn:
+            return OptionsTable(self.environment.tables, txn, self.options).streams(number)
+
+    def told(self, org: str, stream: bytes, position: int) -> bytes | None:
+        """A stream's options data that were in force at a position, as an entry of number 0; None: there were none.
+
+        At the latest position, and at those before it for as far as versions are kept, it is exact; else the oldest
+        version that is kept stands for it.
+        """
+        number = self._org_number(org)
+        if number is None:
+            return None
+        with self.environment.reading() as txn:
+            return OptionsTable(self.environment.tables, txn, self.options).in_force(number, stream, position)
 
     def groups(self, org: str) -> dict[str, Group]:
         """An org's consumer groups, by name."""

@@ -7,6 +7,8 @@ entries  org u32 | position u64   -> entry (see sapflow.entry)
 counts   org u32 | position u64   -> records stored before it u64, of each `COUNT_EVERY`th position
 ledger   see `ledger.py`
 groups   org u32 | name           -> where a consumer group has come to (see groups.py)
+options  see `options.py`
+telling  org u32 | stream 16 | position u64 -> nothing: an entry whose options data are not in `options` yet
 """
 
 from __future__ import annotations
@@ -21,10 +23,11 @@ KEY = struct.Struct("!IQ")
 TAIL = struct.Struct("!QQQQQQQQ")
 OLD_TAIL = struct.Struct("!QQQQQQQ")
 """Without the removed bytes, as logs of before have it."""
+TELLING = struct.Struct("!I16sQ")
 COUNT = struct.Struct("!Q")
 COUNT_EVERY = 256
 """So many entries are read at most to know how many records lie behind a position."""
-TABLES = (b"orgs", b"tails", b"marks", b"entries", b"counts", b"ledger", b"groups")
+TABLES = (b"orgs", b"tails", b"marks", b"entries", b"counts", b"ledger", b"groups", b"options", b"telling")
 RING = 8
 MAX_ORG_BYTES = 200
 MARK = struct.Struct(f"!Q{RING}I")
@@ -41,6 +44,8 @@ class Tables:
     counts: lmdb._Database
     ledger: lmdb._Database
     groups: lmdb._Database
+    options: lmdb._Database
+    telling: lmdb._Database
 
     @classmethod
     def of(cls, env: lmdb.Environment) -> Tables:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from phloem.engine.embedded import EmbeddedLog, Retention
 from phloem.engine.engine import Engine
+from phloem.engine.options import OptionsBounds
 from sapflow.config import Config, PhloemConfig
 
 
@@ -14,6 +15,7 @@ def open_engine(config: Config) -> Engine:
         return _kafka(mine, config.fleet.name)
     log = EmbeddedLog.open(config.data_path / "log", map_bytes=mine.map_bytes)
     log.retention = Retention(mine.retention_s, mine.retention_bytes_per_org, mine.ledger_streams_s)
+    log.options = OptionsBounds(mine.options_bytes_per_stream, mine.options_bytes_per_org)
     return log
 
 

@@ -10,7 +10,7 @@ import lmdb
 from attrs import evolve
 
 from phloem.engine.engine import Outcome
-from phloem.engine.layout import COUNT, COUNT_EVERY, KEY, MARK, ORG, RING, Mark, Tables, Tail, number_of
+from phloem.engine.layout import COUNT, COUNT_EVERY, KEY, MARK, ORG, RING, TELLING, Mark, Tables, Tail, number_of
 from phloem.engine.ledger import Row, now_us
 from sapflow.entry import HEAD_BYTES, LogEntry, encode_entry, entry_counts, received_us
 
@@ -39,6 +39,8 @@ class Writer:
         if mark is not None and entry.seq > mark.mark + 1:
             return Outcome("refused", mark.mark)
         position = self._put(number, entry, data)
+        if entry.tells:
+            self._txn.put(TELLING.pack(number, entry.stream, position), b"", db=self._tables.telling)
         ring = mark.ring if mark is not None else [0] * RING
         self._marks[key] = Mark(entry.seq, [crc, *ring[: RING - 1]])
         self._row(key).count(entry, first=mark is None)

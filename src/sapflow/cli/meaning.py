@@ -13,10 +13,11 @@ from attrs import define, field
 
 from sapflow.cli.elements import registry_of
 from sapflow.config_file import load
+from sapflow.flows.columns.batches import decode
 from sapflow.flows.columns.records import Context
 from sapflow.flows.meaning.names import Names
 from sapflow.flows.meaning.sampling import Sampling
-from sapflow.flows.meaning.stages import Stage
+from sapflow.flows.meaning.stages import Stage, staged
 from sapflow.flows.meaning.typeinfo import Dictionaries
 from sapflow.flows.meaning.view import View
 from sapflow.flows.registry import Registry, using
@@ -49,6 +50,12 @@ class Meaning:
     def reading(self, context: Context, data: bytes) -> AbstractContextManager[None]:
         """Within, the exporter's messages are decoded with the names that it and the user's files give to elements."""
         return using(self.dictionaries.registry_for(context, data))
+
+    def learn(self, context: Context, data: bytes) -> None:
+        """Take in options data that are to be in no output. Raises MalformedMessage."""
+        with self.reading(context, data):
+            for batch in decode(data):
+                staged(batch, context, self.stages)
 
     def tell(self) -> None:
         """Say at the end, on standard error, what could not be done."""

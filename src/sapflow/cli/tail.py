@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,18 @@ from attrs import define
 from sapflow.cli.consuming import DATA, TO, TOKEN_FILE, Position, consume_door, position_of
 from sapflow.cli.meaning import Meaning, meaning_options
 from sapflow.cli.options import FIELDS, FORMAT, OUT, field_names, finish, open_output
-from sapflow.client import Ahead, ConsumedBatch, Corrupt, Gap, Member, Missing, Subscription, consume, subscribe
+from sapflow.client import (
+    Ahead,
+    ConsumedBatch,
+    Corrupt,
+    Gap,
+    Member,
+    Missing,
+    OptionsData,
+    Subscription,
+    consume,
+    subscribe,
+)
 from sapflow.errors import Fenced, MalformedMessage, SapflowError, Unreachable
 from sapflow.flows.columns.records import Context
 from sapflow.flows.formats import Writer, open_writer
@@ -118,6 +129,13 @@ class _Output:
             self.left -= count
         return None
 
+    def learn(self, options: Iterable[OptionsData]) -> None:
+        """What exporters had told before the records that come."""
+        for told in options:
+            context = Context(told.org, told.exporter, told.stream.hex(), 0)
+            with suppress(MalformedMessage):  # it is none of the records that were asked for
+                self.meaning.learn(context, told.payload)
+
     def make_durable(self) -> None:
         """What was written is on the disk, if it goes to one."""
         self.out.flush()
@@ -168,6 +186,7 @@ class _Reader:
     async def _read(self, batches: Subscription) -> None:
         try:
             async for batch in batches:
+                self.output.learn(batches.take_options())
                 fault = self.output.take(batch)
                 if fault is not None:
                     batches.corrupt.append(Corrupt(batch.position, fault))
@@ -232,6 +251,7 @@ async def _write_group(member: Member, output: _Output, as_it_goes: bool) -> Non
                 batch = await anext(member, None)
                 ended = batch is None
             if batch is not None:
+                output.learn(member.take_options())
                 fault = output.take(batch, whole=True)
                 if fault is not None:
                     member.quarantine(batch, fault)

@@ -22,7 +22,7 @@ while True:
 from sapflow.client.groups import Extent, GroupFigures, list_groups, remove_group, reset_group
 from sapflow.client.member import Member, consume
 from sapflow.client.missing import Ahead, Corrupt, Gap, Missing, RecordsMissing
-from sapflow.client.subscription import ConsumedBatch, Subscription, subscribe
+from sapflow.client.subscription import ConsumedBatch, OptionsData, Subscription, subscribe
 
 __all__ = [
     "Ahead",
@@ -33,6 +33,7 @@ __all__ = [
     "GroupFigures",
     "Member",
     "Missing",
+    "OptionsData",
     "RecordsMissing",
     "Subscription",
     "consume",

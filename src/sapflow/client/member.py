@@ -18,7 +18,7 @@ import anyio
 
 from sapflow.client.marks import Marks
 from sapflow.client.missing import Ahead, Corrupt, Missing, RecordsMissing
-from sapflow.client.subscription import Answer, ConsumedBatch, Joined, Subscription, open_subscription
+from sapflow.client.subscription import Answer, ConsumedBatch, Joined, OptionsData, Subscription, open_subscription
 from sapflow.errors import Fenced, Refused, Unreachable
 from sapflow.link import Close
 
@@ -39,6 +39,7 @@ class Member:
 
     With `auto_commit=False` nothing is committed but by `commit()`. `state` is what the program kept with the group's
     last commit, `position` that of the last batch given; both are known once `turn()` is over, or a batch was given.
+    `options` is what exporters had told before the batches that come next: to be learned from, and let go.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Member:
         self.committed = 0
         self._done = 0
         """What the program has dealt with, when it does not say so itself."""
+        self.options: list[OptionsData] = []
         self.state = b""
         self.repeats = 0
         """Entries that were dropped since they had been given before."""
@@ -96,6 +98,7 @@ class Member:
             except Refused as error:
                 await self._refused(error)
                 continue
+            self.options += link.take_options()
             if item is None:
                 raise StopAsyncIteration
             if isinstance(item, Answer):
@@ -117,6 +120,11 @@ class Member:
         Whoever puts a deadline around the next batch waits here first: it would cut off each new connection as well.
         """
         await self._turn()
+
+    def take_options(self) -> list[OptionsData]:
+        """What exporters had told, those that told last at the end; what was taken is let go."""
+        taken, self.options = self.options, []
+        return taken
 
     def quarantine(self, batch: ConsumedBatch, reason: str) -> None:
         """Say that a batch cannot be used: told as damaged ones are, and counted with the group's next commit."""

@@ -52,6 +52,25 @@ class ConsumedBatch:
 
 
 @frozen
+class OptionsData:
+    """What one exporter's stream had told of itself (sampling rates, names) by the place where reading began.
+
+    Whole IPFIX messages, self-contained, of options data only. They are no records of the log: each stands in a batch
+    before that place, which who read from there was given.
+    """
+
+    org: str
+    stream: bytes
+    exporter: str
+    records: int
+    payload: bytes = field(repr=False)
+
+    def columns(self) -> list[FlowBatch]:
+        """As numpy columns, for whoever learns from them (`sapflow.flows.meaning`)."""
+        return decode(self.payload)
+
+
+@frozen
 class Joined:
     """What a consumer group is when its member begins to read for it."""
 
@@ -78,13 +97,15 @@ class Subscription:
 
     `position` is that of the last batch given: to go on after a break, subscribe again `at=` it. Before the first batch
     it is where reading began; `ahead` is how far that which was asked for lay beyond the log's end. `gaps` holds what
-    was found missing, `corrupt` what was found damaged; whoever follows for long empties them.
+    was found missing, `corrupt` what was found damaged; whoever follows for long empties them. `options` is what
+    exporters had told before the first batch, all of it by when that is given: to be learned from, and let go.
     """
 
     def __init__(self, stream: anyio.abc.ByteStream, connection: Connection, org: str, marks: Marks) -> None:
         self.org = org
         self.gaps: list[Gap] = []
         self.corrupt: list[Corrupt] = []
+        self.options: list[OptionsData] = []
         self.ahead = 0
         self.position = 0
         self.repeats = 0
@@ -191,6 +212,11 @@ class Subscription:
                     raise Refused(f"the consume door closed: {reason}", code=code)
         return None
 
+    def take_options(self) -> list[OptionsData]:
+        """What exporters had told, those that told last at the end; what was taken is let go."""
+        taken, self.options = self.options, []
+        return taken
+
     async def ask_commit(self, number: int, position: int, state: bytes, quarantined: int) -> None:
         """Ask to have a position committed, with what is kept beside it. Raises Unreachable."""
         text = base64.b64encode(state).decode()
@@ -247,6 +273,10 @@ class Subscription:
             at += ENTRY.size
             data = payload[at : at + length]
             at += length
+            if position == 0:
+                told = decode_entry(data)
+                self.options.append(OptionsData(self.org, told.stream, told.exporter, told.records, told.payload))
+                continue
             # Set as each is given, so that whoever stops in between goes on with the next.
             self.position = position
             try:
@@ -317,7 +347,7 @@ async def open_subscription(
         subscription = Subscription(stream, connection, org, marks)
         try:
             with anyio.fail_after(connect_timeout_s):
-                await stream.send(connection.subscribe(org=org, **wanted))
+                await stream.send(connection.subscribe(org=org, options=True, **wanted))
                 await subscription.begin()
         except (TimeoutError, anyio.BrokenResourceError):
             raise Unreachable(f"{url} did not say within {connect_timeout_s:g} s where reading begins") from None

@@ -204,10 +204,11 @@ class Connection:
 
     def _batch_received(self, body: bytes) -> BatchReceived:
         handle, seq, messages, records, received_us, told = frames.BATCH.unpack_from(body)
+        tells, told = told & frames.TELLS, told & ~frames.TELLS
         at = frames.BATCH.size + told
         if told > MAX_ACCOUNT_BYTES or at > len(body):
             raise LinkError(f"stream {handle}: an account of {told:,} bytes", code=Close.PROTOCOL)
-        batch = Batch(seq, messages, records, received_us, body[at:], body[frames.BATCH.size : at])
+        batch = Batch(seq, messages, records, received_us, body[at:], body[frames.BATCH.size : at], tells > 0)
         receiver = self._receiver(handle)
         receiver.received += batch.size
         if receiver.received > receiver.limit:
@@ -270,7 +271,8 @@ class Connection:
         assert sender.sent <= sender.limit, (handle, sender.sent, sender.limit)
         account, payload = batch.account, batch.payload
         head = frames.HEADER.pack(Frame.BATCH, frames.BATCH.size + len(account) + len(payload))
-        fixed = frames.BATCH.pack(handle, batch.seq, batch.messages, batch.records, batch.received_us, len(account))
+        told = len(account) | (frames.TELLS if batch.tells else 0)
+        fixed = frames.BATCH.pack(handle, batch.seq, batch.messages, batch.records, batch.received_us, told)
         return head + fixed + account, payload
 
     def want(self, handle: int, bytes_waiting: int) -> bytes:

@@ -28,6 +28,8 @@ class Batch:
     payload: bytes
     account: bytes = b""
     """What became of the exporter's records since the batch before, as `account` writes it."""
+    tells: bool = False
+    """It may hold options data that say what no batch before it said; a collector finds that out."""
 
     @property
     def size(self) -> int:

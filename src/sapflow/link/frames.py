@@ -31,7 +31,8 @@ PREAMBLE = struct.Struct("!4sBxH")
 HEADER = struct.Struct("!BxxxI")
 BATCH = struct.Struct("!IQIIQH")
 """handle, sequence number, messages, records, time of reception at the intake (microseconds UTC), length of the account
-that comes before the messages."""
+that comes before the messages, and in its highest bit (`TELLS`) whether they may tell of the exporter itself."""
+TELLS = 0x8000
 MARK = struct.Struct("!IQ")
 """handle, a stream's number or cumulative bytes."""
 OPEN = struct.Struct("!I16s")

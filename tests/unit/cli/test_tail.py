@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from sapflow.entry import LogEntry
 from sapflow.orgs import OrgTable
-from tests.unit.client.doors import Door, a_door
+from tests.unit.client.doors import STREAM, Door, a_door
+from tests.unit.flows.flows_made import messages
 
 SAPFLOW = [sys.executable, "-m", "sapflow"]
 
@@ -134,3 +136,30 @@ def test_orgs_are_added_listed_given_tokens_and_removed(tmp_path: Path) -> None:
     sapflow("orgs", "remove", "acme", *data)
     assert "no org 'acme'" in sapflow("orgs", "remove", "acme", *data, code=1).stderr
     assert sapflow("orgs", "nosuch", code=2).stderr
+
+
+@pytest.mark.parametrize("group", [(), ("--group", "billing")])
+def test_rates_and_names_that_were_told_before_are_known_to_a_tail_that_begins_behind(
+    group: tuple[str, ...], tmp_path: Path
+) -> None:
+    with a_door(tmp_path) as door:
+        told = messages({"samplerId": 1, "samplerRandomInterval": 100}, scopes=1, template=301)
+        told += messages({"lineCardId": 1, "ingressInterface": 7, "interfaceName": "eth0"}, scopes=1)
+        flow = messages({"ingressInterface": 7, "samplerId": 1, "octetDeltaCount": 5}, template=302)
+        entries = [
+            LogEntry(STREAM, seq, "192.0.2.1:9", seq, 1, 1, data, tells=seq == 1)
+            for seq, data in ((1, told), (2, flow))
+        ]
+        door.engine.append([("acme", entry) for entry in entries])
+        words = (*group, "--at", 1, "--no-follow", "--scaled", "--names")
+        found = sapflow(
+            *arguments(
+                door, tmp_path, *words, "--fields", "_position,samplingRate,scaledOctetDeltaCount,ingressInterfaceName"
+            )
+        ).stdout
+    assert json.loads(found) == {
+        "_position": 2,
+        "scaledOctetDeltaCount": 500,
+        "ingressInterfaceName": "eth0",
+        "samplingRate": 100.0,
+    }

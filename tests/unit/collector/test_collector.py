@@ -26,6 +26,7 @@ from sapflow.link import (
     Welcomed,
 )
 from sapflow.link.frames import Close, Hint
+from tests.unit.flows.flows_made import messages
 
 STREAM = StreamId(b"0123456789abcdef")
 TOKENS = {"a-token": "acme", "g-token": "globex"}
@@ -293,3 +294,39 @@ async def test_an_org_that_nobody_takes_from_is_held_within_its_share(autojump_c
         await fast.send(await fast.open(stream=StreamId(bytes(16))), a_batch())
         await trio.testing.wait_all_tasks_blocked()
         assert collector.endpoints["globex"].taken.batches == 1
+
+
+def telling(seq: int, name: str | None, *, lies: bool = False) -> Batch:
+    """One that says what interface 7 is called, or nothing of the sort."""
+    flow = messages({"ingressInterface": 7, "octetDeltaCount": seq}, template=301)
+    told = b"" if name is None else messages({"ingressInterface": 7, "interfaceName": name}, scopes=1)
+    return Batch(seq, 2 + 2 * bool(name), 1 + bool(name), 0, told + flow, tells=lies)
+
+
+async def test_batches_that_tell_what_the_one_before_did_not_are_marked_whatever_their_sender_says(
+    autojump_clock: MockClock,
+) -> None:
+    async with links(a_collector(), 2) as (meter, phloem):
+        await a_subscriber(phloem)
+        await meter.hello(role="meter", token="a-token")
+        handle = await meter.open()
+        found = []
+        for seq, name in enumerate((None, "eth0", "eth0", None, "eth0", "eth1", "eth0"), 1):
+            await meter.send(handle, telling(seq, name, lies=seq % 2 == 1))
+            _, batch = await deliver(phloem)
+            found.append(batch.tells)
+        assert found == [False, True, False, False, False, True, True]
+
+
+async def test_what_is_told_again_after_batches_went_another_way_is_marked_again(autojump_clock: MockClock) -> None:
+    """They may have told something else in between."""
+    async with links(a_collector(), 2) as (meter, phloem):
+        await a_subscriber(phloem)
+        await meter.hello(role="meter", token="a-token")
+        handle = await meter.open()
+        found = []
+        for seq, name in ((1, "eth0"), (2, "eth0"), (5, "eth0"), (6, "eth0"), (9, None), (10, "eth0")):
+            await meter.send(handle, telling(seq, name))
+            _, batch = await deliver(phloem)
+            found.append((batch.seq, batch.tells))
+        assert found == [(1, True), (2, False), (5, True), (6, False), (9, False), (10, True)]

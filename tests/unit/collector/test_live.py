@@ -9,9 +9,11 @@ from trio.testing import memory_stream_pair
 
 from collector.endpoints import Endpoint
 from collector.live import LiveDoor, LiveSettings
+from sapflow.flows.columns.batches import decode
 from sapflow.flows.reference import reference_work
 from sapflow.link import Batch, Connection, CreditPool, Side, StreamId
 from sapflow.runtime.session import LinkSession
+from tests.unit.flows.flows_made import messages, seen
 
 
 def a_door(buffer_bytes: int = 1 << 20) -> tuple[LiveDoor, dict[str, Endpoint]]:
@@ -128,4 +130,24 @@ async def test_w03_a_subscriber_that_says_empty_fragments_without_end_is_let_go(
                 await trio.testing.wait_all_tasks_blocked()
             assert said < 100_000
             assert endpoints["acme"].live == []
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_subscriber_who_comes_in_the_middle_is_first_given_what_exporters_told() -> None:
+    door, endpoints = a_door()
+    told = messages({"samplerId": 1, "samplerRandomInterval": 100}, scopes=1, template=301)
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            endpoint = door._endpoint("acme")
+            publish(endpoint, 1, told)
+            [state] = endpoint.streams.values()
+            assert state.told.hears(told)
+            assert not state.told.hears(told)
+            socket = await subscribed(nursery, door, "a-token")
+            head, _, payload = (await socket.get_message()).partition(b"\n")
+            assert json.loads(head) == {"stream": state.id.hex(), "exporter": "192.0.2.1:9", "options": True}
+            assert seen(decode(payload)) == seen(decode(told))
+            publish(endpoints["acme"], 2, reference_work(2))
+            head, _, payload = (await socket.get_message()).partition(b"\n")
+            assert (json.loads(head)["seq"], payload) == (2, reference_work(2))
             nursery.cancel_scope.cancel()

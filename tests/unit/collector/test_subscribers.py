@@ -1,10 +1,14 @@
 """Phloem nodes that choose their orgs: told of each, handed over with overlap, acknowledged by either."""
 
+import pytest
 import trio
 from trio.testing import MockClock
 
+from collector import presence
+from collector.reporting import Reporting
 from collector.sessions import ORGS_TOLD
 from sapflow.link import Acknowledged, Noticed, Opened, StreamEnded, Welcomed
+from sapflow.monitor.process import ProcessFigures
 from tests.unit.collector.test_collector import Peer, a_batch, a_collector, deliver, links
 
 
@@ -90,3 +94,28 @@ async def test_an_org_that_a_node_let_go_of_and_takes_again_begins_with_the_lowe
         # An acknowledgement on the stream that ended is of the past.
         await phloem.say(phloem.connection.acknowledge(first, 1), phloem.connection.acknowledge(second, 1))
         assert await meter.hear() == Acknowledged(handle, 1)
+
+
+async def test_a_node_is_told_of_an_org_without_a_stream_that_it_is_gone_and_when_one_comes_again(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presence, "GONE_S", 10.0)
+    collector = a_collector()
+    async with links(collector, 4) as (meter, again, phloem, late), trio.open_nursery() as nursery:
+        nursery.start_soon(Reporting(collector, ProcessFigures(), 1.0).run)
+        await meter.hello(role="meter", token="a-token")
+        handle = await meter.open()
+        await a_chooser(phloem)
+        assert await phloem.hear() == Noticed({"kind": "orgs", "orgs": ["acme"]})
+        await again.hello(role="meter", token="a-token")
+        await late.hello(role="phloem", name="p", token="f-token")
+        await trio.sleep(20)
+        await meter.say(meter.connection.end(handle))
+        ended = trio.current_time()
+        assert await phloem.hear() == Noticed({"kind": "orgs", "gone": ["acme"]})
+        assert 10 <= trio.current_time() - ended < 10 + 3 * presence.LOOK_S
+        await late.say(late.connection.subscribe(tell=True))
+        await again.open()
+        for node in (phloem, late):
+            assert await node.hear() == Noticed({"kind": "orgs", "orgs": ["acme"]})
+        nursery.cancel_scope.cancel()

@@ -136,6 +136,17 @@ def test_a_broken_frame_closes_the_link_and_claims_no_memory(frame: bytes) -> No
         server.receive(frame)
 
 
+@pytest.mark.parametrize("account", [b"", b"account"])
+def test_whether_a_batch_may_tell_of_its_exporter_goes_with_it(account: bytes) -> None:
+    client, server = a_pair()
+    handle, data = client.open(STREAM, "acme", "192.0.2.1:9")
+    server.receive(data)
+    client.receive(server.grant(handle, 1000))
+    for tells in (False, True):
+        batch = Batch(1 + tells, 1, 2, 3, b"messages", account, tells)
+        assert server.receive(b"".join(client.batch(handle, batch))) == [BatchReceived(handle, batch)]
+
+
 def test_a_batch_without_a_number_is_refused() -> None:
     client, server, handle = an_open_stream()
     with pytest.raises(LinkError, match="numbers begin at 1"):

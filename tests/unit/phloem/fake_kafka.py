@@ -59,6 +59,8 @@ class FakeKafka:
     """What becomes of the next entries; without one they are stored."""
     brokers: int = 1
     tells_offsets: bool = True
+    leaderless: bool = False
+    """Leaders died, and clients have not heard of others."""
     calls: Counter[str] = field(factory=Counter)
     behind: int = 0
     """Listings in which the broker asked does not know yet which topics there are."""
@@ -225,6 +227,8 @@ class FakeAdmin:
     ) -> dict[TopicPartition, Future[Any]]:
         def one(partition: TopicPartition, spec: Any) -> Any:
             low, high = self.kafka.ends(partition.topic, partition.partition)
+            if self.kafka.leaderless:
+                low = high = -1001
             return _Named(offset=low if type(spec).__name__ == "EarliestSpec" else high)
 
         return {

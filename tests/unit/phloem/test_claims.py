@@ -11,6 +11,7 @@ from attrs import define, field
 from trio.testing import MockClock, memory_stream_pair
 
 from collector.sessions import Collector, CollectorSettings
+from phloem import connections as phloem_connections
 from phloem.claims import YIELD_S, OrgClaims
 from phloem.commits import Committer
 from phloem.connections import Connections, ConnectionSettings
@@ -19,6 +20,13 @@ from sapflow.cluster.view import Member, View
 from sapflow.link import Batch, BatchReceived, Opened, StreamId
 
 STREAM = StreamId(b"0123456789abcdef")
+GONE_S = 4.0
+
+
+@pytest.fixture
+def soon_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links live in real time."""
+    monkeypatch.setattr(phloem_connections, "GONE_S", GONE_S)
 
 
 @define
@@ -172,3 +180,40 @@ async def test_batches_read_before_a_cut_are_not_stored_without_those_that_were_
     link.failed()
     link._handle(BatchReceived(1, Batch(2, 1, 1, 1, b"second")))
     assert len(node.connections.committer.channel) == 0
+
+
+async def test_an_org_that_no_collector_has_a_stream_of_is_let_go_of_and_claimed_again_when_one_comes(
+    node: Node, soon_gone: None
+) -> None:
+    one, other = node.collectors.values()
+    one.endpoint("acme"), other.endpoint("acme"), other.endpoint("globex")
+    await trio.sleep(1)
+    node.give("acme", "globex")
+    for subscriber in one.told.values():
+        subscriber.tell(["acme"], here=False)
+    await trio.sleep(GONE_S + 2)
+    # The other collector has it still.
+    assert node.member.wanted == {"acme", "globex"}
+    for subscriber in other.told.values():
+        subscriber.tell(["acme"], here=False)
+    await trio.sleep(GONE_S - 2)
+    assert node.member.wanted == {"acme", "globex"}
+    await trio.sleep(4)
+    assert node.member.wanted == node.connections.orgs == {"globex"}
+    for subscriber in one.told.values():
+        subscriber.tell(["acme"])
+    await trio.sleep(1)
+    assert node.member.wanted == {"acme", "globex"}
+
+
+async def test_a_collector_that_is_gone_for_good_tells_of_no_org(node: Node, soon_gone: None) -> None:
+    one, other = node.collectors.values()
+    one.endpoint("acme"), other.endpoint("globex")
+    await trio.sleep(1)
+    node.connections.collectors({"c2": "c2"})
+    await trio.sleep(GONE_S + 2)
+    assert node.member.wanted == {"globex"}
+    node.connections.collectors({})
+    await trio.sleep(2 * GONE_S)
+    # Of whom nobody is left to tell nothing is known, and nothing is let go of.
+    assert node.member.wanted == {"globex"}

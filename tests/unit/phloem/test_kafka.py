@@ -348,9 +348,39 @@ def test_news_skips_topics_that_are_not_there_yet() -> None:
     log = a_log(kafka, topic_per_org=True)
     kinds(log, an_entry(1))
     assert log.news({"acme", "globex"}) == {"acme"}
-    kafka.fail("offsets", failure(KafkaError.LEADER_NOT_AVAILABLE))
+    kafka.fail("offsets", failure(KafkaError.TOPIC_AUTHORIZATION_FAILED))
     with pytest.raises(StorageError, match="not known how far"):
         log.news({"acme"})
+
+
+@pytest.mark.parametrize(
+    "code", [KafkaError.LEADER_NOT_AVAILABLE, KafkaError.FENCED_LEADER_EPOCH, KafkaError.NOT_LEADER_FOR_PARTITION]
+)
+def test_news_come_from_a_partition_s_new_leader_as_soon_as_there_is_one(code: int) -> None:
+    kafka = FakeKafka()
+    log = a_log(kafka)
+    kinds(log, an_entry(1))
+    log.news({"acme"})
+    kinds(log, an_entry(2))
+    kafka.fail("offsets", failure(code))
+    assert log.news({"acme"}) == {"acme"}
+
+
+def test_a_leader_that_died_has_no_offset_which_is_no_news_and_no_empty_topic() -> None:
+    """As librdkafka has it: -1001 and no error, until it is made to ask for leaders again."""
+    kafka = FakeKafka()
+    log = a_log(kafka, topic_per_org=True)
+    kinds(log, an_entry(1))
+    log.news({"acme"})
+    kinds(log, an_entry(2))
+    kafka.leaderless = True
+    with pytest.raises(StorageError, match="a partition has no leader"):
+        log.news({"acme"})
+    with pytest.raises(StorageError, match="a partition has no leader"):
+        list(log.upkeep(set()))
+    assert "sapflow-acme" in kafka.topics
+    kafka.leaderless = False
+    assert log.news({"acme"}) == {"acme"}
 
 
 @pytest.mark.parametrize("is_empty", [True, False])

@@ -31,6 +31,16 @@ from sapflow.errors import StorageError
 
 log = structlog.get_logger()
 
+OTHER_LEADER = frozenset(
+    {
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+    }
+)
+"""Errors of who was asked for what its leader alone knows."""
+
 CLOSED_BYTES = 1
 """The max.message.bytes of a topic that takes nothing any more."""
 SEGMENTS = 8
@@ -99,18 +109,7 @@ class Topics:
 
     def ends(self, places: Set[Place]) -> Mapping[Place, int]:
         """The offset that comes next in each, of those that are there. Raises StorageError."""
-        asked = {TopicPartition(place.topic, place.partition): OffsetSpec.latest() for place in places}
-        futures = self._admin.list_offsets(asked, request_timeout=self._settings.request_timeout_s)
-        ends = {}
-        for partition, future in futures.items():
-            place = Place(partition.topic, partition.partition)
-            with self._trouble.told(f"it is not known how far the log of {place.topic} goes"):
-                try:
-                    ends[place] = self._result(future, place.topic).offset
-                except KafkaException as error:
-                    if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
-                        raise
-        return ends
+        return self._offsets(places, OffsetSpec.latest())
 
     def upkeep(self, orgs: Set[str]) -> Iterator[int]:
         """Close, and the next time delete, the topics of orgs that are no more; one each step, 1 when it is deleted."""
@@ -222,13 +221,48 @@ class Topics:
             self._result(future, topic)
 
     def _is_empty(self, topic: str) -> bool:
-        ends = []
-        for spec in (OffsetSpec.earliest(), OffsetSpec.latest()):
-            asked = {TopicPartition(topic, 0): spec}
-            (future,) = self._admin.list_offsets(asked, request_timeout=self._settings.request_timeout_s).values()
-            with self._trouble.told(f"topic {topic} cannot be looked at"):
-                ends.append(self._result(future, topic).offset)
-        return bool(ends[0] == ends[1])
+        place = Place(topic, 0)
+        first, last = (self._offsets({place}, spec).get(place) for spec in (OffsetSpec.earliest(), OffsetSpec.latest()))
+        return first is not None and first == last
+
+    def _offsets(self, places: Set[Place], spec: OffsetSpec) -> dict[Place, int]:
+        """An offset of each place that is there.
+
+        librdkafka asks the leaders that it has heard of. When one has died, or is none any more, it gives no error,
+        but an offset that is none, until it asks for leaders again, minutes later. So it is made to ask.
+        """
+        found, stale = self._asked(places, spec)
+        if stale:
+            self._listed()
+            again, stale = self._asked(stale, spec)
+            found |= again
+        if stale:
+            topic = min(place.topic for place in stale)
+            raise self._trouble.silent(f"it is not known how far the log of {topic} goes: a partition has no leader")
+        return found
+
+    def _asked(self, places: Set[Place], spec: OffsetSpec) -> tuple[dict[Place, int], set[Place]]:
+        """The offsets that are told, and the places whose leader is another than was asked."""
+        asked = {TopicPartition(place.topic, place.partition): spec for place in places}
+        futures = self._admin.list_offsets(asked, request_timeout=self._settings.request_timeout_s)
+        found, stale = {}, set()
+        for partition, future in futures.items():
+            place = Place(partition.topic, partition.partition)
+            with self._trouble.told(f"it is not known how far the log of {place.topic} goes"):
+                try:
+                    offset: int = self._result(future, place.topic).offset
+                except KafkaException as error:
+                    code = error.args[0].code()
+                    if code in OTHER_LEADER:
+                        stale.add(place)
+                    elif code != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                        raise
+                    continue
+                if offset < 0:
+                    stale.add(place)
+                else:
+                    found[place] = offset
+        return found, stale
 
     def _delete(self, topic: str) -> None:
         self._known.discard(topic)

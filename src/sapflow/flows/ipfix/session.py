@@ -17,6 +17,7 @@ from sapflow.flows.ipfix.mending import Cut
 from sapflow.flows.ipfix.messages import MessageSets, OnData
 from sapflow.flows.ipfix.sequences import Numbers, SequenceCounter
 from sapflow.flows.ipfix.structured import holds_lists
+from sapflow.flows.ipfix.telling import tells
 from sapflow.flows.ipfix.templates import Template
 from sapflow.flows.limits import FlowLimits
 from sapflow.flows.wire import (
@@ -52,6 +53,8 @@ class Walk:
     """Templates defined over others that had not been withdrawn (RFC 7011, 8: they should be)."""
     stray_withdrawals: int = 0
     """Of templates that were not known."""
+    may_tell: bool = False
+    """A template of records that tell of the exporter itself was defined: a self-contained batch may hold some."""
     cuts: list[Cut] = field(factory=list)
     """Of a session that mends: the sets that cannot be read."""
 
@@ -210,7 +213,7 @@ class Session:
         sets.read(data, start, stop, on_data)
         if sets.cuts and not sets.kept:
             self._note_unread(start, sets.cuts[-1].reason, self._walked + result.messages)
-        result.redefined += self._apply(domain_id, domain, sets, start)
+        result.redefined += self._apply(domain_id, domain, sets, start, result)
         self._domains[domain_id] = domain
         result.undecodable_sets += sets.undecodable
         result.ignored_sets += sets.ignored
@@ -229,7 +232,7 @@ class Session:
             what = f"{self._unread_in_a_row} messages in a row of which no set could be read"
             raise MalformedMessage(what, offset=start, reason=reason)
 
-    def _apply(self, domain_id: int, domain: _Domain, sets: MessageSets, start: int) -> int:
+    def _apply(self, domain_id: int, domain: _Domain, sets: MessageSets, start: int, result: Walk) -> int:
         """The message was well formed: its templates count from now on. Raises when they are too many.
 
         How many of them are defined over another that was not withdrawn.
@@ -252,6 +255,7 @@ class Session:
             self.changes += template is None or old is None or not old.same_as(template)
             if template is not None:
                 redefined += old is not None and not old.same_as(template)
+                result.may_tell = result.may_tell or tells(template)
                 self.templates[key] = template
                 domain.keys.add(key)
                 if template.record_bytes and not template.shape.sparse:

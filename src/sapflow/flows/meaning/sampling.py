@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from sapflow.flows.columns.batches import FlowBatch
 from sapflow.flows.columns.records import Context
-from sapflow.flows.ipfix.templates import Template
+from sapflow.flows.ipfix.telling import says_rates
 from sapflow.flows.meaning.fields import REVERSE, Fields, Made, made_column, made_element, number_of, with_columns
 from sapflow.flows.meaning.told import Told, address_of, places
 from sapflow.flows.registry import InformationElement, built_in
@@ -34,21 +34,12 @@ RATE = "samplingRate"
 MAX_RATE = 2.0**63
 SAMPLERS = ("selectorId", "samplerId")
 _WHOLE_EXPORTER = {number_of(name) for name in ("exportingProcessId", "exporterIPv4Address", "exporterIPv6Address")}
-_FLOW = {(0, number) for number in (1, 2, 8, 12, 27, 28, 85, 86, 231)}
-"""Addresses and counters: records that have one of these are flows, whatever else they say."""
-_RATE_ELEMENTS = {(0, number) for number in (34, 50, 305, 310, 311, 396)}
 COUNTERS = tuple(
     prefix + built_in().lookup(0, number).name
     for number in (1, 2, 85, 86, 23, 24, 171, 172, 352, 353, 231, 232, 298, 299)
     for prefix in ("", REVERSE)
 )
 """What is scaled: octets and packets of a flow."""
-
-
-def says_rates(template: Template) -> bool:
-    """Whether its records say how flows are sampled, and are none themselves (some have no scope)."""
-    numbers = {(spec.pen, spec.id) for spec in template.fields}
-    return not numbers.isdisjoint(_RATE_ELEMENTS) and (template.scope_count > 0 or numbers.isdisjoint(_FLOW))
 
 
 def own_rates(fields: Fields) -> Rates:

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from sapflow.flows.columns.batches import FlowBatch
 from sapflow.flows.columns.records import Context
 from sapflow.flows.columns.tables import Column
+from sapflow.flows.ipfix.telling import says_rates
 from sapflow.flows.meaning.fields import REVERSE, Fields, Made, made_column, plain
 from sapflow.flows.meaning.moments import flow_times
-from sapflow.flows.meaning.sampling import RATE, own_rates, says_rates, scaled
+from sapflow.flows.meaning.sampling import RATE, own_rates, scaled
 from sapflow.flows.meaning.schema import (
     ADDRESSES,
     DTYPES,
