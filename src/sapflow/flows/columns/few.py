@@ -15,7 +15,7 @@ from sapflow.flows.columns.ranges import Offsets, ranges
 from sapflow.flows.columns.tables import Column, Stack, Table
 from sapflow.flows.columns.typed import typed
 from sapflow.flows.columns.variable import padded, spans, windows
-from sapflow.flows.ipfix.templates import record_anchors, variable_places
+from sapflow.flows.ipfix.templates import record_anchors
 
 FEW_RECORDS = 512
 """A table of fewer records of fixed length is read together with others."""
@@ -59,13 +59,10 @@ class Few:
 
     def add_varying(self, table: Table) -> None:
         """Find a table's records. Raises MalformedMessage."""
-        counts = []
-        stack, template = self._stack, table.template
-        for place in range(table.first, table.stop):
-            places = variable_places(self._data, int(stack.bodies[place]), int(stack.stops[place]), template)
-            counts.append(len(places))
-            record_anchors(self._data, places, template, self._anchors, self._lengths)
-        table.found(stack, counts)
+        sets = slice(table.first, table.stop)
+        bodies, stops = self._stack.bodies[sets].tolist(), self._stack.stops[sets].tolist()
+        counts = record_anchors(self._data, bodies, stops, table.template, self._anchors, self._lengths)
+        table.found(self._stack, counts)
         self._varying.append(table)
 
     def read(self) -> None:

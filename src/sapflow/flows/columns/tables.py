@@ -53,7 +53,7 @@ class Stack:
         for layout, members in by_layout.items():
             last += len(members)
             stop, end = ends[last], rows[last]
-            tables.append(Table(layout, members, first, stop, end - begin))
+            tables.append(Table(layout, members, first, stop, end - begin, members[0].template))
             first, begin = stop, end
         return tables
 
@@ -69,12 +69,9 @@ class Table:
     stop: int
     records: int
     """The sum of their counts."""
+    template: Template
+    """The first of its templates."""
     columns: dict[str, Column] = field(factory=dict)
-
-    @property
-    def template(self) -> Template:
-        """The first of its templates."""
-        return self.members[0].template
 
     def read_fixed(self, data: bytes, stack: Stack) -> None:
         """Columns of records of fixed length."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from attrs import frozen
 
@@ -182,27 +182,43 @@ def variable_places(data: bytes, start: int, end: int, template: Template) -> li
     return places
 
 
-def record_anchors(data: bytes, places: list[int], template: Template, anchors: list[int], lengths: list[int]) -> None:
-    """Where each run of fixed fields begins in the records that `variable_places` found, and the length of what varies.
+def record_anchors(
+    data: bytes, bodies: Sequence[int], stops: Sequence[int], template: Template, anchors: list[int], lengths: list[int]
+) -> list[int]:
+    """Where each run of fixed fields begins in records of varying length, and the length of what varies before it.
 
-    For each record one of `anchors` and `lengths` is added for each run: the first has no element before it (length 0),
-    each other begins where an element of so many octets ends.
+    The sets' bodies are `data[bodies[i]:stops[i]]`. For each record one of `anchors` and `lengths` is added for each
+    run: the first has no element before it (length 0), each other begins where an element of so many octets ends.
+    Gives how many records each set has. Raises MalformedMessage as `variable_places` does.
     """
     first, *gaps = template.shape.gaps
+    least = template.min_record_bytes
     put, put_length = anchors.append, lengths.append
-    for at in places:
-        put(at - first)
-        put_length(0)
-        for gap in gaps:
-            length = data[at]
-            at += 1
-            if length == 255:
-                length = data[at] << 8 | data[at + 1]
-                at += 2
-            at += length
-            put(at)
-            put_length(length)
-            at += gap
+    counts = []
+    for body, stop in zip(bodies, stops, strict=True):
+        at, last, count = body, stop - least, 0
+        try:
+            while at <= last:
+                count += 1
+                put(at)
+                put_length(0)
+                at += first
+                for gap in gaps:
+                    length = data[at]
+                    at += 1
+                    if length == 255:
+                        length = data[at] << 8 | data[at + 1]
+                        at += 2
+                    at += length
+                    put(at)
+                    put_length(length)
+                    at += gap
+        except IndexError:
+            at = stop + 1
+        if at > stop:
+            variable_places(data, body, stop, template)
+        counts.append(count)
+    return counts
 
 
 def variable_records(data: bytes, start: int, end: int, template: Template) -> Iterator[list[tuple[int, int]]]:
