@@ -14,8 +14,8 @@ import trio
 from attrs import define, frozen
 
 from meter.batching import FEED_BYTES, Batcher
+from meter.exporter_stream import StreamSource
 from meter.faults import Faults
-from meter.uplink import StreamSource
 from sapflow.errors import MalformedMessage
 from sapflow.flows.limits import FlowLimits
 from sapflow.runtime.addresses import split_address

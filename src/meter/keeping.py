@@ -15,38 +15,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Literal
 
 from attrs import define, field, frozen
 
 from meter.batching import Draft, telling
+from meter.debts import Debts
+from meter.keeping_settings import KeepingSettings
 from meter.lanes import KeptStream, Lane
 from meter.spool import Spool
-from meter.spooled import SPOOL_FULL, Applied, Changes, Cut, Put, Read, StreamRecord, entry_charge
+from meter.spooled import SPOOL_FULL, Applied, Changes, Cut, Put, StreamRecord, entry_charge
+from meter.window import Window
 from sapflow.link import Batch, StreamId
-from sapflow.link.account import NOTHING, Account
-
-MAX_DEBTORS = 1000
-"""Exporters of which it is kept one by one that they owe an account; further ones are told of together, by org."""
-
-WhenFull = Literal["oldest", "newest"]
-
-
-@frozen
-class KeepingSettings:
-    """Bounds of what a meter holds."""
-
-    window_bytes: int = 32 << 20
-    """Durable batches in memory, on their way."""
-    stream_window_bytes: int = 4 << 20
-    pending_bytes: int = 16 << 20
-    """Batches in memory that are not durable yet."""
-    segment_bytes: int = 1 << 20
-    """A stream that cannot be offered yet and holds so much is followed by another: what is given up at a time."""
-    read_bytes: int = 512 << 10
-    commit_bytes: int = 4 << 20
-    max_streams: int = 20_000
-    when_full: WhenFull = "oldest"
+from sapflow.link.account import NOTHING
 
 
 @frozen
@@ -69,7 +49,7 @@ class Keeping:
     """Dropped before they were taken: no room could be made."""
     refused_records: int = 0
     pending_bytes: int = 0
-    window_used: int = 0
+    window: Window = field(init=False)
     finished: list[KeptStream] = field(factory=list)
     """Streams of which all is acknowledged and nothing more comes; whoever offers them empties the list."""
     _pending: deque[Put] = field(factory=deque)
@@ -81,17 +61,17 @@ class Keeping:
     _ended: set[StreamId] = field(factory=set)
     _cuts: list[Cut] = field(factory=list)
     _notes: dict[str, str] = field(factory=dict)
-    _behind: deque[KeptStream] = field(factory=deque)
     _lanes: dict[tuple[str, str, str], Lane] = field(factory=dict)
     """Those that are found again: droppable ones by exporter, files by source."""
     _order: int = 0
-    _debts: dict[tuple[str, str], Account] = field(factory=dict)
-    """Of exporters that have left, by org and exporter; nothing here is what the spool has the account of."""
+    _debts: Debts = field(factory=Debts)
+    """Of exporters that have left; nothing here is what the spool has the account of."""
     _latest_us: int = 0
     """When the last batch was taken in, as its exporter's intake said."""
 
     def __attrs_post_init__(self) -> None:
         """Everything that an earlier life left is on its way again; only files may bring more of the same."""
+        self.window = Window(self.settings)
         for record in sorted(self.spool.records.values(), key=lambda record: (record.order, record.first)):
             key = (record.org, record.exporter, record.source)
             lane = self._lanes.get(key) if record.droppable or record.source else None
@@ -168,14 +148,12 @@ class Keeping:
 
     def _number(self, lane: Lane, draft: Draft, received_us: int, offset: int = 0) -> KeptStream:
         stream = self._continued(lane) or self._begun(lane)
-        # Half of the window is for those that are behind, while there are any.
-        window = self.settings.window_bytes // 2 if self._behind else self.settings.window_bytes
         size = draft.size
-        at_once = stream.loaded == stream.last and lane.streams[0] is stream and self._fits(stream, size, window)
+        at_once = stream.loaded == stream.last and lane.streams[0] is stream and self.window.fits_new(stream, size)
         stream.last += 1
         if at_once:
             stream.loaded, stream.offered = stream.last, True
-            self._in_window(stream, size)
+            self.window.add(stream, size)
         batch = _batch(stream.last, draft, received_us)
         self._pending.append(Put(stream.id, batch, at_once, offset))
         self._pending_charge += entry_charge(lane.exporter, batch)
@@ -188,7 +166,7 @@ class Keeping:
         assert stream.acknowledged < batch.seq <= stream.loaded, (stream, batch.seq)
         stream.acknowledged = batch.seq
         self._acknowledged[stream_id] = batch.seq
-        self._in_window(stream, -batch.size)
+        self.window.add(stream, -batch.size)
         self._settle(stream)
 
     def close(self, lane: Lane) -> None:
@@ -210,8 +188,7 @@ class Keeping:
     @property
     def has_work(self) -> bool:
         """Whether another transaction would do something at once."""
-        waits = any(self._fits(stream, self.settings.read_bytes, self.settings.window_bytes) for stream in self._behind)
-        return bool(self._pending or self._cuts or waits)
+        return bool(self._pending or self._cuts or self.window.may_read)
 
     # --- transactions -----------------------------------------------------------------------------------------
 
@@ -223,7 +200,7 @@ class Keeping:
             cuts=self._cuts,
             ended=self._ended,
             notes=self._notes,
-            read=self._reads(),
+            read=self.window.reads(),
         )
         self._acknowledged, self._dropped, self._ended, self._notes, self._cuts = {}, set(), set(), {}, []
         size = 0
@@ -258,13 +235,13 @@ class Keeping:
             self._pending_charge -= entry_charge(stream.lane.exporter, put.batch)
             self.pending_bytes -= put.batch.size
             if put.offered:
-                self._in_window(stream, batch.size - put.batch.size)
+                self.window.add(stream, batch.size - put.batch.size)
                 offers.append(Offer(stream, batch))
         for read in changes.read:
             stream, found = self.streams[read.stream], applied.found[read.stream]
             touched[read.stream] = stream
             stream.queued = False
-            self._in_window(stream, sum(batch.size for batch in found.batches) - read.most_bytes)
+            self.window.add(stream, sum(batch.size for batch in found.batches) - read.most_bytes)
             stream.loaded += len(found.batches)
             carried = stream if found.damaged is None else self._split(stream, found.damaged)
             offers += [Offer(carried, batch) for batch in found.batches]
@@ -296,31 +273,6 @@ class Keeping:
             self._settle(lane.streams[-2])
         return stream
 
-    def _fits(self, stream: KeptStream, size: int, window: int) -> bool:
-        """Whether a window takes so much more of a stream; always something, if nothing is in it."""
-        if self.window_used and self.window_used + size > window:
-            return False
-        return not stream.window_bytes or stream.window_bytes + size <= self.settings.stream_window_bytes
-
-    def _in_window(self, stream: KeptStream, size: int) -> None:
-        stream.window_bytes += size
-        self.window_used += size
-
-    def _reads(self) -> list[Read]:
-        reads = []
-        size = self.settings.read_bytes
-        turns = len(self._behind)
-        while turns and self._behind:
-            turns -= 1
-            stream = self._behind.popleft()
-            if not self._fits(stream, size, self.settings.window_bytes):
-                self._behind.append(stream)
-                continue
-            stream.offered = True
-            self._in_window(stream, size)
-            reads.append(Read(stream.id, stream.loaded, size))
-        return reads
-
     def _settle(self, stream: KeptStream) -> None:
         """After a change: read on, or let go, and let the next of its lane come."""
         lane = stream.lane
@@ -336,22 +288,18 @@ class Keeping:
                 self._settle(lane.streams[0])
             self._forget(lane)
         elif lane.streams[0] is stream and stream.loaded < stream.durable and not stream.queued:
-            stream.queued = True
-            self._behind.append(stream)
+            self.window.wait(stream)
 
     def _tell(self, lane: Lane) -> None:
         """Have what a lane owes told by a batch of its own, as soon as there is room for one."""
-        who = (lane.org, lane.exporter)
-        if who not in self._debts and len(self._debts) >= MAX_DEBTORS:
-            who = (lane.org, "")
-        self._debts[who] = self._debts.get(who, NOTHING) + lane.owed
+        self._debts.add(lane.org, lane.exporter, lane.owed)
         lane.owed, lane.owes = NOTHING, False
         self._tell_debts()
 
     def _tell_debts(self) -> None:
         """In streams of their own, which are never given up."""
         while self._debts and self._may_tell:
-            (org, exporter), owed = self._debts.popitem()
+            org, exporter, owed = self._debts.take()
             teller = Lane(org, exporter)
             self._number(teller, telling(owed), self._latest_us)
             teller.closed = True
@@ -398,8 +346,7 @@ class Keeping:
         lane.owes = True
         was_first = lane.streams[0] is stream
         lane.streams.remove(stream)
-        if stream.queued:
-            self._behind.remove(stream)
+        self.window.forget(stream)
         if was_first and lane.streams:
             self._settle(lane.streams[0])
         self._forget(lane)

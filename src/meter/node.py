@@ -33,7 +33,7 @@ from meter.doors import ExporterDoors, Sources, listen_unix
 from meter.drop import DropDirectory
 from meter.flowing import exporters_flow
 from meter.intake import Intake, IntakeSettings
-from meter.keeping import KeepingSettings
+from meter.keeping_settings import KeepingSettings
 from meter.spool import Spool
 from meter.spooling import Spooling
 from meter.systemd import notify, watchdog
@@ -234,7 +234,7 @@ class _Meter:
                 "oldest_s": round(time.time() - oldest_us / 1e6, 3) if oldest_us else 0.0,
                 "pending_bytes": keeping.pending_bytes,
                 "pending_limit_bytes": keeping.settings.pending_bytes,
-                "window_bytes": keeping.window_used,
+                "window_bytes": keeping.window.used_bytes,
                 "window_limit_bytes": keeping.settings.window_bytes,
                 "streams": len(keeping.streams),
                 "links_up": len(self.uplink.up),

@@ -15,7 +15,8 @@ import trio
 from attrs import define, field, frozen
 
 from meter.batching import Draft
-from meter.keeping import Keeping, KeepingSettings
+from meter.keeping import Keeping
+from meter.keeping_settings import KeepingSettings
 from meter.lanes import KeptStream, Lane
 from meter.spool import Spool, SpoolFull
 from meter.spooled import Applied, Changes

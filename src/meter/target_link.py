@@ -29,7 +29,9 @@ from sapflow.link import (
 from sapflow.runtime.session import LinkSession
 
 if TYPE_CHECKING:
-    from meter.uplink import Target, Uplink, UplinkStream
+    from meter.choosing import Target
+    from meter.uplink import Uplink
+    from meter.uplink_stream import UplinkStream
 
 log = structlog.get_logger()
 

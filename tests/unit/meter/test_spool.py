@@ -6,7 +6,8 @@ import lmdb
 import pytest
 
 from meter.batching import Draft
-from meter.keeping import Keeping, KeepingSettings
+from meter.keeping import Keeping
+from meter.keeping_settings import KeepingSettings
 from meter.spool import MIN_BYTES, Spool, SpoolFull
 from meter.spool_writing import KEY
 from meter.spooled import DAMAGED, Changes, Put, StreamRecord
@@ -169,7 +170,7 @@ def test_a_full_spool_gives_up_the_oldest_that_was_never_offered_whole(tmp_path:
     assert totals.taken_batches == 400 == totals.dropped_batches + totals.held_batches
     for number in range(4):
         keeping.close(keeping.lane("acme", f"x{number}", droppable=True))
-    keeping.window_used = 0  # what was offered above
+    keeping.window.used_bytes = 0  # what was offered above
     for stream in list(keeping.streams.values()):
         stream.loaded = stream.acknowledged
         stream.window_bytes = 0

@@ -10,7 +10,7 @@ import trio
 from meter.batching import Draft
 from meter.datagrams import DatagramIntake, DatagramSettings
 from meter.drop import DropDirectory
-from meter.keeping import KeepingSettings
+from meter.keeping_settings import KeepingSettings
 from meter.spool import Spool, SpoolFull
 from meter.spooled import Applied, Changes
 from meter.spooling import Spooling
