@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from attrs import define, field
+from collections.abc import Callable
+
+from attrs import define, field, frozen
 
 from sapflow.link.account import NOTHING, Account
 
 MAX_DEBTORS = 1000
 """Exporters of which it is kept one by one that they owe an account; further ones are told of together, by org."""
+
+
+@frozen
+class Debt:
+    """What one exporter owes."""
+
+    org: str
+    exporter: str
+    owed: Account
 
 
 @define
@@ -16,9 +27,6 @@ class Debts:
 
     _owed: dict[tuple[str, str], Account] = field(factory=dict)
 
-    def __bool__(self) -> bool:
-        return bool(self._owed)
-
     def add(self, org: str, exporter: str, owed: Account) -> None:
         """An exporter owes this too; nothing, where the spool has the account."""
         who = (org, exporter)
@@ -26,7 +34,10 @@ class Debts:
             who = (org, "")
         self._owed[who] = self._owed.get(who, NOTHING) + owed
 
-    def take(self) -> tuple[str, str, Account]:
-        """One of them, which is told now: org, exporter, and the account."""
-        (org, exporter), owed = self._owed.popitem()
-        return org, exporter, owed
+    def take(self, may_tell: Callable[[str], bool]) -> Debt | None:
+        """One of an org of which may be told now, and is."""
+        for (org, exporter), owed in self._owed.items():
+            if may_tell(org):
+                del self._owed[(org, exporter)]
+                return Debt(org, exporter, owed)
+        return None

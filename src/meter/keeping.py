@@ -1,27 +1,31 @@
-"""What a meter's spool is to do next, and what of it goes to the link: decisions only; no await, no disk in this file.
+"""What a spool is to do next, and what of it goes to the link: decisions only; no await, no disk in this file.
 
 Rule 1: a batch gets its number here, in order, and goes to the link only once it is durable.
 Rule 2: a stream's batches go to the link in order. What has no room in the window (memory) stays on disk, and is read
         back when there is room: while the fleet is away the disk fills, never the memory.
 Rule 3: an exporter that can wait has one stream. One that cannot (UDP) begins another whenever its last one cannot be
         carried at once; the next is offered when all before it is durable in the log, so the exporter's order holds.
-Rule 4: when the spool is full, an exporter that can wait waits. For one that cannot, the oldest stream that was never
-        offered is given up whole, so no stream ever has a gap; or, by choice, what comes is dropped.
+Rule 4: when the spool is full for an org, its exporters that can wait wait. For those that cannot, the org's oldest
+        stream that was never offered is given up whole, so no stream ever has a gap; or, by choice, what comes is
+        dropped.
+Rule 5: orgs share the spool (`room`, `window`, `pending`): one that nobody takes from holds up no other.
 
 `put`, `acknowledged` and `close` say what happened; `collect` gives the next transaction, `applied` what came of it.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 
 from attrs import define, field, frozen
 
 from meter.batching import Draft, telling
 from meter.debts import Debts
+from meter.droppable import Droppable
 from meter.keeping_settings import KeepingSettings
 from meter.lanes import KeptStream, Lane
+from meter.pending import Pending
+from meter.room import Room
 from meter.spool import Spool
 from meter.spooled import SPOOL_FULL, Applied, Changes, Cut, Put, StreamRecord, entry_charge
 from meter.window import Window
@@ -39,7 +43,7 @@ class Offer:
 
 @define
 class Keeping:
-    """All lanes of one meter, over its spool."""
+    """All lanes over one spool."""
 
     spool: Spool
     settings: KeepingSettings
@@ -48,13 +52,12 @@ class Keeping:
     refused_batches: int = 0
     """Dropped before they were taken: no room could be made."""
     refused_records: int = 0
-    pending_bytes: int = 0
+    pending: Pending = field(factory=Pending)
     window: Window = field(init=False)
+    room: Room = field(init=False)
     finished: list[KeptStream] = field(factory=list)
     """Streams of which all is acknowledged and nothing more comes; whoever offers them empties the list."""
-    _pending: deque[Put] = field(factory=deque)
-    _pending_charge: int = 0
-    _dropping_bytes: int = 0
+    _droppable: Droppable = field(init=False)
     _opened: dict[StreamId, StreamRecord] = field(factory=dict)
     _acknowledged: dict[StreamId, int] = field(factory=dict)
     _dropped: set[StreamId] = field(factory=set)
@@ -72,6 +75,8 @@ class Keeping:
     def __attrs_post_init__(self) -> None:
         """Everything that an earlier life left is on its way again; only files may bring more of the same."""
         self.window = Window(self.settings)
+        self.room = Room(self.spool, self.settings, self.pending)
+        self._droppable = Droppable(lambda stream: self.streams.get(stream.id) is stream)
         for record in sorted(self.spool.records.values(), key=lambda record: (record.order, record.first)):
             key = (record.org, record.exporter, record.source)
             lane = self._lanes.get(key) if record.droppable or record.source else None
@@ -85,7 +90,7 @@ class Keeping:
             )
             stream.offset = record.offset
             lane.streams.append(stream)
-            self.streams[record.id] = stream
+            self._enter(stream)
             self._order = record.order
         self._find_owing()
         for stream in list(self.streams.values()):
@@ -118,20 +123,6 @@ class Keeping:
         """Files that were being read in an earlier life."""
         return [lane for lane in self._lanes.values() if lane.source]
 
-    @property
-    def used_bytes(self) -> int:
-        """Of the spool, with what is about to be written."""
-        return self.spool.held_bytes + self._pending_charge - self._dropping_bytes
-
-    @property
-    def has_room(self) -> bool:
-        """Whether exporters that can wait may go on; an eighth of the spool is left to those that cannot."""
-        return (
-            self.used_bytes < self.spool.limit_bytes // 8 * 7
-            and self.pending_bytes < self.settings.pending_bytes
-            and len(self.streams) < self.settings.max_streams
-        )
-
     def put(self, lane: Lane, draft: Draft, received_us: int, offset: int = 0) -> KeptStream | None:
         """Number a batch and have it written. None when its exporter cannot wait and there is no room: dropped."""
         assert not lane.closed
@@ -155,9 +146,7 @@ class Keeping:
             stream.loaded, stream.offered = stream.last, True
             self.window.add(stream, size)
         batch = _batch(stream.last, draft, received_us)
-        self._pending.append(Put(stream.id, batch, at_once, offset))
-        self._pending_charge += entry_charge(lane.exporter, batch)
-        self.pending_bytes += size
+        self.pending.add(lane.org, Put(stream.id, batch, at_once, offset), entry_charge(lane.exporter, batch))
         return stream
 
     def acknowledged(self, stream_id: StreamId, batch: Batch) -> None:
@@ -188,7 +177,12 @@ class Keeping:
     @property
     def has_work(self) -> bool:
         """Whether another transaction would do something at once."""
-        return bool(self._pending or self._cuts or self.window.may_read)
+        return bool(self._cuts or self.window.may_read or self.may_write)
+
+    @property
+    def may_write(self) -> bool:
+        """Whether anything that was put has room on disk."""
+        return self.pending.may_take(self.room.to_write)
 
     # --- transactions -----------------------------------------------------------------------------------------
 
@@ -203,11 +197,9 @@ class Keeping:
             read=self.window.reads(),
         )
         self._acknowledged, self._dropped, self._ended, self._notes, self._cuts = {}, set(), set(), {}, []
-        size = 0
-        while with_puts and self._pending and size < self.settings.commit_bytes:
-            put = self._pending.popleft()
-            size += put.batch.size
-            changes.put.append(put)
+        if with_puts:
+            changes.put = self.pending.take(self.settings.commit_bytes, self.room.to_write)
+        for put in changes.put:
             stream = self.streams[put.stream]
             if not stream.stored:
                 lane = stream.lane
@@ -218,25 +210,27 @@ class Keeping:
 
     def put_back(self, changes: Changes) -> None:
         """Take the batches out of a transaction for which there was no room; they come again later."""
-        self._pending.extendleft(reversed(changes.put))
+        self.pending.put_back()
         changes.put, changes.opened = [], {}
         if self.settings.when_full == "oldest":
-            self._give_up_oldest()
+            # The disk has no room for anybody: who holds most gives up.
+            any(self._give_up_oldest(org) for org, _ in self.spool.held_by.most_common())
 
     def applied(self, changes: Changes, applied: Applied) -> list[Offer]:
         """A transaction is durable: what may go to the link by it, in order."""
         self.spool.adopt(applied)
-        self._dropping_bytes = sum(self.spool.records[stream].held_bytes for stream in self._dropped)
+        self.room.dropping.clear()
+        for record in map(self.spool.records.__getitem__, self._dropped):
+            self.room.dropping[record.org] += record.held_bytes
         offers = []
         touched = {put.stream: self.streams[put.stream] for put in changes.put}
         for put, batch in zip(changes.put, applied.put, strict=True):
             stream = self.streams[put.stream]
             stream.stored, stream.durable, stream.offset = True, batch.seq, put.offset
-            self._pending_charge -= entry_charge(stream.lane.exporter, put.batch)
-            self.pending_bytes -= put.batch.size
             if put.offered:
                 self.window.add(stream, batch.size - put.batch.size)
                 offers.append(Offer(stream, batch))
+        self.pending.done()
         for read in changes.read:
             stream, found = self.streams[read.stream], applied.found[read.stream]
             touched[read.stream] = stream
@@ -268,10 +262,20 @@ class Keeping:
         self._order += 1
         stream = KeptStream(self.new_id(), lane, self._order)
         lane.streams.append(stream)
-        self.streams[stream.id] = stream
+        self._enter(stream)
         if len(lane.streams) > 1:
             self._settle(lane.streams[-2])
         return stream
+
+    def _enter(self, stream: KeptStream) -> None:
+        self.streams[stream.id] = stream
+        self.room.streams[stream.lane.org] += 1
+        if stream.lane.droppable:
+            self._droppable.add(stream)
+
+    def _leave(self, stream: KeptStream) -> None:
+        del self.streams[stream.id]
+        self.room.streams[stream.lane.org] -= 1
 
     def _settle(self, stream: KeptStream) -> None:
         """After a change: read on, or let go, and let the next of its lane come."""
@@ -279,7 +283,7 @@ class Keeping:
         if stream.id not in self.streams:
             return
         if stream.sealed and stream.acknowledged == stream.last:
-            del self.streams[stream.id]
+            self._leave(stream)
             lane.streams.remove(stream)
             self.finished.append(stream)
             if stream.stored:
@@ -298,19 +302,10 @@ class Keeping:
 
     def _tell_debts(self) -> None:
         """In streams of their own, which are never given up."""
-        while self._debts and self._may_tell:
-            org, exporter, owed = self._debts.take()
-            teller = Lane(org, exporter)
-            self._number(teller, telling(owed), self._latest_us)
+        while (due := self._debts.take(self.room.for_telling)) is not None:
+            teller = Lane(due.org, due.exporter)
+            self._number(teller, telling(due.owed), self._latest_us)
             teller.closed = True
-
-    @property
-    def _may_tell(self) -> bool:
-        return (
-            self.used_bytes < self.spool.limit_bytes
-            and self.pending_bytes < self.settings.pending_bytes
-            and len(self.streams) < self.settings.max_streams
-        )
 
     def _forget(self, lane: Lane) -> None:
         if lane.closed and not lane.streams:
@@ -321,27 +316,22 @@ class Keeping:
                 del self._lanes[key]
 
     def _make_room(self, lane: Lane, cost: int) -> bool:
-        if self.pending_bytes >= self.settings.pending_bytes:
+        org, room = lane.org, self.room
+        if not room.in_memory(org):
             return False
-        most = self.settings.max_streams
-        while self.used_bytes + cost > self.spool.limit_bytes or (
-            len(self.streams) >= most and self._continued(lane) is None
-        ):
-            if self.settings.when_full == "newest" or not self._give_up_oldest():
+        while not room.for_dropping(org, cost) or not (room.for_stream(org) or self._continued(lane)):
+            if self.settings.when_full == "newest" or not self._give_up_oldest(org):
                 return False
         return True
 
-    def _give_up_oldest(self) -> bool:
-        """Drop the oldest stream that was never offered, of an exporter that cannot wait; False if there is none."""
-        for stream in self.streams.values():  # by age
-            idle = stream.id in self.spool.records and stream.durable == stream.last
-            if stream.lane.droppable and idle and not stream.offered:
-                break
-        else:
+    def _give_up_oldest(self, org: str) -> bool:
+        """Drop an org's oldest stream that may be: False if there is none."""
+        stream = self._droppable.oldest(org)
+        if stream is None:
             return False
         self._dropped.add(stream.id)
-        self._dropping_bytes += self.spool.records[stream.id].held_bytes
-        del self.streams[stream.id]
+        self.room.dropping[org] += self.spool.records[stream.id].held_bytes
+        self._leave(stream)
         lane = stream.lane
         lane.owes = True
         was_first = lane.streams[0] is stream
@@ -364,12 +354,9 @@ class Keeping:
         stream.loaded = stream.acknowledged = damaged
         self._cuts.append(Cut(done.id, damaged, stream.id))
         self.streams[done.id] = done
-        self.streams[stream.id] = stream
+        self._enter(stream)
         lane.streams.insert(lane.streams.index(stream), done)
-        self._pending = deque(
-            Put(stream.id, put.batch, put.offered, put.offset) if put.stream == done.id else put
-            for put in self._pending
-        )
+        self.pending.rename(lane.org, done.id, stream.id)
         self._settle(done)
         return done
 

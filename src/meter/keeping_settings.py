@@ -23,4 +23,6 @@ class KeepingSettings:
     read_bytes: int = 512 << 10
     commit_bytes: int = 4 << 20
     max_streams: int = 20_000
+    org_share: float = 1.0
+    """Of each of these, and of the disk: no org has more, where several share the spool."""
     when_full: WhenFull = "oldest"

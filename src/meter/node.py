@@ -232,7 +232,7 @@ class _Meter:
                 "held_records": totals.held_records,
                 "limit_bytes": spool.limit_bytes,
                 "oldest_s": round(time.time() - oldest_us / 1e6, 3) if oldest_us else 0.0,
-                "pending_bytes": keeping.pending_bytes,
+                "pending_bytes": keeping.pending.used_bytes,
                 "pending_limit_bytes": keeping.settings.pending_bytes,
                 "window_bytes": keeping.window.used_bytes,
                 "window_limit_bytes": keeping.settings.window_bytes,

@@ -72,7 +72,7 @@ class SpoolOrders(RuleBasedStateMachine):
     def an_exporter_sends(self, index: int, sizes: list[int]) -> None:
         lane = self.lanes[index]
         for size in sizes:
-            if not (lane.droppable or self.keeping.has_room):
+            if not (lane.droppable or self.keeping.room.for_waiting("o")):
                 return
             payload = b"%d:" % next(self.numbers) + bytes(size)
             stream = self.keeping.put(lane, Draft(1, 1, payload), 1)
@@ -158,7 +158,7 @@ class SpoolOrders(RuleBasedStateMachine):
         keeping = self.keeping
         held = sum(batch.size for batches in self.outbox.values() for batch in batches)
         assert held <= keeping.window.used_bytes <= BOUNDS.window_bytes + 300
-        assert keeping.pending_bytes <= BOUNDS.pending_bytes + 300
+        assert keeping.pending.used_bytes <= BOUNDS.pending_bytes + 300
         # What a transaction that failed did all the same is counted twice until it is done again.
         assert keeping.spool.held_bytes <= LIMIT + 2000
         assert keeping.spool.held_bytes == sum(record.held_bytes for record in keeping.spool.records.values())
