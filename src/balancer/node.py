@@ -181,6 +181,7 @@ async def _run(
                 },
                 **({"tls_door": attrs.asdict(tls_door.counts)} if tls_door is not None else {}),
                 **({"spool": spool.counts()} if spool is not None else {}),
+                "quarantined": attrs.asdict(uplink.quarantined),
                 "link_door": attrs.asdict(link_door.counts),
                 "moves": attrs.asdict(rounds.counts),
                 "coordinator": member.counts(),

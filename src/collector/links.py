@@ -2,7 +2,8 @@
 
 A link says who it is within the hello timeout, or is closed. A meter's org is what its token names, whatever it
 claims; only a process with the fleet's token may carry other orgs' streams or subscribe. Every batch is walked before
-it is published: a malformed one closes its link, with the peer, the org and the byte named.
+it is published. A malformed one is refused, and what follows it is not taken until another comes in its place; a
+sender that cannot do that has its link closed, with the peer, the org and the byte named.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 import trio
-from attrs import evolve
+from attrs import define, evolve
 
+from collector.checking import Unfit, check
 from collector.endpoints import DurableSubscription, Endpoint, StreamState
 from collector.subscriber import Subscriber
 from sapflow.errors import LinkError
-from sapflow.flows.ipfix.session import Session
 from sapflow.link import (
     Acknowledged,
     BatchReceived,
@@ -33,7 +34,7 @@ from sapflow.link import (
     StreamEnded,
     Subscribed,
 )
-from sapflow.link.account import decode_account
+from sapflow.link.frames import CAN_REPLACE
 from sapflow.runtime.session import LinkSession
 
 if TYPE_CHECKING:
@@ -42,6 +43,12 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 ALL_ORGS = "*"
+
+
+@define
+class _Refused:
+    seq: int
+    replaced: bool = False
 
 
 class Link:
@@ -57,6 +64,9 @@ class Link:
         self._came_by_move = False
         self._streams: dict[int, tuple[Endpoint, StreamState]] = {}
         self._subscriber: Subscriber | None = None
+        self._replaces = False
+        self._refused: dict[int, _Refused] = {}
+        """By handle: the last of its batches that was refused."""
 
     async def run(self) -> None:
         session, collector = self._session, self._collector
@@ -99,6 +109,8 @@ class Link:
         collector = self._collector
         token = str(hello.fields.get("token", ""))
         role = hello.fields.get("role")
+        can = hello.fields.get("can")
+        self._replaces = isinstance(can, list) and CAN_REPLACE in can
         self._meter = str(hello.fields.get("name", ""))
         self._came_by_move = hello.hint.want == collector.settings.name
         if role in ("intake", "phloem", "balancer"):
@@ -130,6 +142,7 @@ class Link:
                 await self._opened(event)
             case StreamEnded(handle):
                 endpoint, state = self._streams.pop(handle)
+                self._refused.pop(handle, None)
                 collector.pool.close(self._key(handle))
                 collector.carried.ended(self._key(handle))
                 endpoint.detach(state, self._session)
@@ -189,26 +202,58 @@ class Link:
         endpoint, state = self._streams[event.handle]
         batch = event.batch
         self._collector.pool.received(self._key(event.handle), batch.size)
-        walk = Session(self._collector.settings.limits).walk(batch.payload)
-        if walk.fault is not None or walk.taken != len(batch.payload) or walk.records != batch.records:
-            self._collector.counts.malformed += 1
-            self._collector.pool.release(endpoint.org, batch.size)
-            what = str(walk.fault) if walk.fault is not None else f"{walk.records} records, not {batch.records}"
-            raise LinkError(
-                f"{state.exporter} (org {endpoint.org}): batch {batch.seq} of stream {state.id.hex()} is not what it "
-                f"says: {what}; link closed, nothing of this batch was taken",
-                code=Close.PROTOCOL,
-            )
-        try:
-            decode_account(batch.account, batch.records)
-        except LinkError:
-            self._collector.counts.malformed += 1
-            self._collector.pool.release(endpoint.org, batch.size)
-            raise
+        if self._comes_again(event):
+            return
+        found = check(batch, self._collector.settings.limits)
+        if isinstance(found, Unfit):
+            self._refuse(event, endpoint, state, found)
+            return
         if batch.seq != state.outbox.last + 1:
             state.told.interrupted()
-        tells = walk.may_tell and state.told.hears(batch.payload)
+        tells = found.may_tell and state.told.hears(batch.payload)
         endpoint.publish(state, evolve(batch, tells=tells) if tells != batch.tells else batch)
+
+    def _comes_again(self, event: BatchReceived) -> bool:
+        """Whether a batch is behind one that was refused: it is not taken, and comes again."""
+        refused = self._refused.get(event.handle)
+        if refused is None or refused.replaced:
+            return False
+        if event.batch.seq == refused.seq:
+            refused.replaced = True
+            return False
+        self._release(event)
+        return True
+
+    def _refuse(self, event: BatchReceived, endpoint: Endpoint, state: StreamState, why: Unfit) -> None:
+        """Nothing of a batch is taken. Who can replace it is told to, once; any other link is closed."""
+        collector, batch, handle = self._collector, event.batch, event.handle
+        collector.counts.malformed += 1
+        self._release(event)
+        what = f"batch {batch.seq} of stream {state.id.hex()} is not what it says: {why.what}"
+        before = self._refused.get(handle)
+        if not self._replaces or (before is not None and before.seq == batch.seq):
+            raise LinkError(
+                f"{state.exporter} (org {endpoint.org}): {what}; link closed, nothing of this batch was taken",
+                code=Close.PROTOCOL,
+            )
+        self._refused[handle] = _Refused(batch.seq)
+        self._session.send(self._session.connection.refuse(handle, batch.seq, why.reason))
+        if times := collector.refusals.again(endpoint.org):
+            log.error(
+                "batch refused",
+                peer=self._session.peer,
+                org=endpoint.org,
+                stream=state.id.hex(),
+                number=batch.seq,
+                records=batch.records,
+                reason=why.what,
+                times=times,
+                meaning="its sender puts one without records in its place, and the ledger says so",
+            )
+
+    def _release(self, event: BatchReceived) -> None:
+        endpoint, _ = self._streams[event.handle]
+        self._collector.pool.release(endpoint.org, event.batch.size)
 
     async def _subscribe(self, fields: dict[str, Any]) -> None:
         """To `orgs`, and no more to those in `leave`; with `tell`, be told which there are, now and later."""

@@ -21,6 +21,7 @@ from collector.telling import Room
 from sapflow.errors import LinkError, Overloaded, Refused, first_of
 from sapflow.flows.limits import FlowLimits
 from sapflow.link import Connection, CreditPool, Side
+from sapflow.runtime.seldom import Seldom
 from sapflow.runtime.session import LinkSession
 from sapflow.runtime.transport import accept_link
 
@@ -52,6 +53,7 @@ class CollectorCounts:
     bytes_out: int = 0
     unauthorized: int = 0
     malformed: int = 0
+    """Batches that are not what they say."""
     link_errors: int = 0
     conflicts: int = 0
 
@@ -66,6 +68,8 @@ class Collector:
     endpoints: dict[str, Endpoint] = field(factory=dict)
     pool: CreditPool = field(init=False)
     wildcard: dict[int, Subscriber] = field(factory=dict)
+    refusals: Seldom = field(factory=Seldom)
+    """Of batches, by org."""
     told: dict[int, Subscriber] = field(factory=dict)
     """Those who are told of every org, and choose."""
     room: Room = field(init=False)

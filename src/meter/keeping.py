@@ -158,6 +158,11 @@ class Keeping:
         self.window.add(stream, -batch.size)
         self._settle(stream)
 
+    def replaced(self, stream_id: StreamId, batch: Batch, by: Batch) -> None:
+        """No collector takes a batch: another is on its way in its place. On disk it is as it was, until that is
+        acknowledged; if this process dies before, it is refused again."""
+        self.window.add(self.streams[stream_id], by.size - batch.size)
+
     def close(self, lane: Lane) -> None:
         """Nothing more is put into this lane; what is held is still delivered."""
         lane.users -= 1

@@ -209,6 +209,7 @@ class _Meter:
                 "transactions": spooling.transactions,
             },
             "door": {"refused": self.doors.refused},
+            "quarantined": attrs.asdict(self.uplink.quarantined),
         }
         if self.udp is not None and self.datagrams is not None:
             counts["udp"] = {

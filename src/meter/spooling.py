@@ -201,6 +201,7 @@ class Spooling:
         if stream is None:
             stream = self._offered[kept.id] = self.uplink.open_stream(kept.lane.org, kept.lane.exporter, kept.id)
             stream.on_acknowledged = partial(self._acknowledged, kept.id)
+            stream.on_replaced = partial(self.keeping.replaced, kept.id)
         return stream
 
     def _acknowledged(self, stream: StreamId, batch: Batch) -> None:

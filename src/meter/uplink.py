@@ -18,6 +18,7 @@ from typing import Any
 
 import structlog
 import trio
+from attrs import define
 
 from meter.budget import Budget
 from meter.choosing import Chooser, FixedTarget, Target
@@ -37,6 +38,14 @@ MOVE_PAUSE_S = 30.0
 """A stream that obeyed a move obeys none for so long."""
 
 
+@define
+class Quarantined:
+    """What collectors refused; never goes down."""
+
+    batches: int = 0
+    records: int = 0
+
+
 class Uplink:
     """All streams of one process, and the links that carry them. `run()` is its task tree."""
 
@@ -51,6 +60,7 @@ class Uplink:
         self.taken = Traffic()
         self.given = Traffic()
         """With what was sent again."""
+        self.quarantined = Quarantined()
         self.refused: Refused | None = None
         self.was_refused = trio.Event()
         self.last_error = ""
@@ -98,6 +108,26 @@ class Uplink:
         if address and self.on_moved is not None:
             self.on_moved(to, address)
         self.move(stream, Target(to, address) if address else Target(to, stream.link.target.address, want=to))
+
+    def batch_refused(self, stream: UplinkStream, seq: int, reason: str, by: str) -> None:
+        """A collector does not take a batch: it is counted and told, and the stream goes on without its records."""
+        batch = stream.refused(seq, reason)
+        if batch is None:
+            return
+        self.quarantined.batches += 1
+        self.quarantined.records += batch.records
+        log.error(
+            "batch refused",
+            org=stream.org,
+            exporter=stream.exporter,
+            stream=stream.id.hex(),
+            number=seq,
+            records=batch.records,
+            collector=by,
+            reason=reason,
+            meaning="its records are not stored, and are in the ledger as refused; the stream goes on",
+            advice="this is a fault of ours, or of the disk or the network between: please report it",
+        )
 
     def leave(self, link: TargetLink, deadline_s: float) -> None:
         """A link is to be left: its streams move, and whatever is on it at the deadline finds its collector anew."""

@@ -11,7 +11,9 @@ from attrs import define, field, frozen
 
 from meter.batching import MAX_BATCH_BYTES, Draft
 from meter.budget import Budget
-from sapflow.link import Batch, Outbox, Sender, StreamId, Traffic
+from meter.quarantine import emptied
+from sapflow.errors import LinkError
+from sapflow.link import Batch, Close, Outbox, Sender, StreamId, Traffic
 from sapflow.link.frames import Hint
 
 if TYPE_CHECKING:
@@ -55,9 +57,13 @@ class UplinkStream:
     """When the fleet last asked for it elsewhere, and it obeyed."""
     ended: bool = False
     on_acknowledged: Callable[[Batch], None] | None = None
+    on_replaced: Callable[[Batch, Batch], None] | None = None
+    """Told of a batch that no collector takes, and what goes in its place."""
     target: str | None = None
     link: TargetLink | None = None
     sender: Sender | None = None
+    _emptied: int = 0
+    """The last that was refused."""
     _changed: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot)
 
     def is_full(self, most_bytes: int) -> bool:
@@ -111,6 +117,28 @@ class UplinkStream:
         """Nothing more will be put; what is held is still delivered."""
         self.ended = True
         self.acknowledged(0)
+
+    def refused(self, seq: int, reason: str) -> Batch | None:
+        """No collector takes this batch: one without records goes in its place. The batch; None if it is not held.
+
+        Raises LinkError when what went in its place is refused too.
+        """
+        batch = self.outbox.at(seq)
+        if batch is None:
+            return None
+        if seq == self._emptied:
+            what = f"batch {seq} of stream {self.id.hex()} is refused again, though it is empty: {reason}"
+            raise LinkError(what, code=Close.PROTOCOL)
+        self._emptied = seq
+        replaced = emptied(batch, reason)
+        change = self.outbox.replace(replaced)
+        if change > 0:
+            self.budget.take(self.org, change)
+        else:
+            self.budget.release(self.org, -change)
+        if self.on_replaced is not None:
+            self.on_replaced(batch, replaced)
+        return batch
 
     def acknowledged(self, through: int) -> None:
         """All up to `through` is durable."""
