@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import trio
 from attrs import define, field
+from tools.chaos import Plan, run
 from tools.fleet import Fleet, running
 
 from meter.spooled import SPOOL_FULL
@@ -236,6 +238,8 @@ def test_killed_under_load_the_balancer_keeps_all_that_it_took_and_nothing_is_th
             if victim:
                 fleet.kill(victim)
             with stopped(fleet, "collector"):
+                for exporter in plain:
+                    exporter.send(20)
                 wait(fleet, lambda found: found["spool_held_records"] > 0)
                 for exporter in plain:
                     exporter.send(20)
@@ -292,3 +296,16 @@ def test_what_a_full_spool_of_the_door_gave_up_is_told_to_the_record(tmp_path: P
         with suppress(OSError):
             tcp.close()
         udp.close()
+
+
+@pytest.mark.timeout(200)
+def test_faults_of_every_kind_cost_plain_exporters_nothing_that_the_spool_had_taken(tmp_path: Path) -> None:
+    plan = Plan(kinds=("kill", "stop", "restart"), every_s=3, stop_s=2, seed=5)
+    config = tmp_path / "fleet.toml"
+    config.write_text("[balancer]\nspool = true\n")
+    with running(tmp_path / "fleet", config=config) as fleet:
+        account = trio.run(partial(run, fleet, plan, seconds=40, meters=8, orgs=2, exporters=12))
+    assert any(fault in account.faults for fault in ("kill balancer", "restart balancer"))
+    assert account.spool_taken_records == account.exporters_stored_records > account.exported_records * 0.5 > 5_000
+    assert account.acknowledged_records == account.sent_records
+    assert account.clean, account
