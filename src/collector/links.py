@@ -218,11 +218,11 @@ class Link:
         refused = self._refused.get(event.handle)
         if refused is None or refused.replaced:
             return False
-        if event.batch.seq == refused.seq:
-            refused.replaced = True
-            return False
-        self._release(event)
-        return True
+        if event.batch.seq > refused.seq:
+            self._release(event)
+            return True
+        refused.replaced = event.batch.seq == refused.seq
+        return False
 
     def _refuse(self, event: BatchReceived, endpoint: Endpoint, state: StreamState, why: Unfit) -> None:
         """Nothing of a batch is taken. Who can replace it is told to, once; any other link is closed."""

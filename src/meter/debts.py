@@ -36,8 +36,13 @@ class Debts:
 
     def take(self, may_tell: Callable[[str], bool]) -> Debt | None:
         """One of an org of which may be told now, and is."""
+        full: set[str] = set()
         for (org, exporter), owed in self._owed.items():
-            if may_tell(org):
+            if org in full:
+                continue
+            if not may_tell(org):
+                full.add(org)
+            else:
                 del self._owed[(org, exporter)]
                 return Debt(org, exporter, owed)
         return None

@@ -274,13 +274,13 @@ class Keeping:
 
     def _enter(self, stream: KeptStream) -> None:
         self.streams[stream.id] = stream
-        self.room.streams[stream.lane.org] += 1
+        self.room.count_stream(stream.lane.org, 1)
         if stream.lane.droppable:
             self._droppable.add(stream)
 
     def _leave(self, stream: KeptStream) -> None:
         del self.streams[stream.id]
-        self.room.streams[stream.lane.org] -= 1
+        self.room.count_stream(stream.lane.org, -1)
 
     def _settle(self, stream: KeptStream) -> None:
         """After a change: read on, or let go, and let the next of its lane come."""

@@ -26,6 +26,7 @@ class Room:
     spool: Spool
     settings: KeepingSettings
     pending: Pending
+    all_streams: int = 0
     streams: Counter[str] = field(factory=Counter)
     """By org."""
     dropping: Counter[str] = field(factory=Counter)
@@ -52,6 +53,11 @@ class Room:
         """Whether so much is taken of one that cannot."""
         return self._on_disk(org, cost, self.spool.limit_bytes)
 
+    def count_stream(self, org: str, change: int) -> None:
+        """So many streams more, or less."""
+        self.streams[org] += change
+        self.all_streams += change
+
     def in_memory(self, org: str) -> bool:
         """Whether there is room for more that is not durable."""
         pending = self.pending
@@ -59,7 +65,7 @@ class Room:
 
     def for_stream(self, org: str) -> bool:
         """Whether there may be one stream more."""
-        return self._share.fits(1, self.streams[org], self.streams.total(), self.settings.max_streams)
+        return self._share.fits(1, self.streams[org], self.all_streams, self.settings.max_streams)
 
     def for_telling(self, org: str) -> bool:
         """Whether a stream may be made for an account alone."""

@@ -129,7 +129,7 @@ class SpoolShares(RuleBasedStateMachine):
         assert self.spool.held_bytes <= self.spool.most_bytes
         assert self.keeping.window.used_bytes <= BOUNDS.window_bytes
         assert room.used_bytes == sum(map(room.used_of, ORGS))
-        assert room.streams.total() == len(self.keeping.streams)
+        assert room.all_streams == room.streams.total() == len(self.keeping.streams)
 
     @invariant()
     def whoever_has_nothing_here_may_come(self) -> None:
