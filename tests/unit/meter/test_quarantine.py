@@ -34,6 +34,7 @@ from sapflow.link import (
 )
 from sapflow.link.account import Account, decode_account
 from sapflow.link.frames import Hint
+from tests.small_fleet import small_fleet
 
 GOOD = reference_work(2)
 RECORDS = 48
@@ -253,3 +254,20 @@ async def test_who_cannot_replace_a_batch_has_its_link_closed_as_before(autojump
         await stream.send_all(b"".join(connection.batch(handle, batch)))
         assert await stream.receive_some() == b""
         assert not fleet.log
+
+
+async def test_the_log_has_the_place_of_a_refused_batch_and_its_ledger_closes(tmp_path: Path) -> None:
+    """Over real sockets, into a real log."""
+    async with small_fleet(tmp_path) as fleet, trio.open_nursery() as nursery:
+        uplink = fleet.uplink("link")
+        await nursery.start(uplink.run)
+        stream = uplink.open_stream("acme", "x")
+        for draft in (good(), bad(), good()):
+            await stream.put(draft)
+        await stream.drained()
+        assert [entry.records for entry in fleet.stored()] == [48, 0, 48]
+        ledger = fleet.engine.ledger("acme")
+        assert ledger is not None
+        assert ledger.closes, ledger.differences()
+        assert (ledger.total.stored, ledger.total.account.refused) == (96, {REFUSED_BATCH + "length": 48})
+        nursery.cancel_scope.cancel()
