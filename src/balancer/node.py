@@ -6,6 +6,7 @@ nursery ── control plane (own listener), coordinator server (own listener; w
         ├─ rounds: each second what goes where ─▶ who does no work is left; streams are moved
         ├─ exporter listeners (plain; TLS where configured) ── a task an exporter: intake, batches, its stream
         ├─ exporters' UDP door ── one task reads, another flushes; a stream for each exporter, which drops when full
+        ├─ spooling, with `spool` ── one transaction at a time, in a thread: what comes ─▶ disk ─▶ what may go on
         ├─ uplink ── a task a collector: connects, sends under credit, re-homes streams
         └─ link listener ── a task a link: peek, place, relay
 """
@@ -21,6 +22,7 @@ import attrs
 import trio
 
 from balancer.backoff import Backoff, BackoffSettings
+from balancer.door_spool import DoorSpool, door_spool
 from balancer.doors import ExporterDoor, ExporterTls, LinkDoor, SourceBinding, SourceBindings
 from balancer.idle import IdleCollectors, IdleSettings
 from balancer.placement import Placement, PlacementSettings
@@ -48,9 +50,9 @@ Announce = Callable[[dict[str, Any]], None]
 
 async def run(config: Config, name: str, fleet_token: str, announce: Announce, machine: Machine = REAL) -> None:
     """Be a balancer until cancelled."""
-    mine, fleet = config.balancer, config.fleet
+    mine = config.balancer
     places = Places(name, Placement(PlacementSettings(ramp_s=mine.ramp_s, links_per_s=mine.links_per_s)))
-    connect = partial(dial, timeout_s=fleet.connect_timeout_s)
+    connect = partial(dial, timeout_s=config.fleet.connect_timeout_s)
     uplink = Uplink(
         places,
         lambda target: connect(target.address),
@@ -62,8 +64,24 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce, m
             org_share=mine.org_share,
         ),
     )
+    async with door_spool(config, name, uplink) as spool:
+        await _run(config, name, fleet_token, announce, machine, places, uplink, spool)
+
+
+async def _run(
+    config: Config,
+    name: str,
+    fleet_token: str,
+    announce: Announce,
+    machine: Machine,
+    places: Places,
+    uplink: Uplink,
+    spool: DoorSpool | None,
+) -> None:
+    mine, fleet = config.balancer, config.fleet
+    connect = partial(dial, timeout_s=fleet.connect_timeout_s)
     intake = Intake(
-        uplink,
+        spool.spooling.waiting if spool is not None else uplink,
         IntakeSettings(
             batch_bytes=config.intake.batch_bytes,
             flush_interval_s=config.intake.flush_interval_s,
@@ -87,7 +105,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce, m
         tls_door = ExporterDoor(intake, bindings, tls, backoff=backoff)
     templates = TemplateStore(config.data_path / "templates", lifetime_s=config.intake.template_lifetime_s)
     datagrams = DatagramIntake(
-        uplink,
+        spool.spooling.dropping if spool is not None else uplink,
         DatagramSettings(
             batch_bytes=config.intake.batch_bytes,
             flush_interval_s=config.intake.flush_interval_s,
@@ -162,6 +180,8 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce, m
                     "shut_out": backoff.shut,
                 },
                 **({"tls_door": attrs.asdict(tls_door.counts)} if tls_door is not None else {}),
+                **({"spool": spool.counts()} if spool is not None else {}),
+                "quarantined": attrs.asdict(uplink.quarantined),
                 "link_door": attrs.asdict(link_door.counts),
                 "moves": attrs.asdict(rounds.counts),
                 "coordinator": member.counts(),
@@ -170,8 +190,9 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce, m
             "gauges": {
                 "unacknowledged_bytes": uplink.unacknowledged_bytes,
                 "budget_bytes": mine.budget_bytes,
-                "waiting_exporters": uplink.budget.waiting,
+                "waiting_exporters": spool.spooling.waiting_exporters if spool is not None else uplink.budget.waiting,
                 "streams": len(uplink.streams),
+                **(spool.gauges() if spool is not None else {}),
                 "unplaced_links": link_door.unplaced,
                 "udp_buffer_bytes": udp_door.buffer_bytes if udp_door is not None else 0,
                 "udp_parked_bytes": datagrams.parked.held_bytes,
@@ -179,6 +200,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce, m
                 **figures.read(),
             },
             "faulty_exporters": {name: dict(reasons) for name, reasons in intake.faults.by_exporter.items()},
+            **({"spool": spool.state()} if spool is not None else {}),
             "ratio": {"measured": round(given / taken, 3) if taken else None, "expected": 1.0},
             "loads": places.policy.loads(trio.current_time()),
             "claims": {name: load["claims"]["held"] for name, load in member.view.loads.items() if "claims" in load},
@@ -219,6 +241,8 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce, m
             nursery.start_soon(partial(serve, max_connections=1000, what="coordinator"), server_listener, server.serve)
         nursery.start_soon(member.run)
         nursery.start_soon(uplink.run)
+        if spool is not None:
+            nursery.start_soon(spool.spooling.run)
         nursery.start_soon(steering.run)
         nursery.start_soon(rounds.run)
         if udp_door is not None:

@@ -14,9 +14,9 @@ from attrs import define, field, frozen
 
 from meter.accounts import DatagramAccounts
 from meter.batching import Batcher, Draft, telling
+from meter.exporter_stream import ExporterStream, StreamSource
 from meter.faults import Faults
 from meter.recvmmsg import Source
-from meter.uplink import ExporterStream, StreamSource
 from sapflow.errors import MalformedMessage
 from sapflow.flows.datagrams.parking import Allowance
 from sapflow.flows.datagrams.session import DatagramSession, Protocol, protocol_of

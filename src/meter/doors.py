@@ -69,7 +69,7 @@ class ExporterDoors:
         await self._session(stream, f"unix:{_CREDENTIALS.unpack(found)[0]}")
 
     async def _session(self, stream: trio.SocketStream, peer: str) -> None:
-        await self.spooling.room()
+        await self.spooling.room(self.org)
         await self.intake.session(stream, peer, self.org)
 
 

@@ -13,9 +13,9 @@ import structlog
 import trio
 from attrs import define, frozen
 
-from meter.batching import FEED_BYTES, Batcher
+from meter.batching import FEED_BYTES, Batcher, Draft
+from meter.exporter_stream import StreamSource
 from meter.faults import Faults
-from meter.uplink import StreamSource
 from sapflow.errors import MalformedMessage
 from sapflow.flows.limits import FlowLimits
 from sapflow.runtime.addresses import split_address
@@ -90,6 +90,8 @@ class _ExporterSession:
         self._org = org
         self._batcher = Batcher(self._settings.limits, batch_bytes=self._settings.batch_bytes)
         self._stream = intake.uplink.open_stream(org, peer)
+        self._unput: Draft | None = None
+        """What waits for room."""
         self._refused = 0
         self._noted: Counter[str] = Counter()
 
@@ -154,6 +156,8 @@ class _ExporterSession:
 
     def _last_words(self) -> None:
         """What came whole is delivered even after the session ended; the stream's outbox has room for one more."""
+        if self._unput is not None:
+            self._stream.put_now(self._unput)
         draft = self._batcher.last()
         if draft is not None:
             self._count(draft.messages, draft.records)
@@ -207,7 +211,9 @@ class _ExporterSession:
                     message_since = now
             if draft is not None:
                 self._count(draft.messages, draft.records)
+                self._unput = draft
                 await self._stream.put(draft)
+                self._unput = None
                 message_since += trio.current_time() - now
                 flush_since = trio.current_time()
             if batcher.fault is not None:

@@ -1,52 +1,36 @@
-"""What a meter's spool is to do next, and what of it goes to the link: decisions only; no await, no disk in this file.
+"""What a spool is to do next, and what of it goes to the link: decisions only; no await, no disk in this file.
 
 Rule 1: a batch gets its number here, in order, and goes to the link only once it is durable.
 Rule 2: a stream's batches go to the link in order. What has no room in the window (memory) stays on disk, and is read
         back when there is room: while the fleet is away the disk fills, never the memory.
 Rule 3: an exporter that can wait has one stream. One that cannot (UDP) begins another whenever its last one cannot be
         carried at once; the next is offered when all before it is durable in the log, so the exporter's order holds.
-Rule 4: when the spool is full, an exporter that can wait waits. For one that cannot, the oldest stream that was never
-        offered is given up whole, so no stream ever has a gap; or, by choice, what comes is dropped.
+Rule 4: when the spool is full for an org, its exporters that can wait wait. For those that cannot, the org's oldest
+        stream that was never offered is given up whole, so no stream ever has a gap; or, by choice, what comes is
+        dropped.
+Rule 5: orgs share the spool (`room`, `window`, `pending`): one that nobody takes from holds up no other.
 
 `put`, `acknowledged` and `close` say what happened; `collect` gives the next transaction, `applied` what came of it.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
-from typing import Literal
 
 from attrs import define, field, frozen
 
 from meter.batching import Draft, telling
+from meter.debts import Debts
+from meter.droppable import Droppable
+from meter.keeping_settings import KeepingSettings
 from meter.lanes import KeptStream, Lane
+from meter.pending import Pending
+from meter.room import Room
 from meter.spool import Spool
-from meter.spooled import SPOOL_FULL, Applied, Changes, Cut, Put, Read, StreamRecord, entry_charge
+from meter.spooled import SPOOL_FULL, Applied, Changes, Cut, Put, StreamRecord, entry_charge
+from meter.window import Window
 from sapflow.link import Batch, StreamId
-from sapflow.link.account import NOTHING, Account
-
-MAX_DEBTORS = 1000
-"""Exporters of which it is kept one by one that they owe an account; further ones are told of together, by org."""
-
-WhenFull = Literal["oldest", "newest"]
-
-
-@frozen
-class KeepingSettings:
-    """Bounds of what a meter holds."""
-
-    window_bytes: int = 32 << 20
-    """Durable batches in memory, on their way."""
-    stream_window_bytes: int = 4 << 20
-    pending_bytes: int = 16 << 20
-    """Batches in memory that are not durable yet."""
-    segment_bytes: int = 1 << 20
-    """A stream that cannot be offered yet and holds so much is followed by another: what is given up at a time."""
-    read_bytes: int = 512 << 10
-    commit_bytes: int = 4 << 20
-    max_streams: int = 20_000
-    when_full: WhenFull = "oldest"
+from sapflow.link.account import NOTHING
 
 
 @frozen
@@ -59,7 +43,7 @@ class Offer:
 
 @define
 class Keeping:
-    """All lanes of one meter, over its spool."""
+    """All lanes over one spool."""
 
     spool: Spool
     settings: KeepingSettings
@@ -68,30 +52,31 @@ class Keeping:
     refused_batches: int = 0
     """Dropped before they were taken: no room could be made."""
     refused_records: int = 0
-    pending_bytes: int = 0
-    window_used: int = 0
+    pending: Pending = field(factory=Pending)
+    window: Window = field(init=False)
+    room: Room = field(init=False)
     finished: list[KeptStream] = field(factory=list)
     """Streams of which all is acknowledged and nothing more comes; whoever offers them empties the list."""
-    _pending: deque[Put] = field(factory=deque)
-    _pending_charge: int = 0
-    _dropping_bytes: int = 0
+    _droppable: Droppable = field(init=False)
     _opened: dict[StreamId, StreamRecord] = field(factory=dict)
     _acknowledged: dict[StreamId, int] = field(factory=dict)
     _dropped: set[StreamId] = field(factory=set)
     _ended: set[StreamId] = field(factory=set)
     _cuts: list[Cut] = field(factory=list)
     _notes: dict[str, str] = field(factory=dict)
-    _behind: deque[KeptStream] = field(factory=deque)
     _lanes: dict[tuple[str, str, str], Lane] = field(factory=dict)
     """Those that are found again: droppable ones by exporter, files by source."""
     _order: int = 0
-    _debts: dict[tuple[str, str], Account] = field(factory=dict)
-    """Of exporters that have left, by org and exporter; nothing here is what the spool has the account of."""
+    _debts: Debts = field(factory=Debts)
+    """Of exporters that have left; nothing here is what the spool has the account of."""
     _latest_us: int = 0
     """When the last batch was taken in, as its exporter's intake said."""
 
     def __attrs_post_init__(self) -> None:
         """Everything that an earlier life left is on its way again; only files may bring more of the same."""
+        self.window = Window(self.settings)
+        self.room = Room(self.spool, self.settings, self.pending)
+        self._droppable = Droppable(lambda stream: self.streams.get(stream.id) is stream)
         for record in sorted(self.spool.records.values(), key=lambda record: (record.order, record.first)):
             key = (record.org, record.exporter, record.source)
             lane = self._lanes.get(key) if record.droppable or record.source else None
@@ -105,7 +90,7 @@ class Keeping:
             )
             stream.offset = record.offset
             lane.streams.append(stream)
-            self.streams[record.id] = stream
+            self._enter(stream)
             self._order = record.order
         self._find_owing()
         for stream in list(self.streams.values()):
@@ -138,20 +123,6 @@ class Keeping:
         """Files that were being read in an earlier life."""
         return [lane for lane in self._lanes.values() if lane.source]
 
-    @property
-    def used_bytes(self) -> int:
-        """Of the spool, with what is about to be written."""
-        return self.spool.held_bytes + self._pending_charge - self._dropping_bytes
-
-    @property
-    def has_room(self) -> bool:
-        """Whether exporters that can wait may go on; an eighth of the spool is left to those that cannot."""
-        return (
-            self.used_bytes < self.spool.limit_bytes // 8 * 7
-            and self.pending_bytes < self.settings.pending_bytes
-            and len(self.streams) < self.settings.max_streams
-        )
-
     def put(self, lane: Lane, draft: Draft, received_us: int, offset: int = 0) -> KeptStream | None:
         """Number a batch and have it written. None when its exporter cannot wait and there is no room: dropped."""
         assert not lane.closed
@@ -168,18 +139,14 @@ class Keeping:
 
     def _number(self, lane: Lane, draft: Draft, received_us: int, offset: int = 0) -> KeptStream:
         stream = self._continued(lane) or self._begun(lane)
-        # Half of the window is for those that are behind, while there are any.
-        window = self.settings.window_bytes // 2 if self._behind else self.settings.window_bytes
         size = draft.size
-        at_once = stream.loaded == stream.last and lane.streams[0] is stream and self._fits(stream, size, window)
+        at_once = stream.loaded == stream.last and lane.streams[0] is stream and self.window.fits_new(stream, size)
         stream.last += 1
         if at_once:
             stream.loaded, stream.offered = stream.last, True
-            self._in_window(stream, size)
+            self.window.add(stream, size)
         batch = _batch(stream.last, draft, received_us)
-        self._pending.append(Put(stream.id, batch, at_once, offset))
-        self._pending_charge += entry_charge(lane.exporter, batch)
-        self.pending_bytes += size
+        self.pending.add(lane.org, Put(stream.id, batch, at_once, offset), entry_charge(lane.exporter, batch))
         return stream
 
     def acknowledged(self, stream_id: StreamId, batch: Batch) -> None:
@@ -188,8 +155,13 @@ class Keeping:
         assert stream.acknowledged < batch.seq <= stream.loaded, (stream, batch.seq)
         stream.acknowledged = batch.seq
         self._acknowledged[stream_id] = batch.seq
-        self._in_window(stream, -batch.size)
+        self.window.add(stream, -batch.size)
         self._settle(stream)
+
+    def replaced(self, stream_id: StreamId, batch: Batch, by: Batch) -> None:
+        """No collector takes a batch: another is on its way in its place. On disk it is as it was, until that is
+        acknowledged; if this process dies before, it is refused again."""
+        self.window.add(self.streams[stream_id], by.size - batch.size)
 
     def close(self, lane: Lane) -> None:
         """Nothing more is put into this lane; what is held is still delivered."""
@@ -210,8 +182,12 @@ class Keeping:
     @property
     def has_work(self) -> bool:
         """Whether another transaction would do something at once."""
-        waits = any(self._fits(stream, self.settings.read_bytes, self.settings.window_bytes) for stream in self._behind)
-        return bool(self._pending or self._cuts or waits)
+        return bool(self._cuts or self.window.may_read or self.may_write)
+
+    @property
+    def may_write(self) -> bool:
+        """Whether anything that was put has room on disk."""
+        return self.pending.may_take(self.room.to_write)
 
     # --- transactions -----------------------------------------------------------------------------------------
 
@@ -223,14 +199,12 @@ class Keeping:
             cuts=self._cuts,
             ended=self._ended,
             notes=self._notes,
-            read=self._reads(),
+            read=self.window.reads(),
         )
         self._acknowledged, self._dropped, self._ended, self._notes, self._cuts = {}, set(), set(), {}, []
-        size = 0
-        while with_puts and self._pending and size < self.settings.commit_bytes:
-            put = self._pending.popleft()
-            size += put.batch.size
-            changes.put.append(put)
+        if with_puts:
+            changes.put = self.pending.take(self.settings.commit_bytes, self.room.to_write)
+        for put in changes.put:
             stream = self.streams[put.stream]
             if not stream.stored:
                 lane = stream.lane
@@ -241,30 +215,32 @@ class Keeping:
 
     def put_back(self, changes: Changes) -> None:
         """Take the batches out of a transaction for which there was no room; they come again later."""
-        self._pending.extendleft(reversed(changes.put))
+        self.pending.put_back()
         changes.put, changes.opened = [], {}
         if self.settings.when_full == "oldest":
-            self._give_up_oldest()
+            # The disk has no room for anybody: who holds most gives up.
+            any(self._give_up_oldest(org) for org, _ in self.spool.held_by.most_common())
 
     def applied(self, changes: Changes, applied: Applied) -> list[Offer]:
         """A transaction is durable: what may go to the link by it, in order."""
         self.spool.adopt(applied)
-        self._dropping_bytes = sum(self.spool.records[stream].held_bytes for stream in self._dropped)
+        self.room.dropping.clear()
+        for record in map(self.spool.records.__getitem__, self._dropped):
+            self.room.dropping[record.org] += record.held_bytes
         offers = []
         touched = {put.stream: self.streams[put.stream] for put in changes.put}
         for put, batch in zip(changes.put, applied.put, strict=True):
             stream = self.streams[put.stream]
             stream.stored, stream.durable, stream.offset = True, batch.seq, put.offset
-            self._pending_charge -= entry_charge(stream.lane.exporter, put.batch)
-            self.pending_bytes -= put.batch.size
             if put.offered:
-                self._in_window(stream, batch.size - put.batch.size)
+                self.window.add(stream, batch.size - put.batch.size)
                 offers.append(Offer(stream, batch))
+        self.pending.done()
         for read in changes.read:
             stream, found = self.streams[read.stream], applied.found[read.stream]
             touched[read.stream] = stream
             stream.queued = False
-            self._in_window(stream, sum(batch.size for batch in found.batches) - read.most_bytes)
+            self.window.add(stream, sum(batch.size for batch in found.batches) - read.most_bytes)
             stream.loaded += len(found.batches)
             carried = stream if found.damaged is None else self._split(stream, found.damaged)
             offers += [Offer(carried, batch) for batch in found.batches]
@@ -291,35 +267,20 @@ class Keeping:
         self._order += 1
         stream = KeptStream(self.new_id(), lane, self._order)
         lane.streams.append(stream)
-        self.streams[stream.id] = stream
+        self._enter(stream)
         if len(lane.streams) > 1:
             self._settle(lane.streams[-2])
         return stream
 
-    def _fits(self, stream: KeptStream, size: int, window: int) -> bool:
-        """Whether a window takes so much more of a stream; always something, if nothing is in it."""
-        if self.window_used and self.window_used + size > window:
-            return False
-        return not stream.window_bytes or stream.window_bytes + size <= self.settings.stream_window_bytes
+    def _enter(self, stream: KeptStream) -> None:
+        self.streams[stream.id] = stream
+        self.room.count_stream(stream.lane.org, 1)
+        if stream.lane.droppable:
+            self._droppable.add(stream)
 
-    def _in_window(self, stream: KeptStream, size: int) -> None:
-        stream.window_bytes += size
-        self.window_used += size
-
-    def _reads(self) -> list[Read]:
-        reads = []
-        size = self.settings.read_bytes
-        turns = len(self._behind)
-        while turns and self._behind:
-            turns -= 1
-            stream = self._behind.popleft()
-            if not self._fits(stream, size, self.settings.window_bytes):
-                self._behind.append(stream)
-                continue
-            stream.offered = True
-            self._in_window(stream, size)
-            reads.append(Read(stream.id, stream.loaded, size))
-        return reads
+    def _leave(self, stream: KeptStream) -> None:
+        del self.streams[stream.id]
+        self.room.count_stream(stream.lane.org, -1)
 
     def _settle(self, stream: KeptStream) -> None:
         """After a change: read on, or let go, and let the next of its lane come."""
@@ -327,7 +288,7 @@ class Keeping:
         if stream.id not in self.streams:
             return
         if stream.sealed and stream.acknowledged == stream.last:
-            del self.streams[stream.id]
+            self._leave(stream)
             lane.streams.remove(stream)
             self.finished.append(stream)
             if stream.stored:
@@ -336,33 +297,20 @@ class Keeping:
                 self._settle(lane.streams[0])
             self._forget(lane)
         elif lane.streams[0] is stream and stream.loaded < stream.durable and not stream.queued:
-            stream.queued = True
-            self._behind.append(stream)
+            self.window.wait(stream)
 
     def _tell(self, lane: Lane) -> None:
         """Have what a lane owes told by a batch of its own, as soon as there is room for one."""
-        who = (lane.org, lane.exporter)
-        if who not in self._debts and len(self._debts) >= MAX_DEBTORS:
-            who = (lane.org, "")
-        self._debts[who] = self._debts.get(who, NOTHING) + lane.owed
+        self._debts.add(lane.org, lane.exporter, lane.owed)
         lane.owed, lane.owes = NOTHING, False
         self._tell_debts()
 
     def _tell_debts(self) -> None:
         """In streams of their own, which are never given up."""
-        while self._debts and self._may_tell:
-            (org, exporter), owed = self._debts.popitem()
-            teller = Lane(org, exporter)
-            self._number(teller, telling(owed), self._latest_us)
+        while (due := self._debts.take(self.room.for_telling)) is not None:
+            teller = Lane(due.org, due.exporter)
+            self._number(teller, telling(due.owed), self._latest_us)
             teller.closed = True
-
-    @property
-    def _may_tell(self) -> bool:
-        return (
-            self.used_bytes < self.spool.limit_bytes
-            and self.pending_bytes < self.settings.pending_bytes
-            and len(self.streams) < self.settings.max_streams
-        )
 
     def _forget(self, lane: Lane) -> None:
         if lane.closed and not lane.streams:
@@ -373,33 +321,27 @@ class Keeping:
                 del self._lanes[key]
 
     def _make_room(self, lane: Lane, cost: int) -> bool:
-        if self.pending_bytes >= self.settings.pending_bytes:
+        org, room = lane.org, self.room
+        if not room.in_memory(org):
             return False
-        most = self.settings.max_streams
-        while self.used_bytes + cost > self.spool.limit_bytes or (
-            len(self.streams) >= most and self._continued(lane) is None
-        ):
-            if self.settings.when_full == "newest" or not self._give_up_oldest():
+        while not room.for_dropping(org, cost) or not (room.for_stream(org) or self._continued(lane)):
+            if self.settings.when_full == "newest" or not self._give_up_oldest(org):
                 return False
         return True
 
-    def _give_up_oldest(self) -> bool:
-        """Drop the oldest stream that was never offered, of an exporter that cannot wait; False if there is none."""
-        for stream in self.streams.values():  # by age
-            idle = stream.id in self.spool.records and stream.durable == stream.last
-            if stream.lane.droppable and idle and not stream.offered:
-                break
-        else:
+    def _give_up_oldest(self, org: str) -> bool:
+        """Drop an org's oldest stream that may be: False if there is none."""
+        stream = self._droppable.oldest(org)
+        if stream is None:
             return False
         self._dropped.add(stream.id)
-        self._dropping_bytes += self.spool.records[stream.id].held_bytes
-        del self.streams[stream.id]
+        self.room.dropping[org] += self.spool.records[stream.id].held_bytes
+        self._leave(stream)
         lane = stream.lane
         lane.owes = True
         was_first = lane.streams[0] is stream
         lane.streams.remove(stream)
-        if stream.queued:
-            self._behind.remove(stream)
+        self.window.forget(stream)
         if was_first and lane.streams:
             self._settle(lane.streams[0])
         self._forget(lane)
@@ -417,12 +359,9 @@ class Keeping:
         stream.loaded = stream.acknowledged = damaged
         self._cuts.append(Cut(done.id, damaged, stream.id))
         self.streams[done.id] = done
-        self.streams[stream.id] = stream
+        self._enter(stream)
         lane.streams.insert(lane.streams.index(stream), done)
-        self._pending = deque(
-            Put(stream.id, put.batch, put.offered, put.offset) if put.stream == done.id else put
-            for put in self._pending
-        )
+        self.pending.rename(lane.org, done.id, stream.id)
         self._settle(done)
         return done
 

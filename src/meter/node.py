@@ -33,7 +33,7 @@ from meter.doors import ExporterDoors, Sources, listen_unix
 from meter.drop import DropDirectory
 from meter.flowing import exporters_flow
 from meter.intake import Intake, IntakeSettings
-from meter.keeping import KeepingSettings
+from meter.keeping_settings import KeepingSettings
 from meter.spool import Spool
 from meter.spooling import Spooling
 from meter.systemd import notify, watchdog
@@ -209,6 +209,7 @@ class _Meter:
                 "transactions": spooling.transactions,
             },
             "door": {"refused": self.doors.refused},
+            "quarantined": attrs.asdict(self.uplink.quarantined),
         }
         if self.udp is not None and self.datagrams is not None:
             counts["udp"] = {
@@ -232,9 +233,9 @@ class _Meter:
                 "held_records": totals.held_records,
                 "limit_bytes": spool.limit_bytes,
                 "oldest_s": round(time.time() - oldest_us / 1e6, 3) if oldest_us else 0.0,
-                "pending_bytes": keeping.pending_bytes,
+                "pending_bytes": keeping.pending.used_bytes,
                 "pending_limit_bytes": keeping.settings.pending_bytes,
-                "window_bytes": keeping.window_used,
+                "window_bytes": keeping.window.used_bytes,
                 "window_limit_bytes": keeping.settings.window_bytes,
                 "streams": len(keeping.streams),
                 "links_up": len(self.uplink.up),

@@ -1,4 +1,4 @@
-"""A meter's spool: batches on disk until they are acknowledged, bounded in bytes (LMDB, synced).
+"""A spool: batches on disk until they are acknowledged, bounded in bytes (LMDB, synced).
 
 Rule 1: a batch that `write` returned for is on disk, with its number; only then may it be sent.
 Rule 2: a stream whose batches may be sent is marked `offered` on disk before; such a stream is never given up.
@@ -27,6 +27,7 @@ import errno
 import json
 import os
 import time
+from collections import Counter
 from pathlib import Path
 from typing import IO
 
@@ -50,6 +51,7 @@ from sapflow.link import StreamId
 
 log = structlog.get_logger()
 
+DATA_FILE = "data.mdb"
 REMAP_BYTES = 32 << 20
 MIN_BYTES = 8 << 20
 
@@ -59,15 +61,17 @@ class SpoolFull(StorageError):
 
 
 class Spool:
-    """All streams of one meter."""
+    """All streams of one meter, or of one balancer's exporter door."""
 
     def __init__(self, path: Path, lock: IO[bytes], spool_bytes: int) -> None:
         self.path = path
         self.owing: set[tuple[str, str]] = set()
         """Orgs and exporters with something of theirs dropped that no batch told of, when the spool was opened."""
         self.limit_bytes = spool_bytes // 3 * 2
-        self._most_bytes = spool_bytes // 6 * 5
+        self.most_bytes = spool_bytes // 6 * 5
         self.held_bytes = 0
+        self.held_by: Counter[str] = Counter()
+        """`held_bytes` by org."""
         self.records: dict[StreamId, StreamRecord] = {}
         self.totals = Totals()
         self._lock = lock
@@ -77,22 +81,29 @@ class Spool:
         self._load()
 
     @classmethod
-    def open(cls, path: Path, *, spool_bytes: int) -> Spool:
+    def open(
+        cls,
+        path: Path,
+        *,
+        spool_bytes: int,
+        holder: str = "another meter",
+        elsewhere: str = "its own (meter.spool)",
+    ) -> Spool:
         """Open or create the spool in the directory `path`; one that is damaged as a whole is moved aside.
 
-        Raises ConfigurationError when another meter has it, StorageError when the directory cannot be used.
+        Raises ConfigurationError when another process has it, which is told with `holder` and `elsewhere`; StorageError
+        when the directory cannot be used.
         """
         assert spool_bytes >= MIN_BYTES, spool_bytes
         try:
             lock = hold(path)
         except HeldElsewhere as held:
             raise ConfigurationError(
-                f"another meter (pid {held.holder}) has the spool in {path} open; stop it, or give this one its own "
-                "(meter.spool)"
+                f"{holder} (pid {held.holder}) has the spool in {path} open; stop it, or give this one {elsewhere}"
             ) from None
         except OSError as error:
             raise StorageError(
-                f"the spool's directory {path} cannot be used: {error.strerror}; choose another with meter.spool"
+                f"the spool's directory {path} cannot be used: {error.strerror}; mend it, or give this one {elsewhere}"
             ) from error
         try:
             try:
@@ -120,7 +131,7 @@ class Spool:
             self._env = self._open_env()
             self._touched_bytes = 0
         coming = sum(entry_charge("", put.batch) for put in changes.put)
-        if coming and self.held_bytes + coming > self._most_bytes:
+        if coming and self.held_bytes + coming > self.most_bytes:
             raise SpoolFull(f"the spool in {self.path} is full")
         try:
             with self._env.begin(write=True, buffers=True) as txn:
@@ -141,10 +152,11 @@ class Spool:
         self.totals = applied.totals
         for stream, record in applied.records.items():
             before = self.records.pop(stream, None)
-            self.held_bytes -= before.held_bytes if before is not None else 0
+            if before is not None:
+                self._count(before.org, -before.held_bytes)
             if record is not None:
                 self.records[stream] = record
-                self.held_bytes += record.held_bytes
+                self._count(record.org, record.held_bytes)
 
     def reopen(self) -> None:
         """After a StorageError: open the file again, and show what is in it. Raises StorageError."""
@@ -168,7 +180,7 @@ class Spool:
             env = lmdb.open(
                 str(self.path), map_size=self._spool_bytes, max_dbs=4, max_readers=8, readahead=False, lock=True
             )
-            if os.path.getsize(self.path / "data.mdb") < env.info()["last_pgno"] * env.stat()["psize"]:
+            if os.path.getsize(self.path / DATA_FILE) < env.info()["last_pgno"] * env.stat()["psize"]:
                 env.close()
                 raise StorageError(f"the spool in {self.path} is cut off")
             self.tables = Tables.of(env)
@@ -198,7 +210,13 @@ class Spool:
                 self._give_up(damaged)
         except (lmdb.Error, OSError, ValueError) as error:
             raise StorageError(f"the spool in {self.path} cannot be read: {error}") from error
-        self.held_bytes = sum(record.held_bytes for record in self.records.values())
+        self.held_bytes, self.held_by = 0, Counter()
+        for record in self.records.values():
+            self._count(record.org, record.held_bytes)
+
+    def _count(self, org: str, size: int) -> None:
+        self.held_bytes += size
+        self.held_by[org] += size
 
     def _give_up(self, damaged: list[StreamId]) -> None:
         """Without its record a stream cannot go on: nobody knows which of its batches were sent."""
@@ -213,7 +231,7 @@ class Spool:
 
 def _set_aside(path: Path, reason: str) -> None:
     """A spool that LMDB cannot read is kept for whoever wants to look, and a new one begun."""
-    data = path / "data.mdb"
+    data = path / DATA_FILE
     if not data.exists():
         raise StorageError(reason)
     aside = path / f"damaged-{int(time.time())}.mdb"

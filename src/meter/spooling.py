@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import defaultdict
 from functools import partial
 
 import structlog
@@ -15,7 +16,8 @@ import trio
 from attrs import define, field, frozen
 
 from meter.batching import Draft
-from meter.keeping import Keeping, KeepingSettings
+from meter.keeping import Keeping
+from meter.keeping_settings import KeepingSettings
 from meter.lanes import KeptStream, Lane
 from meter.spool import Spool, SpoolFull
 from meter.spooled import Applied, Changes
@@ -50,11 +52,11 @@ class SpooledStream:
 
     async def room(self) -> None:
         """Wait for room in the spool."""
-        await self.spooling.room()
+        await self.spooling.room(self.lane.org)
 
     async def put(self, draft: Draft, offset: int = 0) -> None:
         """Take a batch, waiting for room in the spool."""
-        await self.spooling.room()
+        await self.spooling.room(self.lane.org)
         self.put_now(draft, offset)
 
     def put_now(self, draft: Draft, offset: int = 0) -> None:
@@ -105,6 +107,8 @@ class Spooling:
     """When the transaction that is being written began."""
     _offered: dict[StreamId, UplinkStream] = field(factory=dict)
     _thread: ThreadKind = field(factory=lambda: ThreadKind("spool", 1))
+    _waiting: defaultdict[str, trio.lowlevel.ParkingLot] = field(factory=lambda: defaultdict(trio.lowlevel.ParkingLot))
+    """Exporters that wait for room, by org."""
     _work: trio.Event = field(factory=trio.Event)
     _urgent: trio.Event = field(factory=trio.Event)
     _drops_told: int = 0
@@ -129,10 +133,15 @@ class Spooling:
         """A stream for a file; one that was begun before a restart goes on (`lane.offset` says from where)."""
         return SpooledStream(self, self.keeping.lane(org, exporter, source=source))
 
-    async def room(self) -> None:
-        """Wait until exporters that can wait may go on."""
-        while not self.keeping.has_room:
-            await self.changed.park()
+    async def room(self, org: str) -> None:
+        """Wait until an org's exporters that can wait may go on."""
+        while not self.keeping.room.for_waiting(org):
+            await self._waiting[org].park()
+
+    @property
+    def waiting_exporters(self) -> int:
+        """Exporters that wait for room."""
+        return sum(map(len, self._waiting.values()))
 
     def wake(self, *, urgent: bool = True) -> None:
         """There is something to write."""
@@ -176,17 +185,23 @@ class Spooling:
         if keeping.has_work:
             self.wake()
         self.changed.unpark_all()
+        for org, waiting in self._waiting.items():
+            if waiting and keeping.room.for_waiting(org):
+                waiting.unpark_all()
 
     async def flush(self) -> None:
         """Write all that was put, at the end; nothing more is offered to anyone who would listen."""
-        while self.keeping.pending_bytes or self._writing:
+        while self.keeping.may_write or self._writing:
             await self.turn()
+        if left := self.keeping.pending.used_bytes:
+            log.error("batches not kept", bytes=left, reason="the spool is full; they were the last of their sessions")
 
     def _stream(self, kept: KeptStream) -> UplinkStream:
         stream = self._offered.get(kept.id)
         if stream is None:
             stream = self._offered[kept.id] = self.uplink.open_stream(kept.lane.org, kept.lane.exporter, kept.id)
             stream.on_acknowledged = partial(self._acknowledged, kept.id)
+            stream.on_replaced = partial(self.keeping.replaced, kept.id)
         return stream
 
     def _acknowledged(self, stream: StreamId, batch: Batch) -> None:

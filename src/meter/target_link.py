@@ -13,6 +13,7 @@ from attrs import evolve
 
 from sapflow.link import (
     Acknowledged,
+    BatchRefused,
     Close,
     Closed,
     Connection,
@@ -26,10 +27,13 @@ from sapflow.link import (
     Side,
     Welcomed,
 )
+from sapflow.link.frames import CAN_REPLACE
 from sapflow.runtime.session import LinkSession
 
 if TYPE_CHECKING:
-    from meter.uplink import Target, Uplink, UplinkStream
+    from meter.choosing import Target
+    from meter.uplink import Uplink
+    from meter.uplink_stream import UplinkStream
 
 log = structlog.get_logger()
 
@@ -121,7 +125,7 @@ class TargetLink:
         self._session = session
         async with session.open():
             hint = evolve(settings.hint, want=self.target.want) if self.target.want else settings.hint
-            session.send(connection.hello(hint, **settings.hello))
+            session.send(connection.hello(hint, can=[CAN_REPLACE], **settings.hello))
             async for events in session.events():
                 for event in events:
                     self._handle(event)
@@ -140,6 +144,11 @@ class TargetLink:
             case Rewound(handle, _):
                 if (stream := self._streams.get(handle)) is not None and stream.sender is not None:
                     stream.sender.reset()
+                    self.send(stream, stream.sender.pump())
+            case BatchRefused(handle, seq, reason):
+                if (stream := self._streams.get(handle)) is not None and stream.sender is not None:
+                    self._uplink.batch_refused(stream, seq, reason, self.target.name)
+                    stream.sender.go_back(seq)
                     self.send(stream, stream.sender.pump())
             case Welcomed(fields):
                 self._welcomed(fields)

@@ -13,21 +13,22 @@ from __future__ import annotations
 
 import os
 import random
-import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 import trio
-from attrs import define, field, frozen
+from attrs import define
 
-from meter.batching import MAX_BATCH_BYTES, Draft
 from meter.budget import Budget
+from meter.choosing import Chooser, FixedTarget, Target
 from meter.target_link import TargetLink
+from meter.uplink_stream import UplinkSettings, UplinkStream
 from sapflow.errors import LinkError, Overloaded, Refused, Unreachable, first_of
-from sapflow.link import Batch, Outbox, Sender, StreamId, Traffic
-from sapflow.link.frames import Hint
+from sapflow.link import StreamId, Traffic
 from sapflow.runtime.seldom import Seldom
+
+__all__ = ["Chooser", "FixedTarget", "Target", "Uplink", "UplinkSettings", "UplinkStream"]
 
 log = structlog.get_logger()
 
@@ -37,180 +38,12 @@ MOVE_PAUSE_S = 30.0
 """A stream that obeyed a move obeys none for so long."""
 
 
-@frozen
-class Target:
-    """A collector, or a door to one."""
+@define
+class Quarantined:
+    """What collectors refused; never goes down."""
 
-    name: str
-    address: str
-    want: str = ""
-    """The collector that a door is asked for, in the hint."""
-
-
-class ExporterStream(Protocol):
-    """Where an intake puts what one exporter sends."""
-
-    def is_full(self, most_bytes: int) -> bool:
-        """Whether what an exporter sends that cannot be made to wait is to be dropped: `most_bytes` are in memory."""
-
-    async def room(self) -> None:
-        """Wait until an exporter that can wait may be read from."""
-
-    async def put(self, draft: Draft) -> object:
-        """Take a batch, waiting for room."""
-
-    def put_now(self, draft: Draft) -> object:
-        """As `put`, whatever is held: for the last batch of a session that has ended."""
-
-    def end(self) -> None:
-        """Nothing more will be put."""
-
-
-class StreamSource(Protocol):
-    """Gives an intake its streams: an uplink, or the spool in front of one."""
-
-    def open_stream(self, org: str, exporter: str) -> ExporterStream:
-        """A stream for an exporter's session."""
-
-
-class Chooser(Protocol):
-    """Where streams go."""
-
-    def choose(self, stream: UplinkStream) -> Target | None:
-        """The target for a stream; None when none can take it now."""
-
-    def failed(self, target: str) -> None:
-        """A link to this target broke or could not be made."""
-
-    def released(self, stream: UplinkStream) -> None:
-        """A stream is no more."""
-
-
-@frozen
-class FixedTarget:
-    """Everything goes through one door; who is behind it is the door's affair."""
-
-    target: Target
-
-    def choose(self, stream: UplinkStream) -> Target | None:
-        return self.target
-
-    def failed(self, target: str) -> None:
-        """There is no other."""
-
-    def released(self, stream: UplinkStream) -> None:
-        """Nothing is kept about streams."""
-
-
-@frozen
-class UplinkSettings:
-    """How an uplink presents itself, and its bounds."""
-
-    hello: dict[str, Any]
-    hint: Hint = Hint()
-    connect_timeout_s: float = 2.0
-    idle_timeout_s: float = 30.0
-    max_unacknowledged_bytes: int = 4 << 20
-    """Of one stream."""
-    budget_bytes: int = 256 << 20
-    """Unacknowledged, of all streams; of one org at most its share."""
-    org_share: float = 0.5
-    max_unsent_bytes: int = 256 << 20
-    backoff_first_s: float = 0.05
-    backoff_most_s: float = 5.0
-
-
-@define(eq=False)
-class UplinkStream:
-    """The ordered batches of one exporter's transport session, each kept until it is durable."""
-
-    id: StreamId
-    org: str
-    exporter: str
-    settings: UplinkSettings
-    budget: Budget
-    taken: Traffic
-    outbox: Outbox = field(factory=Outbox)
-    records_acknowledged: int = 0
-    batches_acknowledged: int = 0
-    taken_bytes: int = 0
-    """Of all batches, for its rate."""
-    moved_at: float = float("-inf")
-    """When the fleet last asked for it elsewhere, and it obeyed."""
-    ended: bool = False
-    on_acknowledged: Callable[[Batch], None] | None = None
-    target: str | None = None
-    link: TargetLink | None = None
-    sender: Sender | None = None
-    _changed: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot)
-
-    def is_full(self, most_bytes: int) -> bool:
-        """Whether as much is unacknowledged as may be."""
-        return self.outbox.held_bytes >= most_bytes or not self.budget.fits(self.org, 0)
-
-    async def room(self) -> None:
-        """Wait while too much is unacknowledged, of this stream or of all."""
-        while self.outbox.held_bytes >= self.settings.max_unacknowledged_bytes:
-            await self._changed.park()
-        await self.budget.acquire(self.org, 0)
-
-    async def put(self, draft: Draft) -> int:
-        """Number a batch and hand it to the link, waiting while too much is unacknowledged. Returns its number."""
-        assert not self.ended
-        while self.outbox.held_bytes >= self.settings.max_unacknowledged_bytes:
-            await self._changed.park()
-        await self.budget.acquire(self.org, draft.size)
-        return self._put(draft)
-
-    def put_now(self, draft: Draft) -> int:
-        """As `put`, whatever is held: for the last batch of a session that has ended."""
-        self.budget.take(self.org, draft.size)
-        return self._put(draft)
-
-    def offer(self, batch: Batch) -> None:
-        """Hand a batch to the link that has its number already; the next must have the next."""
-        self.budget.take(self.org, batch.size)
-        self._hand_on(batch)
-
-    def _put(self, draft: Draft) -> int:
-        seq = self.outbox.last + 1
-        received_us = time.time_ns() // 1000
-        self._hand_on(Batch(seq, draft.messages, draft.records, received_us, draft.payload, draft.account))
-        return seq
-
-    def _hand_on(self, batch: Batch) -> None:
-        assert batch.size <= MAX_BATCH_BYTES, (self.exporter, batch.size)
-        self.outbox.put(batch)
-        self.taken.add(batch)
-        self.taken_bytes += batch.size
-        if self.link is not None and self.sender is not None:
-            self.link.send(self, self.sender.pump())
-
-    async def drained(self) -> None:
-        """Wait until all that was put is durable."""
-        while len(self.outbox):
-            await self._changed.park()
-
-    def end(self) -> None:
-        """Nothing more will be put; what is held is still delivered."""
-        self.ended = True
-        self.acknowledged(0)
-
-    def acknowledged(self, through: int) -> None:
-        """All up to `through` is durable."""
-        for batch in self.outbox:
-            if batch.seq > through:
-                break
-            self.records_acknowledged += batch.records
-            self.batches_acknowledged += 1
-            if self.on_acknowledged is not None:
-                self.on_acknowledged(batch)
-        released = self.outbox.acknowledged(through)
-        if released:
-            self.budget.release(self.org, released)
-        self._changed.unpark_all()
-        if self.ended and not len(self.outbox) and self.link is not None:
-            self.link.detach(self)
+    batches: int = 0
+    records: int = 0
 
 
 class Uplink:
@@ -227,6 +60,7 @@ class Uplink:
         self.taken = Traffic()
         self.given = Traffic()
         """With what was sent again."""
+        self.quarantined = Quarantined()
         self.refused: Refused | None = None
         self.was_refused = trio.Event()
         self.last_error = ""
@@ -274,6 +108,26 @@ class Uplink:
         if address and self.on_moved is not None:
             self.on_moved(to, address)
         self.move(stream, Target(to, address) if address else Target(to, stream.link.target.address, want=to))
+
+    def batch_refused(self, stream: UplinkStream, seq: int, reason: str, by: str) -> None:
+        """A collector does not take a batch: it is counted and told, and the stream goes on without its records."""
+        batch = stream.refused(seq, reason)
+        if batch is None:
+            return
+        self.quarantined.batches += 1
+        self.quarantined.records += batch.records
+        log.error(
+            "batch refused",
+            org=stream.org,
+            exporter=stream.exporter,
+            stream=stream.id.hex(),
+            number=seq,
+            records=batch.records,
+            collector=by,
+            reason=reason,
+            meaning="its records are not stored, and are in the ledger as refused; the stream goes on",
+            advice="this is a fault of ours, or of the disk or the network between: please report it",
+        )
 
     def leave(self, link: TargetLink, deadline_s: float) -> None:
         """A link is to be left: its streams move, and whatever is on it at the deadline finds its collector anew."""

@@ -81,7 +81,16 @@ class BalancerConfig:
     budget_bytes: int = 256 << 20
     """Of exporters' batches that are not durable yet; beyond it TCP is not read from, and datagrams are dropped."""
     org_share: float = 0.5
-    """No org holds more than this share of the budget."""
+    """No org holds more than this share of the budget, or of the spool."""
+    spool: bool = False
+    """Whether what exporters sent is on disk before it goes on, and until it is durable in the log: in the data
+    directory, under `spool/` and this balancer's name. It then outlives this process, and a loss of power."""
+    spool_bytes: int = 1 << 30
+    """The most that the spool may take on disk; when it is full TCP is not read from, and of datagrams …"""
+    spool_when_full: Literal["oldest", "newest"] = "oldest"
+    """… these are dropped and counted."""
+    spool_streams: int = 20_000
+    """Streams that the spool holds at a time."""
     max_connections: int = 5000
     """Connections at each door; the rest wait in the accept queue."""
     max_unplaced_links: int = 1000

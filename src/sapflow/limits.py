@@ -16,6 +16,7 @@ LEAST: Mapping[str, float] = {
     "balancer.rebalance_start": 1.01,
     "balancer.rebalance_stop": 1.0,
     "balancer.budget_bytes": 8 * MIB,
+    "balancer.spool_bytes": 8 * MIB,
     "collector.budget_bytes": 8 * MIB,
     "phloem.budget_bytes": 8 * MIB,
     "phloem.map_bytes": 16 * MIB,

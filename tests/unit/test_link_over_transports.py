@@ -167,7 +167,7 @@ async def test_w11_a_client_that_never_reads_is_held_to_its_bound_and_others_go_
         with trio.move_on_after(2):
             while True:
                 await deaf.say(ping)
-        sessions = list(fleet.collector._sessions.values())
+        sessions = list(fleet.collector.sessions.values())
         assert max(session.unsent_bytes for session in sessions) <= BUDGET_BYTES
         good = await a_peer(fleet, transport)
         assert await good.send(a_batch()) == Acknowledged(1, 1)
@@ -193,7 +193,7 @@ async def test_w11_a_subscriber_that_never_reads_is_cut_at_its_bound_and_the_oth
             await deaf.say(deaf.connection.grant(event.handle, 1 << 40))
             for _ in range(900):
                 await stream.put(Draft(41, 960, reference_work(40)))
-                most = max([most, *(session.unsent_bytes for session in fleet.collector._sessions.values())])
+                most = max([most, *(session.unsent_bytes for session in fleet.collector.sessions.values())])
             await stream.drained()
             assert most <= 2 * BUDGET_BYTES + (1 << 20)
             assert fleet.collector.pool.used_bytes <= BUDGET_BYTES
@@ -292,7 +292,7 @@ async def test_w02_a_frame_that_promises_much_and_brings_nothing_costs_nothing(t
         await stream._transport.send_all(b"\x82\xff\x3f\xff\xff\xff\xff\xff\xff\xff\0\0\0\0")  # type: ignore[attr-defined]
         good = await a_peer(fleet, "ws")
         assert await good.send(a_batch()) == Acknowledged(1, 1)
-        assert max(session.unsent_bytes for session in fleet.collector._sessions.values()) < 1 << 20
+        assert max(session.unsent_bytes for session in fleet.collector.sessions.values()) < 1 << 20
 
 
 def a_handshake(path: str, more: str = "") -> bytes:

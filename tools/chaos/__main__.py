@@ -31,6 +31,8 @@ from tools.peers import kafka
 @click.option("--collectors", default=2, show_default=True)
 @click.option("--phloems", default=1, show_default=True, help="Phloem nodes; more than one with --kafka.")
 @click.option("--kafka", "on_kafka", is_flag=True, help="The log is a Kafka broker's, which is started for it.")
+@click.option("--exporters", default=0, show_default=True, help="Plain exporters over TCP.")
+@click.option("--spool", is_flag=True, help="The balancer has a spool: nothing it took may be missing.")
 @click.option("--seed", default=0, show_default=True, help="The same seed chooses the same faults and victims.")
 def main(
     seconds: float,
@@ -43,6 +45,8 @@ def main(
     collectors: int,
     phloems: int,
     on_kafka: bool,
+    exporters: int,
+    spool: bool,
     seed: int,
 ) -> None:
     """Start a fleet, load it, hurt it at random, and account for every record. Exits 1 if one is missing."""
@@ -51,23 +55,24 @@ def main(
     plan = Plan(kinds=kinds, victims=victims, every_s=every, stop_s=stop_seconds, seed=seed)
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sapflow-chaos-")))
-        config = stack.enter_context(_on_kafka(directory, phloems)) if on_kafka else None
+        lines = stack.enter_context(_on_kafka(directory, phloems)) if on_kafka else []
+        config = directory / "fleet.toml"
+        config.write_text("\n".join([*lines, "[balancer]", f"spool = {str(spool).lower()}", ""]))
         fleet = stack.enter_context(running(directory / "fleet", collectors=collectors, config=config))
         unknown = set(victims) - set(fleet.processes())
         if unknown:
             raise click.UsageError(f"no process {', '.join(unknown)}; there are {', '.join(fleet.processes())}")
-        account = trio.run(partial(run, fleet, plan, seconds=seconds, meters=meters, orgs=orgs, progress=True))
+        load = partial(run, seconds=seconds, meters=meters, orgs=orgs, exporters=exporters, progress=True)
+        account = trio.run(load, fleet, plan)
     click.echo(json.dumps({**asdict(account), "clean": account.clean}))
     sys.exit(0 if account.clean and account.acknowledged_records == account.sent_records else 1)
 
 
 @contextmanager
-def _on_kafka(directory: Path, phloems: int) -> Iterator[Path]:
-    """The configuration of a fleet on a broker that runs meanwhile."""
+def _on_kafka(directory: Path, phloems: int) -> Iterator[list[str]]:
+    """The configuration's lines of a fleet on a broker that runs meanwhile."""
     with kafka.broker(directory / "kafka") as broker:
-        config = directory / "fleet.toml"
-        config.write_text(f'phloems = {phloems}\n[phloem]\nengine = "kafka"\nkafka = "{broker.address}"\n')
-        yield config
+        yield [f"phloems = {phloems}", "[phloem]", 'engine = "kafka"', f'kafka = "{broker.address}"']
 
 
 if __name__ == "__main__":

@@ -19,11 +19,17 @@ READ_TIMEOUT_S = 120
 
 @define
 class Account:
-    """What the log holds beside what was acknowledged; of the figures all but the first three must be 0."""
+    """What the log holds beside what was acknowledged; of the figures behind `latency_s` all must be 0."""
 
     sent_records: int = 0
     acknowledged_records: int = 0
     stored_records: int = 0
+    exported_records: int = 0
+    """Of plain exporters: what they wrote, which nobody acknowledged …"""
+    exporters_stored_records: int = 0
+    """… what of it the log holds …"""
+    spool_taken_records: int = 0
+    """… and what the balancer's spool ever took, if it has one."""
     faults: list[str] = field(factory=list)
     latency_s: dict[str, float] = field(factory=dict)
     lost_batches: int = 0
@@ -31,6 +37,8 @@ class Account:
     foreign_batches: int = 0
     disordered_batches: int = 0
     unreadable_batches: int = 0
+    spool_missing_records: int = 0
+    """Taken by the balancer's spool and not in the log; less than 0: there, and never taken."""
     ledger_differences: dict[str, dict[str, int]] = field(factory=dict)
     """Of each org whose ledger does not close, or tells of other records than are there."""
 
@@ -43,6 +51,7 @@ class Account:
             or self.foreign_batches
             or self.disordered_batches
             or self.unreadable_batches
+            or self.spool_missing_records
             or self.ledger_differences
         )
 
@@ -55,7 +64,7 @@ async def count(fleet: Fleet, ledger: Ledger, account: Account) -> None:
         known = ledger.sent[org]
         url = f"link://{fleet.doors['consume']}"
         with trio.fail_after(READ_TIMEOUT_S):
-            await _until_open(fleet.doors["consume"])
+            await until_open(fleet.doors["consume"])
             async with subscribe(url, org, fleet.fleet_token(), at="earliest", follow=False) as batches:
                 async for batch in batches:
                     account.foreign_batches += batch.stream not in known
@@ -65,14 +74,14 @@ async def count(fleet: Fleet, ledger: Ledger, account: Account) -> None:
                     account.unreadable_batches += walk.fault is not None or walk.records != batch.records
                     account.stored_records += batch.records
                 account.duplicated_batches += batches.repeats
-        await _compare(fleet, org, account, account.stored_records - before)
+        await compare(fleet, org, account, account.stored_records - before)
         account.lost_batches += sum(max(0, through - seen.get(stream, 0)) for stream, through in acknowledged.items())
     account.sent_records, account.acknowledged_records = ledger.sent_records, ledger.acknowledged_records
     account.latency_s = ledger.quantiles()
 
 
-async def _until_open(door: str) -> None:
-    """The last fault may have been its process's end."""
+async def until_open(door: str) -> None:
+    """Wait until a door takes connections: the last fault may have been its process's end."""
     while True:
         try:
             stream = await dial(door, timeout_s=2.0)
@@ -83,7 +92,8 @@ async def _until_open(door: str) -> None:
         return
 
 
-async def _compare(fleet: Fleet, org: str, account: Account, found_records: int) -> None:
+async def compare(fleet: Fleet, org: str, account: Account, found_records: int) -> None:
+    """An org's ledger closes, and tells of so many records."""
     try:
         told = await tell_ledger(f"link://{fleet.doors['consume']}", org, fleet.fleet_token())
     except Refused as refused:

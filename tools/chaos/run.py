@@ -9,13 +9,24 @@ import trio
 
 from tools.chaos.account import Account, count
 from tools.chaos.faults import Plan, inflict
+from tools.chaos.plain import count_plain, settled
 from tools.chaos.proxy import FaultProxy
 from tools.fleet import Fleet
 from tools.loadgen import Ledger, load
 
 
-async def run(fleet: Fleet, plan: Plan, *, seconds: float, meters: int, orgs: int, progress: bool = False) -> Account:
-    """Load `fleet` with meters for so many seconds while faults happen as planned, then count every record."""
+async def run(
+    fleet: Fleet,
+    plan: Plan,
+    *,
+    seconds: float,
+    meters: int,
+    orgs: int,
+    exporters: int = 0,
+    progress: bool = False,
+) -> Account:
+    """Load `fleet` with meters and plain exporters for so many seconds while faults happen as planned, then count
+    every record."""
     account, ledger = Account(), Ledger()
     tokens = {f"org-{number}": fleet.token(f"org-{number}") for number in range(orgs)}
     stop = trio.Event()
@@ -25,13 +36,28 @@ async def run(fleet: Fleet, plan: Plan, *, seconds: float, meters: int, orgs: in
         await background.start(proxy.run)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(
-                partial(load, proxy.address, tokens, ledger, stop, meters=meters, interval_s=0.2, records=24)
+                partial(
+                    load,
+                    proxy.address,
+                    tokens,
+                    ledger,
+                    stop,
+                    meters=meters,
+                    interval_s=0.2,
+                    records=24,
+                    exporters=exporters,
+                    exporter_door=fleet.doors["ipfix_tcp"],
+                )
             )
             await _faults(fleet, plan, proxy, account, trio.current_time() + seconds, progress)
             stop.set()
             nursery.cancel_scope.deadline = trio.current_time() + plan.drain_s
         background.cancel_scope.cancel()
     await count(fleet, ledger, account)
+    if exporters:
+        account.exported_records = ledger.exported_records
+        await settled(fleet, plan.drain_s)
+        await count_plain(fleet, account)
     return account
 
 

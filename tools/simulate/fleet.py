@@ -192,6 +192,8 @@ class Fleet:
                 control=f"{address}:0",
                 serves_coordinator=first,
                 budget_bytes=BUDGET_BYTES,
+                spool=not first,  # the first one is without: both ways run beside each other
+                spool_bytes=8 * MIB,
                 sources=tuple(SourceConfig(f"10.0.4.{n}/32", self._org_of(n)) for n in range(1, 250)),
             ),
             collector=evolve(CollectorConfig(), link=f"{address}:0", live=f"{address}:0", budget_bytes=BUDGET_BYTES),

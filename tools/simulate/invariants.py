@@ -23,6 +23,8 @@ from tools.simulate.senders import Senders
 LOOK_S = 0.5
 BALANCE_S = 10.0
 """Over which load is measured."""
+HELD = ("held_bytes", "unacknowledged_bytes", "pending_bytes", "spool_held_bytes", "spool_pending_bytes")
+"""Figures of what a process has that is not durable in the log yet."""
 SLACK_BYTES = 64 << 10
 """What a session that ended may put beside its budget (`put_now`: its last batch)."""
 
@@ -110,7 +112,7 @@ class Invariants:
 
     def _holds_nothing(self, process: Any) -> bool:
         gauges = process.status()["gauges"]
-        return not (gauges.get("held_bytes") or gauges.get("unacknowledged_bytes") or gauges.get("pending_bytes"))
+        return not any(gauges.get(name) for name in HELD)
 
     def unsettled(self) -> str:
         """What is not as it should be, for people."""

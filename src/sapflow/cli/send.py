@@ -295,6 +295,8 @@ async def _send_link(play: Play, url: LinkUrl, org: str, token: str, tls: ssl.SS
             sent.records += stream.records_acknowledged
             sent.batches += stream.batches_acknowledged
         nursery.cancel_scope.cancel()
+    if refused := uplink.quarantined.records:
+        raise SapflowError(f"{refused:,} records were refused by a collector and are not stored; {sent.records:,} are")
     return sent
 
 

@@ -23,6 +23,7 @@ from sapflow.link.events import (
     Acknowledged,
     Batch,
     BatchReceived,
+    BatchRefused,
     Closed,
     CreditGranted,
     CreditWanted,
@@ -178,6 +179,9 @@ class Connection:
                 return Welcomed(fields)
             case Frame.MOVE:
                 return Moved(_integer(fields, "handle"), str(fields.get("to", "")), str(fields.get("address", "")))
+            case Frame.REFUSED:
+                seq, reason = _integer(fields, "seq"), str(fields.get("reason", ""))
+                return BatchRefused(_integer(fields, "handle"), seq, reason)
             case Frame.GO_AWAY:
                 return GoAway(_seconds(fields, "deadline_s"), str(fields.get("reason", "")))
             case Frame.HOLD:
@@ -300,6 +304,10 @@ class Connection:
     def rewind(self, handle: int, mark: int) -> bytes:
         """The batch after `mark` is missing here: the other end is to send again from its lowest unacknowledged."""
         return frames.encode_mark(Frame.REWIND, handle, mark) if handle in self._receiving else b""
+
+    def refuse(self, handle: int, seq: int, reason: str) -> bytes:
+        """Another is to come in the place of batch `seq`, and all behind it again. Only to one that `CAN_REPLACE`."""
+        return frames.encode_json(Frame.REFUSED, {"handle": handle, "seq": seq, "reason": reason})
 
     def move(self, handle: int, to: str, address: str) -> bytes:
         """Ask the other end to take a stream of its to another collector, make before break."""

@@ -89,6 +89,15 @@ class Rewound:
 
 
 @frozen
+class BatchRefused:
+    """The far end does not take batch `seq`, nor what comes behind it, until it comes in another form."""
+
+    handle: int
+    seq: int
+    reason: str
+
+
+@frozen
 class StreamEnded:
     handle: int
 
@@ -142,6 +151,7 @@ Event = (
     | CreditWanted
     | CreditGranted
     | Rewound
+    | BatchRefused
     | StreamEnded
     | Moved
     | GoAway

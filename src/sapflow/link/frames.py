@@ -60,6 +60,12 @@ class Frame(enum.IntEnum):
     SUBSCRIBE = 15
     END = 16
     NOTICE = 17
+    REFUSED = 18
+
+
+CAN_REPLACE = "replace"
+"""In a hello's list `can`: this end puts another batch in the place of one that is refused. To others nobody says
+REFUSED; their link is closed."""
 
 
 class Close(enum.IntEnum):

@@ -53,6 +53,14 @@ class Outbox:
         self.last = batch.seq
         return self.held_bytes - before
 
+    def replace(self, batch: Batch) -> int:
+        """Hold this in the place of the batch with its number. Returns how many bytes are held more than before."""
+        index = batch.seq - self.lowest
+        change = batch.size - self._batches[index].size
+        self._batches[index] = batch
+        self.held_bytes += change
+        return change
+
     def acknowledged(self, through: int) -> int:
         """All up to `through` is durable: returns the bytes let go."""
         before = self.held_bytes
@@ -77,6 +85,10 @@ class Cursor:
         """Go back to the lowest unacknowledged batch."""
         self.next_seq = self.outbox.lowest
         self._begun = self.outbox.begun
+
+    def go_back(self, seq: int) -> None:
+        """Send again from this number, if that was sent."""
+        self.next_seq = min(self.next_seq, seq)
 
     def peek(self) -> Batch | None:
         """The batch to send next, if there is one."""

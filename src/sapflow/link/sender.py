@@ -48,6 +48,10 @@ class Sender:
             pieces.append(connection.want(handle, waiting))
         return pieces
 
+    def go_back(self, seq: int) -> None:
+        """The far end did not take this batch: `pump` goes on from there."""
+        self._cursor.go_back(seq)
+
     def reset(self) -> None:
         """The far end lacks something: `pump` goes on from the lowest unacknowledged batch."""
         self._cursor.reset()

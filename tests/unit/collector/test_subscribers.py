@@ -6,7 +6,7 @@ from trio.testing import MockClock
 
 from collector import presence
 from collector.reporting import Reporting
-from collector.sessions import ORGS_TOLD
+from collector.subscriber import ORGS_TOLD
 from sapflow.link import Acknowledged, Noticed, Opened, StreamEnded, Welcomed
 from sapflow.monitor.process import ProcessFigures
 from tests.unit.collector.test_collector import Peer, a_batch, a_collector, deliver, links

@@ -2,8 +2,10 @@
 
 import pytest
 import trio
+from attrs import define, field
 from trio.testing import MockClock, memory_stream_pair
 
+from meter.batching import Draft
 from meter.intake import Intake, IntakeSettings
 from meter.uplink import FixedTarget, Target, Uplink, UplinkSettings
 from sapflow.flows.ipfix.session import Session
@@ -126,3 +128,41 @@ async def test_an_exporter_that_was_not_read_from_has_its_time_for_the_rest_of_i
         assert intake.counts.timed_out == 0
         assert intake.counts.records == 400 * 24
         nursery.cancel_scope.cancel()
+
+
+@define
+class FullStream:
+    """A spool that has room for what is read, and then for no more until the process ends."""
+
+    put_at_the_end: list[Draft] = field(factory=list)
+
+    def open_stream(self, org: str, exporter: str) -> "FullStream":
+        return self
+
+    def is_full(self, most_bytes: int) -> bool:
+        return False
+
+    async def room(self) -> None:
+        pass
+
+    async def put(self, draft: Draft) -> None:
+        await trio.sleep_forever()
+
+    def put_now(self, draft: Draft) -> None:
+        self.put_at_the_end.append(draft)
+
+    def end(self) -> None:
+        pass
+
+
+async def test_what_was_read_and_waits_for_room_is_put_when_the_process_is_stopped(autojump_clock: MockClock) -> None:
+    full = FullStream()
+    intake = Intake(full, IntakeSettings(batch_bytes=1000))
+    async with trio.open_nursery() as nursery:
+        ours, theirs = memory_stream_pair()
+        nursery.start_soon(intake.session, ours, "192.0.2.1:9", "acme")
+        await theirs.send_all(reference_work(20))
+        await trio.sleep(5)
+        assert not full.put_at_the_end
+        nursery.cancel_scope.cancel()
+    assert [draft.records for draft in full.put_at_the_end] == [20 * 24]

@@ -6,7 +6,8 @@ import lmdb
 import pytest
 
 from meter.batching import Draft
-from meter.keeping import Keeping, KeepingSettings
+from meter.keeping import Keeping
+from meter.keeping_settings import KeepingSettings
 from meter.spool import MIN_BYTES, Spool, SpoolFull
 from meter.spool_writing import KEY
 from meter.spooled import DAMAGED, Changes, Put, StreamRecord
@@ -86,7 +87,7 @@ def test_a_second_meter_over_the_same_spool_is_refused(tmp_path: Path) -> None:
 
 def test_a_directory_that_cannot_be_used_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match=r"choose another with meter\.spool"):
+    with pytest.raises(StorageError, match=r"meter\.spool"):
         Spool.open(tmp_path / "file", spool_bytes=SIZE)
 
 
@@ -162,14 +163,15 @@ def test_a_full_spool_gives_up_the_oldest_that_was_never_offered_whole(tmp_path:
     for number in range(400):
         put(keeping, 1, exporter=f"x{number % 4}", droppable=True, size=50_000)
         written(keeping)
-        assert keeping.used_bytes <= keeping.spool.limit_bytes
+        assert keeping.room.used_bytes <= keeping.spool.limit_bytes
     totals = keeping.spool.totals
     assert totals.dropped_batches > 100
     assert keeping.refused_batches == 0
     assert totals.taken_batches == 400 == totals.dropped_batches + totals.held_batches
     for number in range(4):
         keeping.close(keeping.lane("acme", f"x{number}", droppable=True))
-    keeping.window_used = 0  # what was offered above
+    keeping.window.used_bytes = 0  # what was offered above
+    keeping.window._used_by.clear()
     for stream in list(keeping.streams.values()):
         stream.loaded = stream.acknowledged
         stream.window_bytes = 0
@@ -199,7 +201,7 @@ def test_the_number_of_streams_is_bounded(tmp_path: Path) -> None:
         put(keeping, 1, exporter=f"x{number}", droppable=True, size=10)
         written(keeping)
     assert len(keeping.streams) == 10
-    assert not keeping.has_room
+    assert not keeping.room.for_waiting("acme")
     assert keeping.spool.totals.dropped_batches == 40
 
 
@@ -226,7 +228,7 @@ def test_what_was_read_to_be_sent_is_marked_before_it_is_sent_and_never_given_up
     keeping.spool.close()
     again = a_keeping(tmp_path)
     assert again.spool.records[second].offered
-    assert not again._give_up_oldest()
+    assert not again._give_up_oldest("acme")
 
 
 def test_batches_for_which_there_was_no_room_come_again_in_order_before_what_came_after_them(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from meter.batching import Draft
-from meter.keeping import Keeping, KeepingSettings, Offer
+from meter.keeping import Keeping, Offer
+from meter.keeping_settings import KeepingSettings
 from meter.lanes import Lane
 from meter.spool import MIN_BYTES, Spool
 from meter.spooled import SPOOL_FULL, Applied, Changes
@@ -71,7 +72,7 @@ class SpoolOrders(RuleBasedStateMachine):
     def an_exporter_sends(self, index: int, sizes: list[int]) -> None:
         lane = self.lanes[index]
         for size in sizes:
-            if not (lane.droppable or self.keeping.has_room):
+            if not (lane.droppable or self.keeping.room.for_waiting("o")):
                 return
             payload = b"%d:" % next(self.numbers) + bytes(size)
             stream = self.keeping.put(lane, Draft(1, 1, payload), 1)
@@ -156,8 +157,8 @@ class SpoolOrders(RuleBasedStateMachine):
     def memory_and_disk_are_bounded(self) -> None:
         keeping = self.keeping
         held = sum(batch.size for batches in self.outbox.values() for batch in batches)
-        assert held <= keeping.window_used <= BOUNDS.window_bytes + 300
-        assert keeping.pending_bytes <= BOUNDS.pending_bytes + 300
+        assert held <= keeping.window.used_bytes <= BOUNDS.window_bytes + 300
+        assert keeping.pending.used_bytes <= BOUNDS.pending_bytes + 300
         # What a transaction that failed did all the same is counted twice until it is done again.
         assert keeping.spool.held_bytes <= LIMIT + 2000
         assert keeping.spool.held_bytes == sum(record.held_bytes for record in keeping.spool.records.values())

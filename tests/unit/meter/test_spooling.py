@@ -10,7 +10,7 @@ import trio
 from meter.batching import Draft
 from meter.datagrams import DatagramIntake, DatagramSettings
 from meter.drop import DropDirectory
-from meter.keeping import KeepingSettings
+from meter.keeping_settings import KeepingSettings
 from meter.spool import Spool, SpoolFull
 from meter.spooled import Applied, Changes
 from meter.spooling import Spooling
@@ -44,7 +44,7 @@ async def a_meter(
 
 
 async def until_empty(spooling: Spooling) -> None:
-    while spooling.spool.totals.held_batches or spooling.keeping.pending_bytes:
+    while spooling.spool.totals.held_batches or spooling.keeping.pending.used_bytes:
         await spooling.changed.park()
 
 
@@ -190,7 +190,7 @@ async def test_exporters_that_can_wait_do_while_the_spool_is_full_and_those_that
         for _ in range(100):
             dropping.put_now(Draft(1, 1, bytes(100_000)))
             await trio.sleep(0.001)
-        while spooling.keeping.pending_bytes:
+        while spooling.keeping.pending.used_bytes:
             await spooling.changed.park()
         totals = spooling.spool.totals
         assert spooling.spool.held_bytes <= spooling.spool.limit_bytes

@@ -21,6 +21,8 @@ class FarEnd:
         self.reachable = True
         self.refuse = False
         self.acknowledging = True
+        self.deaf: set[str] = set()
+        """Orgs of which it stores nothing."""
         self.nursery: trio.Nursery | None = None
         self.scopes: list[trio.CancelScope] = []
 
@@ -40,6 +42,7 @@ class FarEnd:
         self.links += 1
         connection = Connection(Side.SERVER)
         streams: dict[int, bytes] = {}
+        deaf: set[int] = set()
         async with stream:
             with trio.CancelScope() as scope:
                 self.scopes.append(scope)
@@ -53,11 +56,12 @@ class FarEnd:
                                     if self.refuse
                                     else connection.welcome()
                                 )
-                            case Opened(handle, stream_id):
+                            case Opened(handle, stream_id, org):
                                 streams[handle] = stream_id
+                                deaf |= {handle} if org in self.deaf else set()
                             case CreditWanted(handle, limit):
                                 reply = connection.grant(handle, limit)
-                            case BatchReceived(handle, batch):
+                            case BatchReceived(handle, batch) if handle not in deaf:
                                 log = self.log.setdefault(streams[handle], [])
                                 if batch.seq == len(log) + 1:
                                     log.append(batch.payload)
