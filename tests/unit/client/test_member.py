@@ -286,7 +286,7 @@ def test_c22_a_gap_is_never_passed_over_in_silence(backend: str, tmp_path: Path)
         door.engine.remove_oldest("acme", before_us=6000, keep_bytes=1 << 30)
         found = await the_group(door)
         assert (found.position, found.last, found.lag.entries) == (1, 10, 5)
-        assert found.gap == Extent(4, 4 * size, 4 * 24)
+        assert found.gap == Extent(4, 4, 4 * size, 4 * 24)
         for _ in range(2):  # until somebody says that it is so
             with pytest.raises(RecordsMissing, match=r"4 stored batches after position 1 \(96 records, .*reset acme"):
                 await the_rest(door)

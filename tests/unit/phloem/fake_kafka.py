@@ -211,6 +211,16 @@ class FakeAdmin:
     def delete_topics(self, topics: list[str], request_timeout: float) -> dict[str, Future[None]]:
         return {topics[0]: self._done("delete", lambda: self.kafka.topics.pop(topics[0]))}
 
+    def delete_records(self, asked: list[TopicPartition], request_timeout: float) -> dict[TopicPartition, Future[None]]:
+        (before,) = asked
+
+        def forget() -> None:
+            self.kafka.topics[before.topic].low[before.partition] = before.offset
+            stored = self.kafka.partition(before.topic, before.partition)
+            stored[:] = [message for message in stored if message.at >= before.offset]
+
+        return {before: self._done("forget", forget)}
+
     def describe_configs(self, resources: list[Any], request_timeout: float) -> dict[object, Future[Any]]:
         config = self.kafka.topics[resources[0].name].config
         found = {key: _Named(value=value) for key, value in config.items()}
