@@ -162,6 +162,11 @@ class FakeConsumer:
         self.kafka.check("watermarks")
         return None if self.kafka.silent else self.kafka.ends(partition.topic, partition.partition)
 
+    def list_topics(self, topic: str, timeout: float) -> Any:
+        self.kafka.check("topic")
+        there = {topic: _Named()} if topic in self.kafka.topics else {}
+        return type("Metadata", (), {"topics": there})
+
     def offsets_for_times(self, partitions: list[TopicPartition], timeout: float) -> list[TopicPartition]:
         self.kafka.check("times")
         return [TopicPartition(partitions[0].topic, partitions[0].partition, -1)]

@@ -237,6 +237,9 @@ class GroupLog:
 
     def _read(self, reader: Reader, state: GroupState) -> bool:
         """Apply all that there is behind a state; False when some of it is gone, and it is to be loaded anew."""
+        if not state.through and reader.ends(self._place)[0]:
+            self._state = None
+            return False
         while True:
             before = state.through
             through = self._step(reader, before, lambda position, data: self._apply(state, position, data))

@@ -184,7 +184,8 @@ class GroupState:
                     )
             case Remove():
                 if before is not None and before.node and not self._may_take(proposal, before.node):
-                    return Declined("in use", f"a member at node {_name(before.node)} reads for it")
+                    reason = f"a member at node {_name(before.node)} reads for group '{change.name}'"
+                    return Declined("in use", f"{reason}; stop it first, or reset the group instead")
         return None
 
     def _may_take(self, proposal: Proposal, node: str) -> bool:

@@ -66,13 +66,20 @@ class Reader:
                     TopicPartition(place.topic, place.partition), timeout=self._timeout_s
                 )
             except KafkaException as error:
-                if error.args[0].code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_PARTITION):
+                unknown = error.args[0].code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_PARTITION)
+                if unknown and not self._is_there(place):
                     return 0, 0
                 raise
         if found is None:
             raise self._trouble.silent(f"the log of {place.topic} cannot be read")
         self._trouble.over()
         return found
+
+    def _is_there(self, place: Place) -> bool:
+        """Whether a broker knows the topic: while none is reached, librdkafka does not know it either."""
+        found = self._client.list_topics(place.topic, timeout=self._timeout_s).topics.get(place.topic)
+        gone = found is None or (found.error is not None and found.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART)
+        return not gone
 
     def offset_at(self, place: Place, time_ms: int) -> int:
         """The first offset stored at or after a time; END where there is none."""
