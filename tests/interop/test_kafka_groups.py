@@ -1,4 +1,4 @@
-"""Consumer groups in a real Kafka: what is committed is there for every node, and after whatever became of the broker."""
+"""Consumer groups in a real Kafka: what is committed is there for every node, whatever becomes of the broker."""
 
 from __future__ import annotations
 
