@@ -219,10 +219,12 @@ def test_a_topic_that_librdkafka_has_lost_sight_of_is_not_taken_for_gone() -> No
     kafka = FakeKafka()
     one = a_node(kafka, "one")
     kinds(one, take(1), commit(1, 1, 4))
-    for _ in range(2):
-        kafka.fail("watermarks", failure(KafkaError._UNKNOWN_PARTITION))
-        with pytest.raises(StorageError, match="cannot be read"):
-            one.shared_groups.refresh()
+    kafka.fail("watermarks", failure(KafkaError._UNKNOWN_PARTITION))
+    one.shared_groups.refresh()
+    kafka.fail("watermarks", *[failure(KafkaError._UNKNOWN_PARTITION)] * 100)
+    with pytest.raises(StorageError, match="cannot be read"):
+        one.shared_groups.refresh()
+    kafka.faults.clear()
     kafka.fail("watermarks", failure(KafkaError._UNKNOWN_PARTITION))
     kafka.fail("topic", failure(KafkaError._TRANSPORT))
     with pytest.raises(StorageError, match="no Kafka broker"):

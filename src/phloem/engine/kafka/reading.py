@@ -24,6 +24,8 @@ from sapflow.errors import StorageError
 SCAN_BYTES = 8 << 20
 """Of a partition in one call, however little of it is the org's."""
 POLL_S = 0.2
+LEARN_S = 0.05
+"""Between two questions about a topic that a broker knows and librdkafka does not."""
 NO_SUCH_OFFSET = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 END = -1
 """What librdkafka says where no entry is at or after a time."""
@@ -59,17 +61,24 @@ class Reader:
         self._client.close()
 
     def ends(self, place: Place) -> tuple[int, int]:
-        """The lowest offset that is kept, and the one that comes next."""
+        """The lowest offset that is kept, and the one that comes next; 0 of a topic that is not there."""
+        until = time.monotonic() + self._timeout_s
         with self._trouble.told(f"the log of {place.topic} cannot be read"):
-            try:
-                found = self._client.get_watermark_offsets(
-                    TopicPartition(place.topic, place.partition), timeout=self._timeout_s
-                )
-            except KafkaException as error:
-                unknown = error.args[0].code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_PARTITION)
-                if unknown and not self._is_there(place):
-                    return 0, 0
-                raise
+            while True:
+                try:
+                    found = self._client.get_watermark_offsets(
+                        TopicPartition(place.topic, place.partition), timeout=self._timeout_s
+                    )
+                    break
+                except KafkaException as error:
+                    if error.args[0].code() not in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_PARTITION):
+                        raise
+                    if not self._is_there(place):
+                        return 0, 0
+                    # Made a moment ago, or of a broker that is gone: being asked about it, librdkafka learns of it.
+                    if time.monotonic() > until:
+                        raise
+                    time.sleep(LEARN_S)
         if found is None:
             raise self._trouble.silent(f"the log of {place.topic} cannot be read")
         self._trouble.over()
