@@ -166,6 +166,7 @@ class Groups:
 
     async def remove(self, org: str, name: str) -> Group | Declined | None:
         """Forget a group that has no members. Raises StorageError."""
+        await self._refresh()
         if count := self.members(org, name):
             return Declined("in use", f"group '{name}' has {count} members; stop them first, or reset it instead")
         return await self._make(Remove(org, name))

@@ -200,6 +200,18 @@ def test_a_snapshot_takes_the_place_of_what_came_before_it(monkeypatch: pytest.M
     assert two.shared_groups.counts.loads == 2  # what it had not read was gone
 
 
+def test_a_snapshot_that_fails_undoes_no_commit_and_is_written_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_log, "SNAPSHOT_BYTES", 2000)
+    kafka = FakeKafka()
+    one = a_node(kafka, "one")
+    kinds(one, take(1))
+    kafka.fail("forget", failure(KafkaError.REQUEST_TIMED_OUT))
+    for at in [*range(10), *[10] * 10]:
+        assert kinds(one, commit(1, 1, at)) == ["made"]
+    assert one.shared_groups.counts.snapshots == 1
+    assert position(a_node(kafka, "new")) == 10
+
+
 def test_a_node_that_saw_no_group_yet_misses_none_when_the_topic_was_shortened_meanwhile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

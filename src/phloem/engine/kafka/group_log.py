@@ -156,7 +156,11 @@ class GroupLog:
                 f"what was written to {self._place.topic} was not read back; it was cut, or is another one"
             )
         if self._since_snapshot > max(SNAPSHOT_BYTES, 4 * self._known().state_bytes):
-            self._write_snapshot()
+            try:
+                self._write_snapshot()
+            except StorageError as error:
+                # What was asked for is done; the topic is longer than it need be until the next time.
+                log.warning("groups not written anew", reason=str(error))
         return outcomes
 
     def _proposal(self, change: SharedChange, now_us: int, tails: Mapping[str, Tail]) -> Proposal:
@@ -174,7 +178,7 @@ class GroupLog:
         self._producing.store(drafts, lambda _index, _offset: None)
 
     def _write_snapshot(self) -> None:
-        """Of what stands now; and have Kafka forget what came before. It is tried again when that fails."""
+        """Of what stands now; and have Kafka forget what came before. Raises StorageError."""
         state = self._known()
         through, self._since_snapshot = state.through, 0
         for part in snapshot(state, uuid.uuid4().hex):

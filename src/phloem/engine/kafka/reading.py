@@ -27,6 +27,17 @@ POLL_S = 0.2
 LEARN_S = 0.05
 """Between two questions about a topic that a broker knows and librdkafka does not."""
 NO_SUCH_OFFSET = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
+_NOT_LEARNED = frozenset(
+    {
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError._UNKNOWN_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+    }
+)
+"""What is said of a topic that is not there, and of one whose leader librdkafka does not know yet."""
 END = -1
 """What librdkafka says where no entry is at or after a time."""
 
@@ -71,11 +82,11 @@ class Reader:
                     )
                     break
                 except KafkaException as error:
-                    if error.args[0].code() not in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_PARTITION):
+                    if error.args[0].code() not in _NOT_LEARNED:
                         raise
+                    # Made a moment ago, or of a broker that is gone: being asked about it, librdkafka learns of it.
                     if not self._is_there(place):
                         return 0, 0
-                    # Made a moment ago, or of a broker that is gone: being asked about it, librdkafka learns of it.
                     if time.monotonic() > until:
                         raise
                     time.sleep(LEARN_S)
