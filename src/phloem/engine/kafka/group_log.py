@@ -21,7 +21,7 @@ from phloem.engine.kafka.clients import Clients, Trouble
 from phloem.engine.kafka.group_records import Loading, Part, decode, encode, snapshot
 from phloem.engine.kafka.group_state import GroupState, Outcome, Proposal, Standing
 from phloem.engine.kafka.names import Place, groups_topic_of
-from phloem.engine.kafka.producing import Draft, Producing
+from phloem.engine.kafka.producing import UNKNOWN, Draft, Producing
 from phloem.engine.kafka.reading import ReadCounts, Reader
 from phloem.engine.kafka.settings import KafkaSettings
 from phloem.engine.kafka.topics import Topics
@@ -143,13 +143,14 @@ class GroupLog:
         Raises StorageError: then it is not known what became of them.
         """
         self._topics.prepare_groups()
-        self.refresh()
+        if self._state is None or any(isinstance(change, Take | Remove) for change in changes):
+            self.refresh()  # for who reads, and whether they are still there
         found = self._tails({change.org for change in changes if isinstance(change, Take | Commit)})
         proposals = [self._proposal(change, now_us, found) for change in changes]
         self.counts.proposals += len(proposals)
         self._awaited.clear()
-        self._store([encode(proposal) for proposal in proposals])
-        self._catch_up()
+        end = self._store([encode(proposal) for proposal in proposals])
+        self._catch_up(end)
         outcomes = [self._awaited.get(proposal.number, _UNKNOWN) for proposal in proposals]
         if any(outcome is _UNKNOWN for outcome in outcomes):
             raise StorageError(
@@ -173,9 +174,12 @@ class GroupLog:
                 heard = self._heard[standing.node][0]
         return Proposal(self.node, next(self._numbers), change, now_us, tail.first, tail.next, heard)
 
-    def _store(self, records: Sequence[bytes]) -> None:
+    def _store(self, records: Sequence[bytes]) -> int:
+        """Write records: the position of the last; 0 when Kafka does not say."""
+        offsets = [UNKNOWN] * len(records)
         drafts = [Draft(self._place, KEY, record, []) for record in records]
-        self._producing.store(drafts, lambda _index, _offset: None)
+        self._producing.store(drafts, offsets.__setitem__)
+        return max(offsets) + 1
 
     def _write_snapshot(self) -> None:
         """Of what stands now; and have Kafka forget what came before. Raises StorageError."""
@@ -205,12 +209,13 @@ class GroupLog:
             heard = before.get(node)
             self._heard[node] = heard if heard is not None and heard[0] == sign.position else (sign.position, now)
 
-    def _catch_up(self) -> None:
+    def _catch_up(self, end: int = 0) -> None:
+        """Apply what there is: up to a position, if that is known, else as far as Kafka says that it goes."""
         try:
             if self._reader is None:
                 self._reader = self._make_reader()
                 self._check(*self._reader.ends(self._place))
-            while self._state is None or not self._read(self._reader, self._state):
+            while self._state is None or not self._read(self._reader, self._state, end):
                 self._load(self._reader)
         except BaseException:
             self._let_go()
@@ -239,11 +244,12 @@ class GroupLog:
         with self._lock:
             self._state = loading.state
 
-    def _read(self, reader: Reader, state: GroupState) -> bool:
+    def _read(self, reader: Reader, state: GroupState, end: int) -> bool:
         """Apply all that there is behind a state; False when some of it is gone, and it is to be loaded anew."""
         if not state.through and reader.ends(self._place)[0]:
             self._state = None
             return False
+        reader.expect(end)
         while True:
             before = state.through
             through = self._step(reader, before, lambda position, data: self._apply(state, position, data))
@@ -251,7 +257,7 @@ class GroupLog:
                 self._state = None
                 return False
             state.through = through
-            if through == before:
+            if through == before or 0 < end <= through:
                 return True
 
     def _step(self, reader: Reader, after: int, each: Callable[[int, bytes], None]) -> int | None:

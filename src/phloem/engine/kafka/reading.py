@@ -101,6 +101,10 @@ class Reader:
         gone = found is None or (found.error is not None and found.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART)
         return not gone
 
+    def expect(self, end: int) -> None:
+        """The partition that it stands in is known to go on to `end`; a question would wait for a fetch under way."""
+        self._end = max(self._end, end)
+
     def offset_at(self, place: Place, time_ms: int) -> int:
         """The first offset stored at or after a time; END where there is none."""
         asked = TopicPartition(place.topic, place.partition, time_ms)
