@@ -19,6 +19,7 @@ from phloem.engine.engine import Stretch
 from phloem.engine.kafka.clients import Clients, ConsumerClient, Message, Trouble
 from phloem.engine.kafka.names import Place
 from phloem.engine.kafka.settings import KafkaSettings
+from phloem.engine.kafka.topics import OTHER_LEADER
 from sapflow.errors import StorageError
 
 SCAN_BYTES = 8 << 20
@@ -27,16 +28,7 @@ POLL_S = 0.2
 LEARN_S = 0.05
 """Between two questions about a topic that a broker knows and librdkafka does not."""
 NO_SUCH_OFFSET = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
-_NOT_LEARNED = frozenset(
-    {
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
-        KafkaError._UNKNOWN_PARTITION,
-        KafkaError.LEADER_NOT_AVAILABLE,
-        KafkaError.NOT_LEADER_FOR_PARTITION,
-        KafkaError.FENCED_LEADER_EPOCH,
-        KafkaError.UNKNOWN_LEADER_EPOCH,
-    }
-)
+_NOT_LEARNED = OTHER_LEADER | {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_PARTITION}
 """What is said of a topic that is not there, and of one whose leader librdkafka does not know yet."""
 END = -1
 """What librdkafka says where no entry is at or after a time."""
