@@ -15,7 +15,6 @@ import structlog
 import trio
 from attrs import Factory, frozen
 
-from phloem.engine.embedded import EmbeddedLog
 from phloem.engine.engine import Engine
 from phloem.feed import ConsumeCounts, Feed, Shelf
 from phloem.groups import Groups, GroupSettings
@@ -65,10 +64,7 @@ class Consumers:
         self.is_org = is_org
         self.reading = ThreadKind("reading", settings.reading_threads)
         self.shelf = Shelf(engine, self.reading, settings.feed_bytes, settings.feed_entries)
-        self.groups = (
-            Groups(engine, storage, self.reading, settings.groups) if isinstance(engine, EmbeddedLog) else None
-        )
-        """None where the log keeps no groups: a shared one."""
+        self.groups = Groups(engine, storage, self.reading, settings.groups)
 
     @property
     def counts(self) -> ConsumeCounts:
@@ -85,8 +81,6 @@ class Consumers:
 
     async def run(self) -> None:
         """What groups need: their commits written, and those that nobody uses forgotten."""
-        if self.groups is None:
-            return
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.groups.run)
             nursery.start_soon(self.groups.keep)
@@ -203,12 +197,6 @@ class _Consumer:
                 await tell_ledger(self._session, self._door.shelf.engine, self._door.reading, org, fields)
             elif name is None and isinstance(event, Subscribed):
                 await self._feed(org, fields)
-            elif groups is None:
-                raise LinkError(
-                    "consumer groups are kept by the embedded engine, and this log is Kafka's; read from a position "
-                    "and keep it yourself",
-                    code=Close.CONFLICT,
-                )
             elif isinstance(event, Noticed):
                 await answer(groups, self._session, org, name, fields)
             else:

@@ -1,27 +1,32 @@
 """Consumer groups of this node: who reads for each, and what they commit.
 
 A group is read for by one member at a time, so that its order is kept; the others stand by, and the one that has
-waited for longest takes over as soon as the one before it is gone. What may become of a group is `engine/groups.py`;
-here changes wait for one another, are written together by the storage thread, and answered when that is synced.
+waited for longest takes over as soon as the one before it is gone. Where nodes share a log, `turns.py` keeps that among
+all of them. What may become of a group is `engine/groups.py`; here changes wait for one another, are written together
+by one thread, and answered when that is durable.
 """
 
 from __future__ import annotations
 
 import heapq
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import structlog
 import trio
 from attrs import define, field, frozen
 
-from phloem.engine.embedded import EmbeddedLog
-from phloem.engine.groups import Change, Commit, Declined, Group, Remove, Reset, Take
+from phloem.engine.engine import Engine
+from phloem.engine.groups import Commit, Declined, Group, Remove, Reset, SharedChange, Take
 from phloem.engine.layout import Place, Tail
 from phloem.places import CountedPlaces
+from phloem.turns import Seat, Turns
 from sapflow.errors import Overloaded, StorageError
+from sapflow.runtime.seldom import Seldom
 from sapflow.runtime.threads import ThreadKind
 
 log = structlog.get_logger()
@@ -56,18 +61,8 @@ class GroupCounts:
 
 
 @define(eq=False)
-class Seat:
-    """A member's place in its group's queue."""
-
-    turn: trio.Event = field(factory=trio.Event)
-    """Set when it is the one that reads."""
-    dismissed: trio.Event = field(factory=trio.Event)
-    """Set when the group was reset: what is under way for it counts no more."""
-
-
-@define(eq=False)
 class _Waiting:
-    change: Change
+    change: SharedChange
     done: trio.Event = field(factory=trio.Event)
     outcome: Group | Declined | None = None
     error: StorageError | None = None
@@ -82,7 +77,7 @@ class Groups:
 
     def __init__(
         self,
-        engine: EmbeddedLog,
+        engine: Engine,
         storage: ThreadKind,
         reading: ThreadKind,
         settings: GroupSettings,
@@ -94,18 +89,23 @@ class Groups:
         """What the status tells of groups: as `figures`, renewed by `keep`."""
         self.places = CountedPlaces(engine, reading)
         self._engine = engine
-        self._storage = storage
+        self._shared = engine.shared_groups
+        self._thread = storage if self._shared is None else ThreadKind("groups", 1)
+        """Writes them. Where it waits for others, it holds up nothing else."""
         self._reading = reading
         self._now_us = now_us
         self._seats: dict[tuple[str, str], list[Seat]] = {}
+        self._numbers = itertools.count(1)
+        self._turns = Turns(self._shared, self._thread, self._seats, self._make) if self._shared is not None else None
         self._waiting: list[_Waiting] = []
         self._wake = trio.Event()
 
     # --- members ----------------------------------------------------------------------------------------------
 
     def members(self, org: str, name: str) -> int:
-        """How many members a group has now."""
-        return len(self._seats.get((org, name), ()))
+        """How many members a group has now: at this node, and the one that reads at another."""
+        elsewhere = self._shared is not None and self._shared.reader(org, name)
+        return len(self._seats.get((org, name), ())) + bool(elsewhere)
 
     @contextmanager
     def seat(self, org: str, name: str) -> Iterator[Seat]:
@@ -113,7 +113,7 @@ class Groups:
         seats = self._seats.setdefault((org, name), [])
         if len(seats) >= self.settings.max_members:
             raise Overloaded(f"group '{name}' has {len(seats)} members, as many as it may (phloem.max_group_members)")
-        seat = Seat()
+        seat = Seat(next(self._numbers))
         seats.append(seat)
         seats[0].turn.set()
         try:
@@ -125,16 +125,27 @@ class Groups:
             seats.remove(seat)
             if not seats:
                 del self._seats[org, name]
+            if self._turns is not None:
+                self._turns.left()
+
+    async def until_free(self, org: str, name: str) -> None:
+        """Wait until a group that was held may be taken, perhaps."""
+        assert self._turns is not None
+        await self._turns.until_free(org, name)
 
     async def known(self, org: str, name: str) -> bool:
-        """Whether there is such a group."""
+        """Whether there is such a group. Raises StorageError."""
+        await self._refresh()
         return await self._reading.run(lambda: self._engine.group(org, name)) is not None
 
     # --- changes ----------------------------------------------------------------------------------------------
 
-    async def take(self, org: str, name: str, first: Place) -> Group | Declined | None:
+    async def take(self, org: str, name: str, first: Place, seat: Seat) -> Group | Declined | None:
         """Begin to read for a group; one that is new begins behind `first`. Raises StorageError."""
-        return await self._make(Take(org, name, first, self.settings.max_groups_per_org))
+        outcome = await self._make(Take(org, name, first, self.settings.max_groups_per_org, seat.number))
+        if isinstance(outcome, Group):
+            seat.generation = outcome.generation
+        return outcome
 
     async def commit(self, commit: Commit) -> Group | Declined | None:
         """Say how far a group has come. Durable when this returns; raises StorageError when it is not."""
@@ -155,6 +166,7 @@ class Groups:
 
     async def remove(self, org: str, name: str) -> Group | Declined | None:
         """Forget a group that has no members. Raises StorageError."""
+        await self._refresh()
         if count := self.members(org, name):
             return Declined("in use", f"group '{name}' has {count} members; stop them first, or reset it instead")
         return await self._make(Remove(org, name))
@@ -163,7 +175,7 @@ class Groups:
         for seat in self._seats.get((org, name), ()):
             seat.dismissed.set()
 
-    async def _make(self, change: Change) -> Group | Declined | None:
+    async def _make(self, change: SharedChange) -> Group | Declined | None:
         # Bounded by the connections of the consume door: each waits for one change at a time.
         waiting = _Waiting(change)
         self._waiting.append(waiting)
@@ -175,6 +187,12 @@ class Groups:
 
     async def run(self) -> None:
         """Write the changes that wait, all of them together, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            if self._turns is not None:
+                nursery.start_soon(self._turns.run)
+            await self._write_all()
+
+    async def _write_all(self) -> None:
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
@@ -182,7 +200,7 @@ class Groups:
             if not together:
                 continue
             try:
-                outcomes = await self._storage.run(lambda: self._write([one.change for one in together]))  # noqa: B023
+                outcomes = await self._thread.run(lambda: self._write([one.change for one in together]))  # noqa: B023
                 for one, outcome in zip(together, outcomes, strict=True):
                     one.outcome = outcome
             except StorageError as error:
@@ -197,31 +215,45 @@ class Groups:
             for one in together:
                 one.done.set()
 
-    def _write(self, changes: list[Change]) -> list[Group | Declined | None]:
-        """In the storage thread. A log that failed to sync is opened anew before anything else is written to it."""
+    def _write(self, changes: list[SharedChange]) -> list[Group | Declined | None]:
+        """In the thread. A log of our own that failed to sync is opened anew before anything else is written to it."""
         try:
             return self._engine.change_groups(changes, self._now_us())
         except StorageError:
-            self._engine.reopen()
+            if not self._engine.is_shared:
+                self._engine.reopen()
             raise
 
     # --- what is told of them ---------------------------------------------------------------------------------
 
     async def figures(self, org: str) -> list[dict[str, Any]]:
-        """An org's groups as they are now."""
+        """An org's groups as they are now. Raises StorageError."""
+        await self._refresh()
         groups, tail = await self._reading.run(lambda: (self._engine.groups(org), self._engine.tail(org)))
-        return [figures(org, name, group, tail, self.members(org, name)) for name, group in groups.items()]
+        return [self._figures(org, name, group, tail) for name, group in groups.items()]
+
+    def _figures(self, org: str, name: str, group: Group, tail: Tail) -> dict[str, Any]:
+        return figures(org, name, group, tail, self.members(org, name), measured=self._engine.measures)
 
     async def keep(self) -> None:
         """Look at all groups now and then: what the status shows, and which are to be forgotten."""
+        told = Seldom()
         while True:
             try:
+                await self._refresh()
                 self.shown, idle = await self._reading.run(self._look)
                 for org, name in idle:
                     await self._remove_idle(org, name)
             except StorageError as error:
-                log.error("groups not looked at", reason=str(error), retry_s=UPKEEP_S)
+                if times := told.again(str(error)):
+                    log.error("groups not looked at", reason=str(error), times=times, retry_s=UPKEEP_S)
+            else:
+                told = Seldom()
             await trio.sleep(UPKEEP_S)
+
+    async def _refresh(self) -> None:
+        if self._turns is not None:
+            await self._turns.refresh()
 
     def _look(self) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
         idle: list[tuple[str, str]] = []
@@ -232,9 +264,9 @@ class Groups:
                 for name, group in self._engine.groups(org).items():
                     if group.touched_us < self._idle_since() and not self.members(org, name):
                         idle.append((org, name))
-                    yield figures(org, name, group, tail, self.members(org, name))
+                    yield self._figures(org, name, group, tail)
 
-        shown = heapq.nlargest(MOST_SHOWN, each(), key=lambda one: one["lag"]["entries"])
+        shown = heapq.nlargest(MOST_SHOWN, each(), key=lambda one: one["lag"]["positions"])
         return sorted(shown, key=lambda one: (one["org"], one["group"])), idle[:MOST_SHOWN]
 
     def _idle_since(self) -> int:
@@ -250,11 +282,13 @@ class Groups:
             )
 
 
-def figures(org: str, name: str, group: Group, tail: Tail, members: int) -> dict[str, Any]:
+def figures(org: str, name: str, group: Group, tail: Tail, members: int, *, measured: bool) -> dict[str, Any]:
     """A group in figures: where it is, how far behind, and what of that is gone.
 
-    `lag` counts what is still to be read, `gap` what retention removed before it was.
+    `lag` counts what is still to be read, `gap` what retention removed before it was: in positions, and in entries,
+    bytes and records, which are None where the log is not measured and positions may be other orgs' too.
     """
+    between = partial(_between, measured=measured)
     place, start, end = group.place, tail.start, tail.end
     missed = place.position < start.position
     since = start if missed else place
@@ -264,8 +298,8 @@ def figures(org: str, name: str, group: Group, tail: Tail, members: int) -> dict
         "group": name,
         "position": place.position,
         "last": end.position,
-        "lag": _between(since, end) if behind else _between(end, end),
-        "gap": _between(place, start) if missed else None,
+        "lag": between(since, end) if behind else between(end, end),
+        "gap": between(place, start) if missed else None,
         "members": members,
         "generation": group.generation,
         "quarantined": group.quarantined,
@@ -275,9 +309,11 @@ def figures(org: str, name: str, group: Group, tail: Tail, members: int) -> dict
     }
 
 
-def _between(first: Place, second: Place) -> dict[str, int]:
+def _between(first: Place, second: Place, *, measured: bool) -> dict[str, int | None]:
+    positions = second.position - first.position
     return {
-        "entries": second.position - first.position,
-        "bytes": second.bytes - first.bytes,
-        "records": second.records - first.records,
+        "positions": positions,
+        "entries": positions if measured else None,
+        "bytes": second.bytes - first.bytes if measured else None,
+        "records": second.records - first.records if measured else None,
     }

@@ -13,8 +13,9 @@ from attrs import define
 from phloem.engine.groups import Commit, Declined, Group
 from phloem.engine.layout import Place
 from phloem.feed import Feed, Shelf
-from phloem.groups import Groups, Seat
+from phloem.groups import Groups
 from phloem.places import Found
+from phloem.turns import Seat
 from sapflow.errors import LinkError, StorageError
 from sapflow.link import Close
 from sapflow.runtime.session import LinkSession
@@ -45,6 +46,8 @@ class Member:
         self._asking = trio.Event()
         self._feed: Feed | None = None
         self._group = Group(Place())
+        self._seat = 0
+        self._stands_by = False
 
     def granted(self) -> None:
         """The member gave credit."""
@@ -66,10 +69,12 @@ class Member:
         """Be a member, until cancelled. Raises LinkError, Overloaded, StorageError."""
         self._session.idle_timeout_s = self._groups.settings.member_timeout_s
         with self._groups.seat(self._org, self._name) as seat:
+            self._seat = seat.number
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._until_dismissed, seat)
                 await self._wait(seat)
-                self._feed = await self._take(fields.get("at", "earliest"), options=bool(fields.get("options")))
+                options = bool(fields.get("options"))
+                self._feed = await self._take(fields.get("at", "earliest"), seat, options=options)
                 nursery.start_soon(self._commit)
                 await self._feed.run(follow=bool(fields.get("follow", True)))
                 # What it was given last is still to be committed; it goes when it has done so.
@@ -77,22 +82,32 @@ class Member:
 
     async def _wait(self, seat: Seat) -> None:
         if not seat.turn.is_set():
-            self._notice(kind="standby")
+            self._stand_by()
             await seat.turn.wait()
+
+    def _stand_by(self) -> None:
+        if not self._stands_by:
+            self._stands_by = True
+            self._notice(kind="standby")
 
     async def _until_dismissed(self, seat: Seat) -> None:
         await seat.dismissed.wait()
-        await self._session.finish(Close.GOING_AWAY, f"group '{self._name}' was reset; come back")
+        await self._session.finish(Close.GOING_AWAY, f"group '{self._name}' was reset, or taken over; come back")
 
-    async def _take(self, at: object, *, options: bool) -> Feed:
+    async def _take(self, at: object, seat: Seat, *, options: bool) -> Feed:
         known = await self._groups.known(self._org, self._name)
         first = Found(Place()) if known else await self._groups.places.find_measured(self._org, at)
-        group = await self._groups.take(self._org, self._name, first.place)
+        group = await self._groups.take(self._org, self._name, first.place, seat)
+        while isinstance(group, Declined) and group.kind == "held":
+            self._stand_by()
+            await self._groups.until_free(self._org, self._name)
+            group = await self._groups.take(self._org, self._name, first.place, seat)
         if isinstance(group, Declined):
             raise LinkError(group.reason, code=Close.OVERLOADED)
         assert group is not None, self._name
         self._group = group
-        feed = Feed(self._shelf, self._session, self._org, Found(group.place), options=options)
+        found = Found(group.place, measured=self._shelf.engine.measures)
+        feed = Feed(self._shelf, self._session, self._org, found, options=options)
         self._notice(
             kind="start",
             position=group.place.position,
@@ -129,7 +144,7 @@ class Member:
                 return
             place = await self._groups.places.walk(self._org, group.place, asked.position)
             outcome = await self._groups.commit(
-                Commit(self._org, self._name, group.generation, place, asked.state, asked.quarantined)
+                Commit(self._org, self._name, group.generation, place, asked.state, asked.quarantined, self._seat)
             )
         except StorageError as error:
             self._answer(asked, "storage", str(error))
@@ -137,6 +152,8 @@ class Member:
         if isinstance(outcome, Group):
             self._group = outcome
             self._notice(kind="committed", number=asked.number, position=outcome.place.position)
+        elif isinstance(outcome, Declined) and outcome.kind == "state":
+            self._answer(asked, "state", outcome.reason)
         else:
             self._answer(asked, "fenced", outcome.reason if outcome is not None else "the group is no more")
 

@@ -51,7 +51,7 @@ Announce = Callable[[dict[str, Any]], None]
 
 async def run(config: Config, name: str, fleet_token: str, announce: Announce, machine: Machine = REAL) -> None:
     """Be a Phloem node until cancelled."""
-    engine = open_engine(config)
+    engine = open_engine(config, name)
     try:
         await _run(config, name, fleet_token, announce, engine, machine)
     finally:
@@ -106,7 +106,7 @@ async def _run(
 
     def status() -> dict[str, Any]:
         taken, counted, groups = connections.taken.bytes, consumers.counts, consumers.groups
-        shown = groups.shown if groups is not None else []
+        shown = groups.shown
         read = Traffic(counted.entries_out, counted.bytes_out, counted.messages_out, counted.records_out)
         return {
             "name": name,
@@ -122,7 +122,7 @@ async def _run(
                 "commit": attrs.asdict(committer.counts),
                 "consume": attrs.asdict(consumers.counts),
                 "engine": engine.counts(),
-                **({"groups": attrs.asdict(groups.counts)} if groups is not None else {}),
+                "groups": attrs.asdict(groups.counts),
                 **({"exit": exits.counts()} if exits is not None else {}),
                 "coordinator": member.counts(),
             },
@@ -133,7 +133,7 @@ async def _run(
                 "budget_bytes": mine.budget_bytes,
                 "orgs": len(connections.orgs),
                 "groups": len(shown),
-                "group_lag_entries": max((one["lag"]["entries"] for one in shown), default=0),
+                "group_lag_entries": max((one["lag"]["positions"] for one in shown), default=0),
                 **member.gauges(),
                 **figures.read(),
             },

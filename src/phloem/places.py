@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from phloem.engine.embedded import EmbeddedLog
 from phloem.engine.engine import Engine
 from phloem.engine.layout import Place
 from sapflow.errors import LinkError
@@ -35,12 +34,8 @@ async def find(engine: Engine, reading: ThreadKind, org: str, at: object) -> Fou
     A position beyond the log's end is from another log, or from a time that this one has lost: reading begins at the
     end. Raises LinkError for what is no position, StorageError.
     """
-    if isinstance(engine, EmbeddedLog):
-        tail = await reading.run(lambda: engine.tail(org))
-        start, end, measured = tail.start, tail.end, True
-    else:
-        first, last = await reading.run(lambda: (engine.first_position(org), engine.last_position(org)))
-        start, end, measured = Place(first - 1), Place(last), False
+    tail = await reading.run(lambda: engine.tail(org))
+    start, end, measured = tail.start, tail.end, engine.measures
     if at == "earliest" or at == 0:
         return Found(start, measured=measured)
     if at == "latest":
@@ -55,16 +50,16 @@ async def find(engine: Engine, reading: ThreadKind, org: str, at: object) -> Fou
 
 
 class CountedPlaces:
-    """Places in a log that counts its bytes and records."""
+    """Places with their bytes and records, where the log counts those."""
 
-    def __init__(self, engine: EmbeddedLog, reading: ThreadKind) -> None:
+    def __init__(self, engine: Engine, reading: ThreadKind) -> None:
         self._engine = engine
         self._reading = reading
 
     async def find_measured(self, org: str, at: object) -> Found:
         """As `find`, with what lies before the place counted: takes time with the length of the log."""
         found = await find(self._engine, self._reading, org, at)
-        if found.measured:
+        if found.measured or not self._engine.measures:
             return found
         start = (await self._reading.run(lambda: self._engine.tail(org))).start
         return Found(await self.walk(org, start, found.place.position), found.ahead)

@@ -18,7 +18,7 @@ from attrs import asdict, frozen
 
 from phloem.engine.engine import Outcome, Stretch
 from phloem.engine.environment import Environment
-from phloem.engine.groups import Change, Declined, Group, GroupTable
+from phloem.engine.groups import Declined, Group, GroupTable, SharedChange
 from phloem.engine.layout import KEY, MARK, ORG, Place, Tail
 from phloem.engine.ledger import backlog, fold, org_ledger
 from phloem.engine.options import OptionsBounds, OptionsCounts, OptionsTable
@@ -49,6 +49,8 @@ class EmbeddedLog:
     """Once it is made; after a StorageError it still needs its `reopen`."""
     is_shared = False
     """One process has it, so nobody else brings news, or stores twice."""
+    measures = True
+    shared_groups = None
 
     def __init__(self, path: Path, lock: IO[bytes], map_bytes: int) -> None:
         self.retention = Retention()
@@ -162,7 +164,7 @@ class EmbeddedLog:
             table = OptionsTable(self.environment.tables, txn, self.options, self._options_counts)
             return table.fold_some()
 
-    def change_groups(self, changes: Sequence[Change], now_us: int) -> list[Group | Declined | None]:
+    def change_groups(self, changes: Sequence[SharedChange], now_us: int) -> list[Group | Declined | None]:
         """Make changes of consumer groups in one transaction, synced, in order: what each group is after its own.
 
         Raises StorageError: then nothing of this call was made, and `reopen` comes before the next.

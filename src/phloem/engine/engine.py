@@ -12,6 +12,8 @@ from typing import Literal, Protocol
 
 from attrs import field, frozen
 
+from phloem.engine.groups import Declined, Group, SharedChange
+from phloem.engine.layout import Place, Tail
 from sapflow.entry import LogEntry
 from sapflow.ledger import Backlog, OrgLedger
 
@@ -37,6 +39,25 @@ class Stretch:
     """The first position that is kept, where retention has removed what followed the position asked for."""
 
 
+class SharedGroups(Protocol):
+    """Consumer groups that members of several nodes read for; `refresh` in the thread that changes them."""
+
+    def refresh(self) -> None:
+        """Hear what other nodes did. Raises StorageError."""
+
+    def generation(self, org: str, name: str) -> int | None:
+        """Of a group, as last heard; None when there is no such group."""
+
+    def reader(self, org: str, name: str) -> str:
+        """The name of the other node whose member reads for a group, as last heard; empty when none does."""
+
+    def is_free(self, org: str, name: str) -> bool:
+        """Whether a member of this node may try to take it."""
+
+    def mine(self) -> dict[int, tuple[str, str]]:
+        """The seats of this node that read, as last heard, and for which org's group."""
+
+
 class Engine(Protocol):
     """One node's access to the log of all orgs."""
 
@@ -47,6 +68,14 @@ class Engine(Protocol):
     @property
     def is_shared(self) -> bool:
         """Whether other nodes may append too: readers then ask for `news`, and drop what was stored twice."""
+
+    @property
+    def measures(self) -> bool:
+        """Whether it counts what lies before a place: else places have positions only."""
+
+    @property
+    def shared_groups(self) -> SharedGroups | None:
+        """What consumer groups need beside it, where other nodes' members may read for them; None: there are none."""
 
     def counts(self) -> dict[str, int]:
         """What it has done beside storing; never goes down."""
@@ -81,6 +110,12 @@ class Engine(Protocol):
     def news(self, orgs: Set[str]) -> Set[str]:
         """Those of `orgs` that may have more than at the last call, whoever appended it. Raises StorageError."""
 
+    def tail(self, org: str) -> Tail:
+        """An org's log in figures; positions only, where it does not measure. Raises StorageError."""
+
+    def walk(self, org: str, place: Place, through: int, *, at_most: int) -> Place:
+        """From a place towards position `through`, at most so many entries on. Raises StorageError."""
+
     def first_position(self, org: str) -> int:
         """The oldest position that is kept. Raises StorageError."""
 
@@ -89,6 +124,21 @@ class Engine(Protocol):
 
     def position_at(self, org: str, time_us: int) -> int:
         """A position before which nothing was taken in at or after a time, as late as the engine knows."""
+
+    def change_groups(self, changes: Sequence[SharedChange], now_us: int) -> list[Group | Declined | None]:
+        """Make changes of consumer groups durably, in order: what each group is after its own.
+
+        Raises StorageError: then none counts as made, and may be made again.
+        """
+
+    def groups(self, org: str) -> dict[str, Group]:
+        """An org's consumer groups, by name. Raises StorageError."""
+
+    def group(self, org: str, name: str) -> Group | None:
+        """One of an org's consumer groups. Raises StorageError."""
+
+    def orgs_with_groups(self) -> list[str]:
+        """The orgs that have consumer groups. Raises StorageError."""
 
     def ledger(self, org: str, *, most_rows: int = 0) -> OrgLedger | None:
         """What became of an org's records, with so many rows of streams; None when this log keeps none.

@@ -7,7 +7,8 @@ Rule 4: a reset takes a generation too, so that no commit that was under way und
 Rule 5: a group that is beyond the log's end was of another log, or of one that has lost its last entries: what of this
 one it has read is not known, and it begins at the first entry again. Its state says what its members need not do twice.
 
-What may change a group is the pure `changed`; `GroupTable` reads and writes the rows in a transaction of the log.
+What may change a group is the pure `changed`, on every engine. Here `GroupTable` reads and writes the rows in a
+transaction of the embedded log; where nodes share a log, `kafka/group_state.py` says whose turn it is among them.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class Take:
     name: str
     first: Place
     most_groups: int
+    seat: int = 0
+    """Which member of its node it is, in a log that nodes share."""
 
 
 @frozen
@@ -64,6 +67,7 @@ class Commit:
     place: Place
     state: bytes = b""
     quarantined: int = 0
+    seat: int = 0
 
 
 @frozen
@@ -84,14 +88,29 @@ class Remove:
     unless_after_us: int | None = None
 
 
+@frozen
+class Leave:
+    """A member reads no more; in a log that nodes share, so that others need not wait."""
+
+    org: str
+    name: str
+    seat: int
+
+
+@frozen
+class Beat:
+    """The node that says so is there, and so are its members; in a log that nodes share."""
+
+
 Change = Take | Commit | Reset | Remove
+SharedChange = Change | Leave | Beat
 
 
 @frozen
 class Declined:
     """A change that was not made: nothing is different."""
 
-    kind: Literal["fenced", "unknown", "full", "ahead", "in use"]
+    kind: Literal["fenced", "unknown", "full", "ahead", "in use", "held", "state"]
     reason: str
 
 
@@ -147,8 +166,9 @@ class GroupTable:
         self._tables = tables
         self._txn = txn
 
-    def apply(self, change: Change, now_us: int) -> Group | Declined | None:
+    def apply(self, change: SharedChange, now_us: int) -> Group | Declined | None:
         """Make a change, if it may be made."""
+        assert not isinstance(change, Leave | Beat), "nobody shares this log"
         number = number_of(self._txn, self._tables, change.org)
         key = _key(number, change.name)
         before = self.get(number, change.name)

@@ -8,18 +8,18 @@ from phloem.engine.options import OptionsBounds
 from sapflow.config import Config, PhloemConfig
 
 
-def open_engine(config: Config) -> Engine:
-    """It, with what it needs for its upkeep. Raises EngineLocked, StorageError."""
+def open_engine(config: Config, node: str) -> Engine:
+    """It, for the node of that name, with what it needs for its upkeep. Raises EngineLocked, StorageError."""
     mine = config.phloem
     if mine.engine == "kafka":
-        return _kafka(mine, config.fleet.name)
+        return _kafka(mine, config.fleet.name, node)
     log = EmbeddedLog.open(config.data_path / "log", map_bytes=mine.map_bytes)
     log.retention = Retention(mine.retention_s, mine.retention_bytes_per_org, mine.ledger_streams_s)
     log.options = OptionsBounds(mine.options_bytes_per_stream, mine.options_bytes_per_org)
     return log
 
 
-def _kafka(mine: PhloemConfig, fleet: str) -> Engine:
+def _kafka(mine: PhloemConfig, fleet: str, node: str) -> Engine:
     # Only where it is used: librdkafka is a large library to load.
     from phloem.engine.kafka.log import KafkaLog
     from phloem.engine.kafka.settings import KafkaSettings
@@ -28,6 +28,7 @@ def _kafka(mine: PhloemConfig, fleet: str) -> Engine:
         KafkaSettings(
             servers=mine.kafka,
             fleet=fleet,
+            node=node,
             properties=mine.kafka_properties,
             topic_per_org=mine.kafka_topic_per_org,
             partitions=mine.kafka_partitions,

@@ -14,6 +14,7 @@ import click
 import trio
 
 from sapflow.cli.consuming import DATA, TOKEN_FILE, consume_door, position_of
+from sapflow.cli.extents import batches, mebibytes, not_read, records
 from sapflow.client import Ahead, GroupFigures, list_groups, remove_group, reset_group
 
 DOOR = click.option("--door", "url", help="The consume door, link://HOST:PORT; else that of the fleet in --data.")
@@ -67,10 +68,8 @@ def show_command(org: str, name: str, door: tuple[str, str], as_json: bool) -> N
         return
     rows = {
         "position": f"{group.position:,} of {group.last:,}",
-        "lag": f"{group.lag.entries:,} batches, {group.lag.records:,} records, {group.lag.bytes:,} bytes",
-        "past retention": "nothing"
-        if group.gap is None
-        else f"{group.gap.entries:,} batches, {group.gap.records:,} records, {group.gap.bytes:,} bytes were not read",
+        "lag": str(group.lag),
+        "past retention": "nothing" if group.gap is None else f"{group.gap} were not read",
         "members": f"{group.members} (generation {group.generation})",
         "quarantined": f"{group.quarantined:,} batches could not be used",
         "state": f"{group.state_bytes:,} bytes",
@@ -97,7 +96,7 @@ def reset_command(org: str, name: str, at: str, door: tuple[str, str], as_json: 
         click.echo(json.dumps(attrs.asdict(group)))
         return
     click.echo(
-        f"group '{name}' of '{org}' reads on after position {group.position:,}; {group.lag.entries:,} batches to read"
+        f"group '{name}' of '{org}' reads on after position {group.position:,}; {batches(group.lag)} batches to read"
     )
 
 
@@ -121,10 +120,10 @@ def show(groups: Sequence[GroupFigures]) -> None:
     """A line for each."""
     click.echo(f"{'group':<24}{'position':>12}{'lag batches':>14}{'records':>14}{'MiB':>10}{'members':>9}  ")
     for group in groups:
-        lost = f"  {group.gap.entries:,} batches past retention were not read" if group.gap is not None else ""
+        lag = group.lag
         click.echo(
-            f"{group.group:<24}{group.position:>12,}{group.lag.entries:>14,}{group.lag.records:>14,}"
-            f"{group.lag.bytes / 2**20:>10.1f}{group.members:>9}{lost}"
+            f"{group.group:<24}{group.position:>12,}{batches(lag):>14}{records(lag):>14}"
+            f"{mebibytes(lag):>10}{group.members:>9}{not_read(group.gap)}"
         )
 
 

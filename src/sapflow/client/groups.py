@@ -14,11 +14,21 @@ from sapflow.link import Close, Closed, Noticed
 
 @frozen
 class Extent:
-    """A part of a log."""
+    """A part of a log.
 
-    entries: int
-    bytes: int
-    records: int
+    Where orgs share a log (Kafka), positions may be other orgs' too, or of what stands there twice, and it is not known
+    how many batches, bytes and records they are: those are None.
+    """
+
+    positions: int
+    entries: int | None
+    bytes: int | None
+    records: int | None
+
+    def __str__(self) -> str:
+        if self.entries is None or self.records is None or self.bytes is None:
+            return f"up to {self.positions:,} batches"
+        return f"{self.entries:,} batches, {self.records:,} records, {self.bytes:,} bytes"
 
 
 @frozen

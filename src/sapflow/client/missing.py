@@ -25,7 +25,10 @@ class Gap:
         return self.next - self.after - 1
 
     def __str__(self) -> str:
-        much = "" if self.records is None else f" ({self.records:,} records, {self.bytes:,} bytes)"
+        if self.records is None:
+            # Where orgs share a log, positions between may be other orgs'.
+            return f"up to {self.entries:,} stored batches after position {self.after} are past retention"
+        much = f" ({self.records:,} records, {self.bytes:,} bytes)"
         return f"{self.entries:,} stored batches after position {self.after}{much} are past retention"
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import trio
 
-from sapflow.client import GroupFigures, list_groups
+from sapflow.cli.extents import batches, mebibytes, not_read, records
+from sapflow.client import Extent, GroupFigures, list_groups
 from tests.unit.cli.test_tail import SAPFLOW, arguments, positions, sapflow
 from tests.unit.client.doors import Door, a_door
 
@@ -137,3 +138,13 @@ def test_c23_what_cannot_be_decoded_is_told_counted_and_the_others_are_written(t
             assert set(positions(found.stdout)) == {1, 2, 4, 5}
             assert "position 3 is damaged and left out: it cannot be decoded" in found.stderr
         assert figures(door).quarantined == 1
+
+
+def test_what_is_not_known_of_a_shared_log_is_not_shown_as_a_number() -> None:
+    known, unknown = Extent(1234, 1234, 3 << 20, 5678), Extent(1234, None, None, None)
+    assert [(batches(one), records(one), mebibytes(one)) for one in (known, unknown)] == [
+        ("1,234", "5,678", "3.0"),
+        ("<=1,234", "-", "-"),
+    ]
+    assert [str(known), str(unknown)] == ["1,234 batches, 5,678 records, 3,145,728 bytes", "up to 1,234 batches"]
+    assert [not_read(one) for one in (unknown, None)] == ["  <=1,234 batches past retention were not read", ""]

@@ -5,17 +5,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import trio
 from attrs import define, field
 
 from phloem.consume import Consumers, ConsumeSettings
 from phloem.engine.embedded import EmbeddedLog
+from phloem.engine.kafka.log import KafkaLog
+from phloem.engine.kafka.settings import KafkaSettings
 from phloem.groups import GroupSettings
 from sapflow.entry import LogEntry
 from sapflow.flows.reference import reference_work
 from sapflow.runtime.serve import address_of, listen, serve
 from sapflow.runtime.threads import ThreadKind
+from tests.unit.phloem.fake_kafka import FakeKafka
 
 TOKENS = {"a-token": "acme", "g-token": "globex"}
 STREAM = bytes(range(16))
@@ -25,7 +29,8 @@ STREAM = bytes(range(16))
 class Door:
     """`acme` and `globex` have the tokens `a-token` and `g-token`; the fleet has `f-token`."""
 
-    engine: EmbeddedLog
+    engine: Any
+    """An `EmbeddedLog`, or a `KafkaLog` over a Kafka in memory."""
     url: str = ""
     groups: GroupSettings = field(factory=GroupSettings)
     _scope: trio.CancelScope = field(factory=trio.CancelScope)
@@ -78,9 +83,21 @@ class Door:
 
 
 @contextmanager
-def a_door(directory: Path, batches: int = 0, groups: GroupSettings | None = None) -> Iterator[Door]:
-    """A door over a log that has so many batches of acme."""
-    engine = EmbeddedLog.open(directory / "log", map_bytes=1 << 28)
+def a_door(
+    directory: Path,
+    batches: int = 0,
+    groups: GroupSettings | None = None,
+    *,
+    kafka: FakeKafka | None = None,
+    node: str = "phloem-1",
+) -> Iterator[Door]:
+    """A door over a log that has so many batches of acme: one of its own, or that of the nodes which share `kafka`."""
+    engine: Any
+    if kafka is None:
+        engine = EmbeddedLog.open(directory / "log", map_bytes=1 << 28)
+    else:
+        engine = KafkaLog(KafkaSettings(servers="k:1", node=node, partitions=1), kafka.clients())
+        engine.reopen()
     door = Door(engine, groups=groups or GroupSettings())
     if batches:
         door.store(1, batches)

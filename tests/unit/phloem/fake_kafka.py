@@ -162,6 +162,11 @@ class FakeConsumer:
         self.kafka.check("watermarks")
         return None if self.kafka.silent else self.kafka.ends(partition.topic, partition.partition)
 
+    def list_topics(self, topic: str, timeout: float) -> Any:
+        self.kafka.check("topic")
+        there = {topic: _Named()} if topic in self.kafka.topics else {}
+        return type("Metadata", (), {"topics": there})
+
     def offsets_for_times(self, partitions: list[TopicPartition], timeout: float) -> list[TopicPartition]:
         self.kafka.check("times")
         return [TopicPartition(partitions[0].topic, partitions[0].partition, -1)]
@@ -210,6 +215,16 @@ class FakeAdmin:
 
     def delete_topics(self, topics: list[str], request_timeout: float) -> dict[str, Future[None]]:
         return {topics[0]: self._done("delete", lambda: self.kafka.topics.pop(topics[0]))}
+
+    def delete_records(self, asked: list[TopicPartition], request_timeout: float) -> dict[TopicPartition, Future[None]]:
+        (before,) = asked
+
+        def forget() -> None:
+            self.kafka.topics[before.topic].low[before.partition] = before.offset
+            stored = self.kafka.partition(before.topic, before.partition)
+            stored[:] = [message for message in stored if message.at >= before.offset]
+
+        return {before: self._done("forget", forget)}
 
     def describe_configs(self, resources: list[Any], request_timeout: float) -> dict[object, Future[Any]]:
         config = self.kafka.topics[resources[0].name].config

@@ -14,6 +14,7 @@ from phloem.engine.embedded import EmbeddedLog
 from phloem.engine.groups import Change, Commit, Declined, Group, Remove, Reset, Take
 from phloem.engine.layout import OLD_TAIL, ORG, Place
 from phloem.groups import Groups, GroupSettings
+from phloem.turns import Seat
 from sapflow.entry import LogEntry
 from sapflow.errors import Overloaded, StorageError
 from sapflow.runtime.threads import ThreadKind
@@ -172,7 +173,7 @@ async def test_commits_are_written_together_and_one_that_failed_is_said_to_be(tm
     found: dict[str, object] = {}
 
     async def one(name: str, position: int) -> None:
-        await groups.take("acme", name, Place())
+        await groups.take("acme", name, Place(), Seat(1))
         found[name] = await groups.commit(commit(1, position, name=name))
 
     with trio.fail_after(20):
@@ -215,8 +216,8 @@ async def test_groups_that_nobody_uses_are_forgotten_and_those_with_members_are_
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(groups.run)
-            await groups.take("acme", "idle", Place())
-            await groups.take("acme", "used", Place())
+            await groups.take("acme", "idle", Place(), Seat(1))
+            await groups.take("acme", "used", Place(), Seat(2))
             now[0] += 10_000_001
             with groups.seat("acme", "used"):
                 nursery.start_soon(groups.keep)

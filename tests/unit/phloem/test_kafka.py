@@ -14,7 +14,7 @@ from phloem.engine.kafka import log as kafka_log
 from phloem.engine.kafka import reading
 from phloem.engine.kafka.log import KafkaLog
 from phloem.engine.kafka.marks import Marks
-from phloem.engine.kafka.names import is_topic_of_an_org, partition_of, topic_of
+from phloem.engine.kafka.names import MAX_TOPIC_CHARS, groups_topic_of, is_topic_of_an_org, partition_of, topic_of
 from phloem.engine.kafka.settings import MAX_ENTRY_BYTES, KafkaSettings
 from phloem.engine.kafka.topics import CLOSED_BYTES
 from sapflow.entry import LogEntry, decode_entry, encode_entry
@@ -447,6 +447,8 @@ def test_s07_names_that_differ_a_little() -> None:
     assert is_topic_of_an_org("f", names[0])
     assert not is_topic_of_an_org("f", topic_of("f"))
     assert not is_topic_of_an_org("f", topic_of("f-g", "a"))
+    assert not is_topic_of_an_org("f", groups_topic_of("f"))
+    assert len(groups_topic_of("f" * 300)) <= MAX_TOPIC_CHARS
 
 
 def test_an_org_stays_in_its_partition() -> None:

@@ -13,13 +13,17 @@ from collections.abc import Iterator, Sequence, Set
 from attrs import asdict, define, frozen
 
 from phloem.engine.engine import Outcome, Stretch
+from phloem.engine.groups import Declined, Group, SharedChange
 from phloem.engine.kafka.clients import REAL, Clients, Trouble
+from phloem.engine.kafka.group_log import GroupLog
 from phloem.engine.kafka.marks import Key, Mark, Marks
 from phloem.engine.kafka.names import Place
 from phloem.engine.kafka.producing import Draft, Producing
 from phloem.engine.kafka.reading import END, ReadCounts, Readers
 from phloem.engine.kafka.settings import KafkaSettings
 from phloem.engine.kafka.topics import Topics
+from phloem.engine.layout import Place as PlaceInLog
+from phloem.engine.layout import Tail
 from sapflow.entry import LogEntry, encode_entry, entry_number
 from sapflow.errors import StorageError
 from sapflow.ledger import Backlog, OrgLedger
@@ -52,6 +56,7 @@ class KafkaLog:
     """All orgs' logs, in Kafka. Synchronous; the storage thread appends, others read."""
 
     is_shared = True
+    measures = False
 
     def __init__(self, settings: KafkaSettings, clients: Clients = REAL) -> None:
         self.is_open = False
@@ -62,6 +67,7 @@ class KafkaLog:
         self._producing = Producing(settings, clients, self._trouble)
         self._readers = Readers(settings, clients, self._trouble)
         self._marks = Marks()
+        self._groups = GroupLog(settings, clients, self._trouble, self._topics, self._tails)
         self._to_forget: deque[str] = deque()
         self._seen_ends: dict[Place, int] = {}
         self._seen_orgs: set[str] = set()
@@ -73,7 +79,8 @@ class KafkaLog:
 
     def counts(self) -> dict[str, int]:
         """See `Engine`."""
-        return {**asdict(self.learning), **asdict(self._readers.counts)}
+        groups = {f"groups_{name}": value for name, value in asdict(self._groups.counts).items()}
+        return {**asdict(self.learning), **asdict(self._readers.counts), **groups}
 
     def reopen(self) -> None:
         """See `Engine`."""
@@ -84,12 +91,14 @@ class KafkaLog:
     def interrupt(self) -> None:
         """See `Engine`."""
         self._producing.interrupt()
+        self._groups.interrupt()
 
     def close(self) -> None:
         """See `Engine`."""
         self.is_open = False
         self._producing.throw_away()
         self._readers.close()
+        self._groups.close()
 
     def forget(self, org: str) -> None:
         """See `Engine`."""
@@ -213,6 +222,22 @@ class KafkaLog:
         self._seen_ends = dict(ends)
         return found
 
+    def tail(self, org: str) -> Tail:
+        """See `Engine`; positions only."""
+        return self._tails({org}).get(org, Tail())
+
+    def walk(self, org: str, place: PlaceInLog, through: int, *, at_most: int) -> PlaceInLog:
+        """See `Engine`; without bytes and records."""
+        return PlaceInLog(through)
+
+    def _tails(self, orgs: Set[str]) -> dict[str, Tail]:
+        """Where orgs' logs begin and end, asked for all at once. Raises StorageError."""
+        places = {org: self._topics.place(org) for org in orgs}
+        asked = set(places.values())
+        starts = self._topics.starts(asked) if asked else {}
+        ends = self._topics.ends(asked) if asked else {}
+        return {org: Tail(starts.get(place, 0) + 1, ends.get(place, 0) + 1) for org, place in places.items()}
+
     def first_position(self, org: str) -> int:
         """See `Engine`."""
         return self._ends(org)[0] + 1
@@ -227,6 +252,31 @@ class KafkaLog:
         with self._readers.take() as reader:
             offset = reader.offset_at(place, time_us // 1000)
             return (reader.ends(place)[1] if offset == END else offset) + 1
+
+    # --- consumer groups ----------------------------------------------------------------------------------------
+
+    @property
+    def shared_groups(self) -> GroupLog:
+        """See `Engine`."""
+        return self._groups
+
+    def change_groups(self, changes: Sequence[SharedChange], now_us: int) -> list[Group | Declined | None]:
+        """See `Engine`."""
+        return self._groups.change(changes, now_us)
+
+    def group(self, org: str, name: str) -> Group | None:
+        """See `Engine`."""
+        return self._groups.of(org).get(name)
+
+    def groups(self, org: str) -> dict[str, Group]:
+        """See `Engine`."""
+        return self._groups.of(org)
+
+    def orgs_with_groups(self) -> list[str]:
+        """See `Engine`."""
+        return self._groups.orgs()
+
+    # --- the ledger ---------------------------------------------------------------------------------------------
 
     def ledger(self, org: str, *, most_rows: int = 0) -> OrgLedger | None:
         """None: no ledger is kept here."""

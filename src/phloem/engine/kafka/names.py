@@ -28,17 +28,26 @@ class Place:
 
 def topic_of(fleet: str, org: str | None = None) -> str:
     """The topic of a fleet, or of one org of it."""
-    name = _escape(fleet) if org is None else f"{_escape(fleet)}-{_escape(org)}"
+    return _fitting(_escape(fleet) if org is None else f"{_escape(fleet)}-{_escape(org)}")
+
+
+def groups_topic_of(fleet: str) -> str:
+    """The topic of a fleet's consumer groups."""
+    return _fitting(f"{_escape(fleet)}--groups")
+
+
+def _fitting(name: str) -> str:
     if len(name) <= MAX_TOPIC_CHARS:
         return name
-    # Two dashes are in no other name; what is cut off is in the hash.
+    # Two dashes are in no org's topic; what is cut off is in the hash, which no other name ends with.
     digest = sha256(name.encode()).hexdigest()
     return f"{name[: MAX_TOPIC_CHARS - 2 - len(digest)]}--{digest}"
 
 
 def is_topic_of_an_org(fleet: str, topic: str) -> bool:
     """Whether a topic is one org's of this fleet (as far as a fleet's name is not too long for one)."""
-    return topic.startswith(f"{_escape(fleet)}-")
+    own = f"{_escape(fleet)}-"
+    return topic.startswith(own) and not topic.startswith(f"{own}-")
 
 
 def partition_of(org: str, partitions: int) -> int:

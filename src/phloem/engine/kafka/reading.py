@@ -19,12 +19,17 @@ from phloem.engine.engine import Stretch
 from phloem.engine.kafka.clients import Clients, ConsumerClient, Message, Trouble
 from phloem.engine.kafka.names import Place
 from phloem.engine.kafka.settings import KafkaSettings
+from phloem.engine.kafka.topics import OTHER_LEADER
 from sapflow.errors import StorageError
 
 SCAN_BYTES = 8 << 20
 """Of a partition in one call, however little of it is the org's."""
 POLL_S = 0.2
+LEARN_S = 0.05
+"""Between two questions about a topic that a broker knows and librdkafka does not."""
 NO_SUCH_OFFSET = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
+_NOT_LEARNED = OTHER_LEADER | {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_PARTITION}
+"""What is said of a topic that is not there, and of one whose leader librdkafka does not know yet."""
 END = -1
 """What librdkafka says where no entry is at or after a time."""
 
@@ -59,20 +64,38 @@ class Reader:
         self._client.close()
 
     def ends(self, place: Place) -> tuple[int, int]:
-        """The lowest offset that is kept, and the one that comes next."""
+        """The lowest offset that is kept, and the one that comes next; 0 of a topic that is not there."""
+        until = time.monotonic() + self._timeout_s
         with self._trouble.told(f"the log of {place.topic} cannot be read"):
-            try:
-                found = self._client.get_watermark_offsets(
-                    TopicPartition(place.topic, place.partition), timeout=self._timeout_s
-                )
-            except KafkaException as error:
-                if error.args[0].code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_PARTITION):
-                    return 0, 0
-                raise
+            while True:
+                try:
+                    found = self._client.get_watermark_offsets(
+                        TopicPartition(place.topic, place.partition), timeout=self._timeout_s
+                    )
+                    break
+                except KafkaException as error:
+                    if error.args[0].code() not in _NOT_LEARNED:
+                        raise
+                    # Made a moment ago, or of a broker that is gone: being asked about it, librdkafka learns of it.
+                    if not self._is_there(place):
+                        return 0, 0
+                    if time.monotonic() > until:
+                        raise
+                    time.sleep(LEARN_S)
         if found is None:
             raise self._trouble.silent(f"the log of {place.topic} cannot be read")
         self._trouble.over()
         return found
+
+    def _is_there(self, place: Place) -> bool:
+        """Whether a broker knows the topic: while none is reached, librdkafka does not know it either."""
+        found = self._client.list_topics(place.topic, timeout=self._timeout_s).topics.get(place.topic)
+        gone = found is None or (found.error is not None and found.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART)
+        return not gone
+
+    def expect(self, end: int) -> None:
+        """The partition that it stands in is known to go on to `end`; a question would wait for a fetch under way."""
+        self._end = max(self._end, end)
 
     def offset_at(self, place: Place, time_ms: int) -> int:
         """The first offset stored at or after a time; END where there is none."""

@@ -22,6 +22,8 @@ class KafkaSettings:
 
     servers: str
     fleet: str = "sapflow"
+    node: str = "phloem"
+    """The name of this one among those that share the log."""
     properties: Mapping[str, str] = Factory(dict)
     """librdkafka's, for TLS and SASL."""
     topic_per_org: bool = False

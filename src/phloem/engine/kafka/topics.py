@@ -8,7 +8,7 @@ it takes nothing. What a closed topic holds does not change any more, and whoeve
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future
 from typing import Any
 
@@ -25,7 +25,7 @@ from confluent_kafka.admin import (
 )
 
 from phloem.engine.kafka.clients import Clients, Trouble
-from phloem.engine.kafka.names import Place, is_topic_of_an_org, partition_of, topic_of
+from phloem.engine.kafka.names import Place, groups_topic_of, is_topic_of_an_org, partition_of, topic_of
 from phloem.engine.kafka.settings import MAX_ENTRY_BYTES, KafkaSettings
 from sapflow.errors import StorageError
 
@@ -46,6 +46,8 @@ CLOSED_BYTES = 1
 SEGMENTS = 8
 """A retention is divided into so many segments, the last of which is kept whole."""
 LEAST_SEGMENT_MS = 60_000
+GROUPS_SEGMENT_BYTES = 16 << 20
+"""Of the groups' topic: what was forgotten of it goes in such pieces."""
 LOOK_AGAIN_S = 0.05
 """Between two looks at a topic that a broker does not know yet."""
 
@@ -65,14 +67,7 @@ class Topics:
 
     def open(self) -> None:
         """A broker answers, and the fleet's topic is as it should be. Raises StorageError."""
-        with self._trouble.told("the log cannot be opened"):
-            try:
-                found = self._admin.list_topics(timeout=self._settings.request_timeout_s)
-            finally:
-                self._admin.poll(0)  # has what went wrong said to `trouble`
-        self._trouble.over()
-        self._brokers = max(1, len(found.brokers))
-        self._known = {name for name, topic in found.topics.items() if topic.error is None}
+        found = self._look("the log cannot be opened")
         if self._settings.topic_per_org:
             for topic in self._doubted & self._known:
                 if self._limit(topic) == CLOSED_BYTES:
@@ -85,6 +80,18 @@ class Topics:
         elif self._make([topic], self._settings.partitions):
             # Somebody else made it, so lately that the broker asked did not know it yet.
             self._check(topic, self._partitions(topic))
+
+    def _look(self, what: str) -> Any:
+        """Which topics and brokers there are. Raises StorageError."""
+        with self._trouble.told(what):
+            try:
+                found = self._admin.list_topics(timeout=self._settings.request_timeout_s)
+            finally:
+                self._admin.poll(0)  # has what went wrong said to `trouble`
+        self._trouble.over()
+        self._brokers = max(1, len(found.brokers))
+        self._known = {name for name, topic in found.topics.items() if topic.error is None}
+        return found
 
     def place(self, org: str) -> Place:
         """Where an org's entries are read."""
@@ -99,6 +106,23 @@ class Topics:
             if missing:
                 self._make(sorted(missing), 1)
 
+    def prepare_groups(self) -> None:
+        """Make the topic of consumer groups if it is not there. Raises StorageError."""
+        topic = groups_topic_of(self._settings.fleet)
+        if topic in self._known:
+            return
+        self._look("consumer groups cannot be kept")
+        if topic not in self._known:
+            self._make([topic], 1, self._groups_config)
+
+    def forget_before(self, place: Place, offset: int) -> None:
+        """Have Kafka delete what stands before an offset. Raises StorageError."""
+        asked = TopicPartition(place.topic, place.partition, offset)
+        futures = self._admin.delete_records([asked], request_timeout=self._settings.request_timeout_s)
+        with self._trouble.told(f"topic {place.topic} cannot be shortened"):
+            for future in futures.values():
+                self._result(future, place.topic)
+
     def doubt(self, topics: Iterable[str]) -> None:
         """Something was not taken: whether these are closed is looked at when the log is opened again."""
         self._doubted.update(topics)
@@ -110,6 +134,10 @@ class Topics:
     def ends(self, places: Set[Place]) -> Mapping[Place, int]:
         """The offset that comes next in each, of those that are there. Raises StorageError."""
         return self._offsets(places, OffsetSpec.latest())
+
+    def starts(self, places: Set[Place]) -> Mapping[Place, int]:
+        """The lowest offset that is kept in each, of those that are there. Raises StorageError."""
+        return self._offsets(places, OffsetSpec.earliest())
 
     def upkeep(self, orgs: Set[str]) -> Iterator[int]:
         """Close, and the next time delete, the topics of orgs that are no more; one each step, 1 when it is deleted."""
@@ -161,11 +189,14 @@ class Topics:
                     raise KafkaException(found.error)
             time.sleep(LOOK_AGAIN_S)
 
-    def _make(self, topics: Sequence[str], partitions: int) -> list[str]:
+    def _make(
+        self, topics: Sequence[str], partitions: int, config: Callable[[int], dict[str, str]] | None = None
+    ) -> list[str]:
         """Make topics; those that were there already. Raises StorageError."""
         there = []
         copies = min(self._settings.copies, self._brokers)
-        new = [NewTopic(topic, partitions, copies, config=self._config(copies)) for topic in topics]
+        own = (config or self._config)(copies)
+        new = [NewTopic(topic, partitions, copies, config=own) for topic in topics]
         futures = self._admin.create_topics(new, request_timeout=self._settings.request_timeout_s)
         for topic, future in futures.items():
             with self._trouble.told(f"topic {topic} cannot be made"):
@@ -183,18 +214,28 @@ class Topics:
         settings = self._settings
         retention_ms = int(settings.retention_s * 1000)
         config = {
+            **self._safe(copies),
             "retention.ms": str(retention_ms),
             "segment.ms": str(max(LEAST_SEGMENT_MS, retention_ms // SEGMENTS)),
-            "max.message.bytes": str(MAX_ENTRY_BYTES),
-            "min.insync.replicas": str(max(1, copies - 1)),
             # By the broker's clock: an intake's, which may be wrong, would have entries refused, or kept for ever.
             "message.timestamp.type": "LogAppendTime",
-            "unclean.leader.election.enable": "false",
-            "cleanup.policy": "delete",
         }
         if settings.topic_per_org:
             config["retention.bytes"] = str(settings.retention_bytes_per_org)
         return config
+
+    def _groups_config(self, copies: int) -> dict[str, str]:
+        # Shortened by whoever writes a snapshot, and by nothing else.
+        kept = {"retention.ms": "-1", "retention.bytes": "-1", "segment.bytes": str(GROUPS_SEGMENT_BYTES)}
+        return {**self._safe(copies), **kept}
+
+    def _safe(self, copies: int) -> dict[str, str]:
+        return {
+            "max.message.bytes": str(MAX_ENTRY_BYTES),
+            "min.insync.replicas": str(max(1, copies - 1)),
+            "unclean.leader.election.enable": "false",
+            "cleanup.policy": "delete",
+        }
 
     def _listed(self) -> list[str]:
         with self._trouble.told("topics cannot be listed"):
