@@ -184,7 +184,8 @@ class Collector:
 class Subscriber:
     """A Phloem node on its link: its subscription to each endpoint."""
 
-    def __init__(self, session: LinkSession) -> None:
+    def __init__(self, session: LinkSession, name: str) -> None:
+        self.name = name
         self.handles: Handles = {}
         self._session = session
         self._subscriptions: dict[str, DurableSubscription] = {}
@@ -192,7 +193,7 @@ class Subscriber:
     def subscribe(self, endpoint: Endpoint) -> None:
         """Everything of this org, from now until the link ends."""
         if endpoint.org not in self._subscriptions:
-            subscription = DurableSubscription(endpoint, self._session, self.handles)
+            subscription = DurableSubscription(endpoint, self._session, self.handles, self.name)
             self._subscriptions[endpoint.org] = subscription
             endpoint.subscribe(subscription)
 
@@ -285,7 +286,7 @@ class _Link:
             return False
         self._session.send(self._session.connection.welcome(name=collector.settings.name, org=self._org))
         if role == "phloem":
-            self._subscriber = Subscriber(self._session)
+            self._subscriber = Subscriber(self._session, self._meter)
         elif role == "balancer":
             collector.watchers[self._number] = self._session
         return True
