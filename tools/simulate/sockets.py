@@ -109,6 +109,8 @@ class SimulatedSocket(trio.socket.SocketType):
             await self._check_alive()
             if self.accepts and self.host.running:
                 found = self.accepts.popleft()
+                if self.host.accept_s:
+                    self.host.busy_until = max(self.host.busy_until, trio.current_time()) + self.host.accept_s
                 await self._network.step()
                 return found, found.remote
             await self._readers.park()
@@ -127,9 +129,15 @@ class SimulatedSocket(trio.socket.SocketType):
 
     async def recv(self, buflen: int, flags: int = 0, /) -> bytes:
         waited = False
+        paid = bool(flags & stdlib.MSG_PEEK)
         while True:
             await self._check_alive()
-            if self.host.running:
+            if self.host.running and self.host.reads:
+                if self._unread and self.host.bytes_per_s < float("inf") and not paid:
+                    # Before it takes anything: what a cancelled call has taken would be lost.
+                    await self.host.work(min(buflen, self._unread) / self.host.bytes_per_s)
+                    waited = paid = True
+                    continue
                 if self._unread:
                     data = self._take(buflen, keep=bool(flags & stdlib.MSG_PEEK))
                     break
