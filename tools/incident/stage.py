@@ -235,7 +235,7 @@ async def _play(production: Production, options: Options, recording: Recording, 
     invariants = Invariants(fleet, senders)
     stage = Stage(production, options, fleet, senders, invariants, recording)
     async with trio.open_nursery() as nursery:
-        for task in (network.run, collect, fleet.run, invariants.run, *(reader.run for reader in invariants.readers)):
+        for task in (collect, fleet.run, invariants.run, *(reader.run for reader in invariants.readers)):
             nursery.start_soon(task)
         with trio.fail_after(READY_S):
             await fleet.ready()

@@ -145,7 +145,6 @@ class _Simulation:
         senders = Senders(fleet)
         invariants = Invariants(fleet, senders)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(network.run)
             nursery.start_soon(collect)
             nursery.start_soon(fleet.run)
             with trio.move_on_after(READY_S) as starting:

@@ -20,6 +20,8 @@ from tools.simulate.wires import Network
 
 WINDOW_BYTES = 256 << 10
 """Of one direction of a connection: on its way, or not read yet."""
+PEEK = int(stdlib.MSG_PEEK)
+"""As the enumeration that it is, it would take longer to look at than the data."""
 SYN_AGAIN_S = 1.0
 SENT_AGAIN_S = 1.0
 """To a host that does not answer: its answer, when it does, is a reset."""
@@ -129,17 +131,18 @@ class SimulatedSocket(trio.socket.SocketType):
 
     async def recv(self, buflen: int, flags: int = 0, /) -> bytes:
         waited = False
-        paid = bool(flags & stdlib.MSG_PEEK)
+        keep = bool(flags & PEEK)
+        paid = keep or self.host.bytes_per_s == float("inf")
         while True:
             await self._check_alive()
             if self.host.running and self.host.reads:
-                if self._unread and self.host.bytes_per_s < float("inf") and not paid:
+                if self._unread and not paid:
                     # Before it takes anything: what a cancelled call has taken would be lost.
                     await self.host.work(min(buflen, self._unread) / self.host.bytes_per_s)
                     waited = paid = True
                     continue
                 if self._unread:
-                    data = self._take(buflen, keep=bool(flags & stdlib.MSG_PEEK))
+                    data = self._take(buflen, keep=keep)
                     break
                 if self._ended or self._error:
                     if self._error:
