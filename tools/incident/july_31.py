@@ -115,11 +115,13 @@ def _check(stage: Stage) -> None:
         if when > marks["killed"] and backlog <= _usually_waiting(stage)
     ]
     recovered_s = whole_s[0] - marks["killed"] if whole_s else float("inf")
+    # Each meter sends once in an interval: over less, chance decides which of them are seen.
+    over_s = max(BALANCE_OVER_S, stage.fleet.size.interval_s)
     # Where the next thing happens before that, there is no half a minute to look at.
     balances = {
-        name: stage.balance(marks[name] + BALANCE_AFTER_S)
+        name: stage.balance(marks[name] + BALANCE_AFTER_S, over_s)
         for name, until in (("surge", marks["killed"]), ("back", marks["calm"]))
-        if marks[name] + BALANCE_AFTER_S + BALANCE_OVER_S < until
+        if marks[name] + BALANCE_AFTER_S + over_s < until
     }
     most_late_s = max(map(max, stage.rates("late").values()))
     most_mbps = max(map(max, stage.rates().values()))
