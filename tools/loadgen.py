@@ -12,7 +12,7 @@ import json
 import random
 import sys
 import time
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -72,18 +72,10 @@ class Messages:
     """The same data records again and again, each time a message with its own time and sequence number."""
 
     def __init__(self, records: int, domain: int) -> None:
-        template = reference_template()
-        size = template.record_bytes
-        rows = reference_records(records)
-        encoder = Encoder(domain=domain)
         self.records = records
         self.domain = domain
         self._sequence = 0
-        self._templates = encoder.templates([template], export_time=0)[MESSAGE_HEADER.size :]
-        whole = encoder.records(
-            template, [rows[at : at + size] for at in range(0, records * size, size)], export_time=0
-        )
-        self._data = whole[MESSAGE_HEADER.size :]
+        self._templates, self._data = _bodies(records)
 
     def templates(self) -> bytes:
         return self._head(self._templates) + self._templates
@@ -96,6 +88,18 @@ class Messages:
     def _head(self, body: bytes) -> bytes:
         length = MESSAGE_HEADER.size + len(body)
         return MESSAGE_HEADER.pack(VERSION, length, int(time.time()), self._sequence, self.domain)
+
+
+@cache
+def _bodies(records: int) -> tuple[bytes, bytes]:
+    """A message's template set, and its data set: the same for all that send so many records."""
+    template = reference_template()
+    size = template.record_bytes
+    rows = reference_records(records)
+    encoder = Encoder(domain=0)
+    templates = encoder.templates([template], export_time=0)
+    data = encoder.records(template, [rows[at : at + size] for at in range(0, records * size, size)], export_time=0)
+    return templates[MESSAGE_HEADER.size :], data[MESSAGE_HEADER.size :]
 
 
 @define
@@ -113,13 +117,18 @@ class Pace:
 class Meter:
     """One simulated meter: its own link and one stream."""
 
-    def __init__(self, name: str, org: str, token: str, address: str, ledger: Ledger) -> None:
+    def __init__(
+        self, name: str, org: str, token: str, address: str, ledger: Ledger, *, idle_timeout_s: float = 30.0
+    ) -> None:
         self.org = org
         self.uplink = Uplink(
             FixedTarget(Target("the door", address)),
             lambda target: dial(target.address, timeout_s=5.0),
             UplinkSettings(
-                hello={"role": "meter", "token": token, "name": name}, hint=Hint(org=org, name=name), backoff_most_s=1.0
+                hello={"role": "meter", "token": token, "name": name},
+                hint=Hint(org=org, name=name),
+                backoff_most_s=1.0,
+                idle_timeout_s=idle_timeout_s,
             ),
         )
         self.name = name
@@ -138,6 +147,8 @@ class Meter:
             await pace.begin()
             while not stop.is_set():
                 due = trio.current_time() + pace.interval_s
+                if messages.records != pace.records:
+                    messages = Messages(pace.records, domain=1)
                 # Each batch stands alone, so its template comes with it.
                 seq = await stream.put(Draft(2, pace.records, messages.templates() + messages.next()))
                 self._put_at[seq] = trio.current_time()

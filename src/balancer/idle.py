@@ -1,7 +1,7 @@
 """Which collector has work and does none, whatever it says of its load. Pure; the clock is given.
 
 A collector that is up, answers, and says that it is idle may still get nothing done (a grey failure). What cannot lie
-is whether it acknowledges what this balancer has given it.
+is whether it acknowledges what this balancer has given it, and whether it answers when it is asked.
 
 Rule 1: a collector is idle when it had unacknowledged work for `after_s` and acknowledged none of it, while another one
         did acknowledge: when nobody does, it is not the collectors (the log is full, or gone) and nothing is left.
@@ -35,6 +35,8 @@ class Work:
 
     outstanding: bool
     progress_at: float
+    since: float = float("inf")
+    """Since when it has had any, where that is known; else it is since it was first seen."""
 
 
 @frozen
@@ -69,7 +71,7 @@ class IdleCollectors:
             del self._since[name]
         for name, its in work.items():
             if its.outstanding:
-                self._since.setdefault(name, now)
+                self._since.setdefault(name, min(now, its.since))
         waited = {name: now - max(since, work[name].progress_at) for name, since in self._since.items()}
         stalled = {name for name, seconds in waited.items() if seconds >= after}
         working = any(its.progress_at >= now - after for name, its in work.items() if name not in stalled)

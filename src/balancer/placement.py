@@ -94,7 +94,7 @@ class Placement:
 
     settings: PlacementSettings = PlacementSettings()
     rates: RememberedRates = field(factory=RememberedRates)
-    dice: random.Random = field(factory=random.Random)
+    dice: random.Random = field(factory=lambda: random.Random())  # looked up when it is made: a simulation seeds it
     reserved: Reservations = field(factory=Reservations)
     _collectors: dict[str, _Collector] = field(factory=dict)
     _seen: Mapping[str, Set[str]] = field(factory=dict)

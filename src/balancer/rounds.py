@@ -80,6 +80,7 @@ class Rounds:
         self._measure(now)
         self._leave_idle(now)
         self._rebalance(now)
+        self.steering.ask_for_signs(now)
 
     def _measure(self, now: float) -> None:
         self.places.tell_orgs()
@@ -125,7 +126,16 @@ class Rounds:
             )
 
     def _work(self, name: str) -> Work:
-        """What a collector has of this balancer, and whether it does it.
+        """What a collector has of this balancer, and whether it does it; a sign that it owes is work too.
+
+        Meters that wait for credit have sent only a few bytes, which could as well need no answer.
+        """
+        work = self._given_work(name)
+        silent_since = self.steering.silent_since(name)
+        return work if silent_since is None else Work(True, work.progress_at, silent_since)
+
+    def _given_work(self, name: str) -> Work:
+        """What it has of streams and links.
 
         Of its own streams a balancer sees what is acknowledged. Of links that it carries it sees only that bytes come
         back, which may be mere credit: that counts only where there is nothing better.

@@ -15,7 +15,7 @@ import trio
 from attrs import frozen
 
 from sapflow.errors import LinkError, SapflowError, first_of
-from sapflow.link import Connection, Noticed, Side
+from sapflow.link import Connection, Noticed, Ponged, Side
 from sapflow.link.frames import Close, Hint
 from sapflow.runtime.each import TaskEach
 from sapflow.runtime.session import LinkSession
@@ -89,6 +89,8 @@ class Steering:
         self._on_told = on_told
         self._tasks = TaskEach(self._keep)
         self._sessions: dict[str, LinkSession] = {}
+        self._asked_at: dict[str, float] = {}
+        """When a collector was asked for a sign that it has not given yet."""
 
     def collectors(self, addresses: dict[str, str]) -> None:
         """The collectors that there are now: link addresses by name."""
@@ -100,6 +102,17 @@ class Steering:
         if session is not None:
             session.send(session.connection.notice(kind="move", stream=stream.hex(), to=to, address=address))
         return session is not None
+
+    def ask_for_signs(self, now: float) -> None:
+        """Ping each collector that has answered the last one: one that reads nothing tells its loads all the same."""
+        for name, session in self._sessions.items():
+            if name not in self._asked_at:
+                self._asked_at[name] = now
+                session.send(session.connection.ping(0))
+
+    def silent_since(self, collector: str) -> float | None:
+        """When a collector was asked for a sign that it has not given yet; None when it owes none."""
+        return self._asked_at.get(collector)
 
     async def run(self) -> None:
         """Hold a link to each collector until cancelled."""
@@ -134,8 +147,11 @@ class Steering:
                 async for events in session.events():
                     self._sessions[name] = session
                     for event in events:
-                        if isinstance(event, Noticed) and event.fields.get("kind") == "load":
+                        if isinstance(event, Ponged):
+                            self._asked_at.pop(name, None)
+                        elif isinstance(event, Noticed) and event.fields.get("kind") == "load":
                             self._on_told(name, Told.read(event.fields))
             finally:
                 if self._sessions.get(name) is session:
                     del self._sessions[name]
+                    self._asked_at.pop(name, None)

@@ -47,8 +47,10 @@ class DurableSubscription:
     Every stream of the endpoint is opened on the link and sent from its lowest unacknowledged batch.
     """
 
-    def __init__(self, endpoint: Endpoint, session: LinkSession, handles: Handles) -> None:
+    def __init__(self, endpoint: Endpoint, session: LinkSession, handles: Handles, receiver: str) -> None:
         self.endpoint = endpoint
+        self.receiver = receiver
+        """The node's name: it receives once, whatever connections of it there are."""
         self._session = session
         self._handles = handles
         self._senders: dict[StreamId, Sender] = {}
@@ -102,6 +104,8 @@ class Endpoint:
         self.taken = Traffic()
         self.given = Traffic()
         """To durable subscribers, with what was sent again."""
+        self.due_bytes = 0
+        """What should go to durable subscribers: all that is taken, once to each receiver."""
         self.repeats = 0
         self.streams: dict[StreamId, StreamState] = {}
         self.durable: list[DurableSubscription] = []
@@ -110,6 +114,11 @@ class Endpoint:
         self._pool = pool
         self._on_release = on_release
         self._room = room or Room()
+
+    @property
+    def receivers(self) -> int:
+        """Nodes that durably subscribe: how often a byte that comes in should go out to them."""
+        return len({subscription.receiver for subscription in self.durable})
 
     def attach(self, stream: StreamId, exporter: str, upstream: tuple[LinkSession, int]) -> StreamState:
         """A stream arrives on a link: one that was here before goes on where it was."""
@@ -140,6 +149,7 @@ class Endpoint:
             self._release(batch.size - change)
         if change == 0:
             return
+        self.due_bytes += len(batch.payload) * self.receivers
         for subscription in self.durable:
             subscription.pump(state)
         if batch.payload:
@@ -175,6 +185,8 @@ class Endpoint:
 
     def subscribe(self, subscription: DurableSubscription) -> None:
         """Everything held, and everything to come."""
+        if all(one.receiver != subscription.receiver for one in self.durable):
+            self.due_bytes += self.held_bytes
         self.durable.append(subscription)
         for state in list(self.streams.values()):
             subscription.add(state)

@@ -126,7 +126,7 @@ class Link:
             return False
         self._session.send(self._session.connection.welcome(name=collector.settings.name, org=self._org))
         if role == "phloem":
-            self._subscriber = Subscriber(self._session)
+            self._subscriber = Subscriber(self._session, self._meter)
         elif role == "balancer":
             collector.watchers[self._number] = self._session
         return True

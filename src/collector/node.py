@@ -58,7 +58,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce, m
         endpoints = collector.endpoints.values()
         taken = sum((e.taken for e in endpoints), Traffic())
         given = sum((e.given for e in endpoints), Traffic())
-        expected = sum(e.taken.bytes * (len(e.durable) + len(e.live)) for e in endpoints)
+        expected = sum(e.taken.bytes * (e.receivers + len(e.live)) for e in endpoints)
         return {
             "name": name,
             "role": "collector",
@@ -80,6 +80,8 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce, m
                 "budget_bytes": mine.budget_bytes,
                 "options_bytes": collector.room.used_bytes,
                 "bytes_per_s": reporting.bytes_per_s,
+                "flow_out_in": round(reporting.ratio.measured, 3),
+                "flow_alarm": int(reporting.ratio.is_alarming),
                 **member.gauges(),
                 **figures.read(),
             },

@@ -20,6 +20,7 @@ from collector.endpoints import Endpoint
 from collector.sessions import Collector
 from sapflow.link import Connection
 from sapflow.monitor.machine import Figures
+from sapflow.monitor.ratio import Flow, Ratio, note
 
 MOST_STREAMS = 400
 MOST_ORGS = 200
@@ -39,6 +40,8 @@ class Reporting:
         self._rate = _Rate()
         self.bytes_per_s = 0.0
         """Over all links, as last read."""
+        self.ratio = Ratio()
+        """What goes to durable subscribers for each byte taken in."""
 
     def load(self) -> dict[str, Any]:
         """As last read."""
@@ -61,6 +64,7 @@ class Reporting:
             carried.measure(now)
             carried.note_ignored(now)
             self._collector.note_gone(now)
+            note(self.ratio, flow(self._collector.endpoints), now)
             self._tell(now)
 
     def _tell(self, now: float) -> None:
@@ -71,6 +75,12 @@ class Reporting:
         streams = streams_told(self._collector.carried, now)
         for session in watchers:
             session.send(_fitting(session.connection, fields, streams))
+
+
+def flow(endpoints: dict[str, Endpoint]) -> Flow:
+    """Of all orgs together, to and from durable subscribers only: live ones shed, as they may."""
+    of = endpoints.values()
+    return Flow(sum(e.taken.bytes for e in of), sum(e.given.bytes for e in of), sum(e.due_bytes for e in of))
 
 
 def streams_told(carried: Carried, now: float, most: int = MOST_STREAMS) -> list[list[Any]]:

@@ -14,7 +14,8 @@ ORGS_TOLD = 500
 class Subscriber:
     """A Phloem node on its link: its subscription to each endpoint."""
 
-    def __init__(self, session: LinkSession) -> None:
+    def __init__(self, session: LinkSession, name: str) -> None:
+        self.name = name
         self.handles: Handles = {}
         self._session = session
         self._subscriptions: dict[str, DurableSubscription] = {}
@@ -22,7 +23,7 @@ class Subscriber:
     def subscribe(self, endpoint: Endpoint) -> None:
         """Everything of this org, from now until the link ends."""
         if endpoint.org not in self._subscriptions:
-            subscription = DurableSubscription(endpoint, self._session, self.handles)
+            subscription = DurableSubscription(endpoint, self._session, self.handles, self.name)
             self._subscriptions[endpoint.org] = subscription
             endpoint.subscribe(subscription)
 

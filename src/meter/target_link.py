@@ -49,6 +49,8 @@ class TargetLink:
         self.told = ""
         self.progress_at = trio.current_time()
         """When it last acknowledged anything, or came up."""
+        self.is_of_use = False
+        """Whether it acknowledged anything."""
         self._uplink = uplink
         self._streams: dict[int, UplinkStream] = {}
         self._waiting: list[UplinkStream] = []
@@ -136,6 +138,7 @@ class TargetLink:
         match event:
             case Acknowledged(handle, through):
                 self.progress_at = trio.current_time()
+                self.is_of_use = True
                 if (stream := self._streams.get(handle)) is not None:
                     stream.acknowledged(through)
             case CreditGranted(handle, _):

@@ -231,8 +231,8 @@ class Uplink:
                 link.hold_s = error.retry_after_s
         finally:
             failures = self._failures.pop(name, 0) if trio.current_time() - began < STEADY_S else 0
-            # One that welcomes and then refuses what it is sent is not to be dialled without a pause either.
-            if reason or not link.welcomed or link.leaving:
+            # One that welcomes and then closes on what it is sent is not to be dialled without a pause either.
+            if reason or not link.is_of_use or link.leaving:
                 self._failures[name] = failures + 1
             if link.hold_s:
                 self._hold(name, random.uniform(link.hold_s, 2 * link.hold_s))

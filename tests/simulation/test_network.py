@@ -42,7 +42,6 @@ async def two(seed: int = 1) -> AsyncIterator[Two]:
     world = Two(network, here, there)
     with trio.fail_after(1000):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(network.run)
             enter(there)
             world.listener = await listen(DOOR, what="a test", backlog=1)
             enter(here)

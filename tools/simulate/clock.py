@@ -6,6 +6,8 @@ there may be sockets to hear from. Here there are none.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import trio
 
 
@@ -14,6 +16,11 @@ class VirtualClock(trio.abc.Clock):
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.next_due: Callable[[], float] = lambda: float("inf")
+        """When the network has something to deliver, …"""
+        self.deliver: Callable[[], None] = lambda: None
+        """… and its deliveries of now. Done here, between the passes of the run loop, since a task that waited for them
+        took a fifth of a simulation's time."""
 
     def start_clock(self) -> None:
         """Nothing runs by itself."""
@@ -24,7 +31,10 @@ class VirtualClock(trio.abc.Clock):
 
     def deadline_to_sleep_time(self, deadline: float) -> float:
         """Called when no task can run: it is `deadline` now."""
-        if deadline == float("inf"):
+        due = self.next_due()
+        if min(due, deadline) == float("inf"):
             return deadline
-        self.now = max(self.now, deadline)
+        self.now = max(self.now, min(due, deadline))
+        if due <= self.now:
+            self.deliver()
         return 0.0

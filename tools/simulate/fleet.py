@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -89,6 +89,10 @@ class Fleet:
     processes: dict[str, Process] = field(factory=dict)
     hosts: dict[str, Host] = field(factory=dict)
     tokens: dict[str, str] = field(factory=dict)
+    configure: Callable[[Config], Config] = lambda config: config
+    """What is set otherwise, in every role."""
+    map_bytes: int = 256 * MIB
+    """The most that the log can be."""
 
     def make(self) -> None:
         """The directory, the orgs, and all processes; none runs yet."""
@@ -148,7 +152,7 @@ class Fleet:
     def _role(self, role: str, number: int, address: str, run: object) -> None:
         name = f"{role}-{number}"
         host = self.host(name, address)
-        config = self._config(address, first=number == 1)
+        config = self.configure(self._config(address, first=number == 1))
 
         async def start(announce: Announce, machine: Machine) -> None:
             await run(config, name, TOKEN, announce, machine=machine)  # type: ignore[operator]
@@ -202,7 +206,7 @@ class Fleet:
                 consume=f"{address}:4741",
                 budget_bytes=BUDGET_BYTES,
                 commit_bytes=MIB,
-                map_bytes=256 * MIB,
+                map_bytes=self.map_bytes,
             ),
         )
 

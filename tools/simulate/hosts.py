@@ -8,6 +8,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
+import trio
 from attrs import define, field
 
 from tools.simulate.disks import Disk
@@ -30,9 +31,17 @@ class Host:
     powered: bool = True
     running: bool = True
     """False while its process is stopped (SIGSTOP): its system calls do not return."""
+    reads: bool = True
+    """False while it is up and says so, and takes nothing in: a grey failure."""
     disk: Disk = field(factory=Disk)
     lag_s: float = 0.0
-    """How late its event loop says to be."""
+    """How late its event loop says to be, beside what its work makes it."""
+    bytes_per_s: float = float("inf")
+    """What its one process can take in: reading more makes it late."""
+    accept_s: float = 0.0
+    """What a connection that it accepts costs it."""
+    busy_until: float = 0.0
+    """When its process is done with what it has begun."""
     sockets: dict[SimulatedSocket, None] = field(factory=dict)
     _last_port: int = FIRST_PORT
 
@@ -40,6 +49,18 @@ class Host:
         """A port that was not used before."""
         self._last_port += 1
         return self._last_port
+
+    async def work(self, seconds: float) -> None:
+        """Wait until the process has time for this, and be busy with it from then on for so long."""
+        now = trio.current_time()
+        begins = max(now, self.busy_until)
+        self.busy_until = begins + seconds
+        if begins > now:
+            await trio.sleep_until(begins)
+
+    def late_s(self) -> float:
+        """How late its event loop is now."""
+        return self.lag_s + max(0.0, self.busy_until - trio.current_time())
 
     def stop(self) -> None:
         """Its process does not run; its kernel does."""
@@ -53,6 +74,7 @@ class Host:
 
     def close_all(self) -> None:
         """Its process died: the kernel closes what was open."""
+        self.busy_until = 0.0
         for socket in list(self.sockets):
             socket.orphan()
 

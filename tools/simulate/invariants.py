@@ -133,7 +133,7 @@ class Invariants:
 
     def final(self) -> None:
         """The whole log beside what was sent and acknowledged; nobody has it open any more."""
-        log = EmbeddedLog.open(self.fleet.log_path(), map_bytes=256 * MIB)
+        log = EmbeddedLog.open(self.fleet.log_path(), map_bytes=self.fleet.map_bytes)
         try:
             exported: dict[str, int] = defaultdict(int)
             for org in self.fleet.size.org_names:

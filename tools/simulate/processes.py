@@ -39,7 +39,7 @@ class SimulatedFigures:
 
     def read(self) -> dict[str, float]:
         """As `ProcessFigures`."""
-        return {"rss_bytes": 0, "cpu_seconds": 0.0, "cpu": 0.0, "lag_s": self.host.lag_s}
+        return {"rss_bytes": 0, "cpu_seconds": 0.0, "cpu": 0.0, "lag_s": self.host.late_s()}
 
 
 @define(eq=False)

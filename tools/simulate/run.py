@@ -101,7 +101,7 @@ def simulate(scenario: Scenario) -> Outcome:
     outcome = Outcome(scenario.seed)
     began = time.process_time()
     clock, trace = VirtualClock(), Trace()
-    with _directory() as directory, determined(scenario.seed, clock, trace):
+    with temporary_directory() as directory, determined(scenario.seed, clock, trace):
         trace.hidden[str(directory)] = "DATA"
         trio.run(_Simulation(scenario, outcome, directory, trace).run, clock=clock)
     outcome.cpu_s = time.process_time() - began
@@ -116,7 +116,7 @@ def replay(seed: int) -> str:
 
 
 @contextmanager
-def _directory() -> Iterator[Path]:
+def temporary_directory() -> Iterator[Path]:
     """In memory where there is such a place: a sync costs nothing there, and nothing here loses its power."""
     shared = Path("/dev/shm")
     place = shared if shared.is_dir() and os.access(shared, os.W_OK) else None
@@ -145,7 +145,6 @@ class _Simulation:
         senders = Senders(fleet)
         invariants = Invariants(fleet, senders)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(network.run)
             nursery.start_soon(collect)
             nursery.start_soon(fleet.run)
             with trio.move_on_after(READY_S) as starting:

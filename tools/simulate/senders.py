@@ -53,8 +53,16 @@ class Senders:
     impostors: Ledger = field(factory=Ledger)
     """Of meters whose token is another org's, or none: nothing of theirs may ever be acknowledged, or be in the log."""
     stop: trio.Event = field(factory=trio.Event)
+    paces: dict[str, Pace] = field(init=False)
+    """By org: may be changed while they send."""
+    idle_timeout_s: float = 30.0
+    """Of meters' links."""
     ends: Counter[str] = field(factory=Counter)
     """How often each process that takes from exporters has ended."""
+
+    def __attrs_post_init__(self) -> None:
+        size = self.fleet.size
+        self.paces = {org: Pace(size.interval_s, size.records) for org in size.org_names}
 
     async def run(self) -> None:
         """Send until `stop` is set and all that meters sent is durable."""
@@ -66,10 +74,12 @@ class Senders:
             for number in range(1, size.meters + 1):
                 org = size.org_names[number % size.orgs]
                 door = f"10.0.0.{1 + number % size.balancers}:4740"
-                meter = Meter(f"agent-{number}", org, fleet.tokens[org], door, self.ledger)
+                meter = Meter(
+                    f"agent-{number}", org, fleet.tokens[org], door, self.ledger, idle_timeout_s=self.idle_timeout_s
+                )
                 self.meters.append(meter)
-                host = fleet.host(f"agent-{number}", f"10.0.5.{number}")
-                nursery.start_soon(self._meter, meter, host, pace)
+                host = fleet.host(f"agent-{number}", f"10.5.{number // 256}.{number % 256}")
+                nursery.start_soon(self._meter, meter, host, self.paces[org])
             for number, token in enumerate((fleet.tokens[size.org_names[0]], "none"), 1):
                 impostor = Meter(f"impostor-{number}", size.org_names[-1], token, "10.0.0.1:4740", self.impostors)
                 if token == "none" or size.orgs > 1:

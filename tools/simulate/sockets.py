@@ -20,6 +20,8 @@ from tools.simulate.wires import Network
 
 WINDOW_BYTES = 256 << 10
 """Of one direction of a connection: on its way, or not read yet."""
+PEEK = int(stdlib.MSG_PEEK)
+"""As the enumeration that it is, it would take longer to look at than the data."""
 SYN_AGAIN_S = 1.0
 SENT_AGAIN_S = 1.0
 """To a host that does not answer: its answer, when it does, is a reset."""
@@ -109,6 +111,8 @@ class SimulatedSocket(trio.socket.SocketType):
             await self._check_alive()
             if self.accepts and self.host.running:
                 found = self.accepts.popleft()
+                if self.host.accept_s:
+                    self.host.busy_until = max(self.host.busy_until, trio.current_time()) + self.host.accept_s
                 await self._network.step()
                 return found, found.remote
             await self._readers.park()
@@ -127,11 +131,18 @@ class SimulatedSocket(trio.socket.SocketType):
 
     async def recv(self, buflen: int, flags: int = 0, /) -> bytes:
         waited = False
+        keep = bool(flags & PEEK)
+        paid = keep or self.host.bytes_per_s == float("inf")
         while True:
             await self._check_alive()
-            if self.host.running:
+            if self.host.running and self.host.reads:
+                if self._unread and not paid:
+                    # Before it takes anything: what a cancelled call has taken would be lost.
+                    await self.host.work(min(buflen, self._unread) / self.host.bytes_per_s)
+                    waited = paid = True
+                    continue
                 if self._unread:
-                    data = self._take(buflen, keep=bool(flags & stdlib.MSG_PEEK))
+                    data = self._take(buflen, keep=keep)
                     break
                 if self._ended or self._error:
                     if self._error:

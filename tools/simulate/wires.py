@@ -1,8 +1,8 @@
 """The network between simulated hosts: what is on its way, how long it takes, and what faults do to it.
 
 A path between two hosts has a latency, jitter, a rate, a share of segments that come late (lost once, sent again), and
-may be blocked: what would arrive then waits, as TCP sends it again when the path is back. One task delivers; a delivery
-is a call, at its time. What is delivered are segments of connections, whose ends are `sockets.py`.
+may be blocked: what would arrive then waits, as TCP sends it again when the path is back. The clock delivers, each at
+its time; a delivery is a call. What is delivered are segments of connections, whose ends are `sockets.py`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING
 import trio
 from attrs import define, field
 
+from tools.simulate.clock import VirtualClock
+
 if TYPE_CHECKING:
     from tools.simulate.hosts import Host
     from tools.simulate.sockets import SimulatedSocket
 
 TICK_S = 0.0005
 """Deliveries fall on multiples of this, so that one waking of the network serves many."""
-YIELDS = 0.2
+YIELDS = 0.1
 """Share of the calls that need not wait after which other tasks have their turn all the same."""
 SENT_AGAIN_S = 0.25
 """A segment that was lost comes so much later."""
@@ -66,7 +68,10 @@ class Network:
         self._paths: dict[tuple[str, str], Path] = {}
         self._due: list[tuple[float, int, Delivery]] = []
         self._count = 0
-        self._scope: trio.CancelScope | None = None
+        clock = trio.lowlevel.current_clock()
+        assert isinstance(clock, VirtualClock), "a network is driven by the clock of its simulation"
+        self._clock = clock
+        clock.next_due, clock.deliver = self._next_due, self._deliver
 
     def path(self, one: Host, other: Host) -> Path:
         """The path between two hosts."""
@@ -95,8 +100,6 @@ class Network:
         """Have something happen then."""
         self._count += 1
         heapq.heappush(self._due, (when, self._count, delivery))
-        if self._scope is not None and when < self._scope.deadline:
-            self._scope.deadline = when
 
     def send(self, source: Host, to: Host, size: int, not_before: float, delivery: Delivery) -> float:
         """Bring a segment from one host to another, behind what went before: when it arrives."""
@@ -104,7 +107,7 @@ class Network:
         took_s = path.latency_s + self._rng.random() * path.jitter_s + size / path.bytes_per_s
         if path.lost and self._rng.random() < path.lost:
             took_s += SENT_AGAIN_S
-        arrives = max(not_before, (int((trio.current_time() + took_s) / TICK_S) + 1) * TICK_S)
+        arrives = max(not_before, (int((self._clock.now + took_s) / TICK_S) + 1) * TICK_S)
         self.at(arrives, lambda: self._arrive(path, delivery))
         return arrives
 
@@ -124,12 +127,10 @@ class Network:
             self.delivered += 1
             delivery()
 
-    async def run(self) -> None:
-        """Deliver until cancelled."""
-        due = self._due
-        while True:
-            now = trio.current_time()
-            while due and due[0][0] <= now:
-                heapq.heappop(due)[2]()
-            with trio.CancelScope(deadline=due[0][0] if due else float("inf")) as self._scope:
-                await trio.sleep_forever()
+    def _next_due(self) -> float:
+        return self._due[0][0] if self._due else float("inf")
+
+    def _deliver(self) -> None:
+        due, now = self._due, self._clock.now
+        while due and due[0][0] <= now:
+            heapq.heappop(due)[2]()

@@ -69,7 +69,8 @@ class LinkSession:
         if not size:
             return
         self._unsent.put(pieces, size, lane)
-        self._flushed = trio.Event()
+        if self._flushed.is_set():
+            self._flushed = trio.Event()
         self._wake.set()
         if self.unsent_bytes > self._max_unsent_bytes:
             log.warning("link cut", peer=self.peer, reason="it does not read", unsent_bytes=self.unsent_bytes)

@@ -39,6 +39,15 @@ def test_when_only_one_has_work_another_is_tried_once() -> None:
     assert [one.collector for one in judged(idle, range(610, 700), c1=HAS_NONE, c2=STALLED)] == ["c2"]
 
 
+def test_one_that_owes_a_sign_for_longer_than_that_is_left_at_once() -> None:
+    silent = Work(True, 0.0, since=1.0)
+    works = Work(True, 20.0)
+    [left] = IdleCollectors().judge({"c1": silent, "c2": works}, 20.0)
+    assert (left.collector, left.reason) == ("c1", "nothing acknowledged for 19 s while others do")
+    answered_just_now = Work(True, 20.0, since=1.0)
+    assert IdleCollectors().judge({"c1": answered_just_now, "c2": works}, 20.0) == []
+
+
 def test_a_single_collector_is_never_left() -> None:
     assert judged(IdleCollectors(), range(600), c1=STALLED) == []
 

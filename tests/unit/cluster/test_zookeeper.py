@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import trio
 from attrs import define, field
+from tools.simulate.zookeeper import PATHS, FakeClient, Server
 from trio.testing import MockClock
 
 from sapflow.cluster.reconciler import Work
@@ -14,7 +15,6 @@ from sapflow.cluster.view import View
 from sapflow.cluster.zookeeper import ZooKeeperCoordinator
 from sapflow.errors import ConfigurationError
 from sapflow.runtime.threads import ThreadKind
-from tests.unit.cluster.fake_zookeeper import PATHS, FakeClient, Server
 
 TIMEOUT_S = 6.0
 
