@@ -112,11 +112,6 @@ def _coordinated(fleet: FleetConfig, where: str) -> None:
 def _stored(phloem: PhloemConfig, phloems: int, where: str) -> None:
     if phloem.engine == "kafka":
         _check_hosts(phloem.kafka, f"{where}: phloem.kafka")
-        if phloem.exits:
-            raise ConfigurationError(
-                f"{where}: phloem.exits: an exit's position is a consumer group's, which the embedded engine keeps and "
-                "phloem.engine = 'kafka' does not; read the org's topic, or leave the exits out"
-            )
     elif phloems > 1:
         raise ConfigurationError(
             f"{where}: phloems: the embedded engine has exactly one Phloem node, since its log is one process's; is "

@@ -316,3 +316,35 @@ def test_what_was_acknowledged_is_in_the_topics_once_phloem_was_killed_and_is_wh
     streams = [pa.ipc.open_stream(one.value).read_all() for one in once(published(broker, tables))]
     assert max(len(one.value) for one in published(broker, tables)) <= 8000
     assert pa.concat_tables(streams).equals(pa.ipc.open_stream(as_table).read_all())
+
+
+def test_of_nodes_that_share_kafka_the_one_that_holds_the_org_publishes_and_another_goes_on_when_it_dies(
+    broker: Server, tmp_path: Path
+) -> None:
+    lines = a_topic(broker)
+    config = tmp_path / "fleet.toml"
+    config.write_text(
+        f'phloems = 2\n[phloem]\nengine = "kafka"\nkafka = "{broker.address}"\n'
+        + an_exit("lines", broker.address, lines)
+    )
+    with running(tmp_path / "fleet", collectors=1, config=config) as fleet:
+
+        def holders() -> list[str]:
+            status = fleet.status()
+            return [name for name in ("phloem-1", "phloem-2") if status[name].get("exits")]
+
+        def faults() -> None:
+            end = time.monotonic() + 60
+            while len(found := holders()) != 1:
+                assert time.monotonic() < end, found
+                time.sleep(0.2)
+            fleet.kill(found[0])
+            time.sleep(2)
+
+        ledger = trio.run(under_load, fleet, faults)
+        end = time.monotonic() + 60
+        while len(once(published(broker, lines))) < ledger.acknowledged_records or len(holders()) != 1:
+            assert time.monotonic() < end, (fleet.data / "up.log").read_text()[-4000:]
+            time.sleep(0.5)
+        as_lines = tail(fleet).splitlines()
+    assert [one.value for one in once(published(broker, lines))] == as_lines
