@@ -17,7 +17,7 @@ from sapflow.cli.consuming import DATA, TOKEN_FILE, consume_door, position_of
 from sapflow.cli.extents import batches, mebibytes, not_read, records
 from sapflow.client import Ahead, GroupFigures, list_groups, remove_group, reset_group
 
-DOOR = click.option("--door", "url", help="The consume door, link://HOST:PORT; else that of the fleet in --data.")
+DOOR = click.option("--to", "url", help="The consume door, link://HOST:PORT; else that of the fleet in --data.")
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 
 
@@ -83,13 +83,13 @@ def show_command(org: str, name: str, door: tuple[str, str], as_json: bool) -> N
 @groups_group.command("reset")
 @click.argument("org")
 @click.argument("name")
-@click.option("--to", "at", required=True, help="earliest, latest, a position, or a time (ISO 8601).")
+@click.option("--at", required=True, help="earliest, latest, a position, or a time (ISO 8601).")
 @_door
 @JSON
 def reset_command(org: str, name: str, at: str, door: tuple[str, str], as_json: bool) -> None:
     """Have a group read on from elsewhere. What it kept beside its position is forgotten."""
     url, token = door
-    group, ahead = trio.run(reset_group, url, org, token, name, position_of(at, "--to"))
+    group, ahead = trio.run(reset_group, url, org, token, name, position_of(at, "--at"))
     if ahead:
         click.echo(f"sapflow: {Ahead(ahead, group.position)}", err=True)
     if as_json:

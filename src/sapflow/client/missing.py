@@ -67,7 +67,7 @@ class RecordsMissing(SapflowError):
     def __init__(self, what: Missing, org: str, group: str) -> None:
         meaning = {
             Gap: "they cannot be had from this log any more. Read faster, or raise phloem.retention_s; to go on, give "
-            f"on_missing=, or say: sapflow groups reset {org} {group} --to earliest",
+            f"on_missing=, or say: sapflow groups reset {org} {group} --at earliest",
             Ahead: "the log was replaced or restored from a copy: what it has is given again, what it lost is gone",
             Corrupt: "see docs/how-to/mend-a-log.md",
         }[type(what)]

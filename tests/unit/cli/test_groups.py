@@ -15,7 +15,7 @@ from tests.unit.client.doors import Door, a_door
 
 def groups(door: Door, tmp_path: Path, *words: object, code: int = 0) -> subprocess.CompletedProcess[str]:
     (tmp_path / "token").write_text("a-token\n")
-    return sapflow("groups", *words, "--door", door.url, "--token-file", tmp_path / "token", code=code)
+    return sapflow("groups", *words, "--to", door.url, "--token-file", tmp_path / "token", code=code)
 
 
 def figures(door: Door) -> GroupFigures:
@@ -39,13 +39,13 @@ def test_a_group_is_read_on_listed_reset_and_removed(tmp_path: Path) -> None:
         assert set(positions(sapflow(*tail).stdout)) == {3, 4, 5, 6}
         assert (
             "reads on after position 4; 2 batches"
-            in groups(door, tmp_path, "reset", "acme", "billing", "--to", "4").stdout
+            in groups(door, tmp_path, "reset", "acme", "billing", "--at", "4").stdout
         )
         assert set(positions(sapflow(*tail).stdout)) == {5, 6}
-        assert "beyond the log's end" in groups(door, tmp_path, "reset", "acme", "billing", "--to", "99").stderr
-        groups(door, tmp_path, "reset", "acme", "billing", "--to", "1970-01-01T00:00:00.005")
+        assert "beyond the log's end" in groups(door, tmp_path, "reset", "acme", "billing", "--at", "99").stderr
+        groups(door, tmp_path, "reset", "acme", "billing", "--at", "1970-01-01T00:00:00.005")
         assert figures(door).position == 4
-        groups(door, tmp_path, "reset", "acme", "billing", "--to", "soon", code=2)
+        groups(door, tmp_path, "reset", "acme", "billing", "--at", "soon", code=2)
         groups(door, tmp_path, "reset", "acme", "billing", code=2)
         groups(door, tmp_path, "remove", "acme", "billing")
         assert "has no group 'billing'" in groups(door, tmp_path, "show", "acme", "billing", code=1).stderr
