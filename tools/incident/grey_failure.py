@@ -9,8 +9,9 @@ from tools.simulate.fleet import Size
 GREY = "collector-2"
 BEGINS, ENDS = 1 / 3, 2 / 3
 DRAINED_S = 10.0
-OWN = 2
-"""Connections that each balancer has to each collector for itself: for its exporters' streams, and for control."""
+OWN = 3
+"""Connections that a balancer may have to a collector for itself: for control, for its exporters' streams, and one more
+for these while it is made anew."""
 
 
 async def _begin(stage: Stage) -> None:
@@ -40,13 +41,24 @@ def _check(stage: Stage) -> None:
     ]
     drained_s = next((seconds for seconds, found in after if found <= own), float("inf"))
     most = max(links)
+    well_s = _as_before(stage)
     recording.facts |= {
-        "links carried to it before": f"{most - own:.0f}",
-        "all of them away after": f"{drained_s:.0f} s",
-        "links carried to it in the end": f"{links[-1] - own:.0f}",
+        "connections of balancers to it, most": f"{most:.0f}",
+        "only their own are left after": f"{drained_s:.0f} s",
+        "what waits is as before after": f"{well_s:.0f} s",
+        "connections to it in the end": f"{links[-1]:.0f}",
     }
     recording.require(most > own, "nothing was carried to the collector before it failed")
+    recording.require(well_s <= DRAINED_S, f"{DRAINED_S:g} s after {GREY} took nothing more, batches still waited")
     recording.require(drained_s <= DRAINED_S, f"{GREY} had meters' links {DRAINED_S:g} s after it took nothing more")
+
+
+def _as_before(stage: Stage) -> float:
+    """Seconds from the failure until no more waits to be durable than before it, and stays so until it ends."""
+    begins, ends = stage.marks["grey"], stage.marks["well"]
+    waiting = list(zip(stage.recording.times, stage.rates("waiting")["records not durable"], strict=True))
+    usual = max(found for when, found in waiting if when < begins)
+    return max((when - begins for when, found in waiting if begins <= when < ends and found > usual), default=0.0) + 1
 
 
 def _play(options: Options) -> list[Recording]:
