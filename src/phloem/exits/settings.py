@@ -48,7 +48,8 @@ def producer_properties(exit_: ExitConfig, *, alone: bool) -> Properties:
         "partitioner": "murmur2_random",
         "socket.connection.setup.timeout.ms": max(1000, min(10_000, int(exit_.timeout_s * 1000))),
         "socket.timeout.ms": max(1000, int(exit_.timeout_s * 1000)),
-        "topic.metadata.propagation.max.ms": min(10_000, int(exit_.timeout_s * 1000)),
+        # Said before the time is up in which something must be acknowledged.
+        "topic.metadata.propagation.max.ms": min(10_000, int(exit_.timeout_s * 500)),
         "reconnect.backoff.ms": 100,
         "reconnect.backoff.max.ms": 10_000,
         "socket.keepalive.enable": True,
