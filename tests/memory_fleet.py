@@ -20,6 +20,7 @@ from balancer.places import Places
 from balancer.rebalancing import Rebalancing, RebalancingSettings
 from balancer.rounds import Rounds
 from balancer.steering import Steering
+from collector.draining import drain_collector
 from collector.reporting import Reporting
 from collector.sessions import Collector, CollectorSettings
 from meter.batching import Draft
@@ -30,6 +31,7 @@ from sapflow.flows.reference import reference_work
 from sapflow.link import BatchReceived, Connection, CreditWanted, Opened, Side, Welcomed
 from sapflow.link.frames import Hint
 from sapflow.monitor.process import ProcessFigures
+from sapflow.runtime.drain import Drain
 
 MESSAGE = reference_work(1)
 RECORDS = 24
@@ -171,6 +173,14 @@ class MemoryFleet:
     def kill(self, name: str) -> None:
         self.collectors.pop(name).scope.cancel()
         self.tell()
+
+    async def drain(self, name: str, within_s: float) -> bool:
+        """End it gently; whether all of it was handed on in time."""
+        one, drain = self.collectors[name], Drain()
+        drain.ask(within_s)
+        clean = await drain_collector(one.collector, one.reporting, drain)
+        self.kill(name)
+        return clean
 
     def clog(self, name: str) -> None:
         """Stop all that moves to and from a collector, its log apart; nothing is closed."""

@@ -27,6 +27,7 @@ from sapflow.link import LinkLimits
 from sapflow.link.frames import MAGIC, Close, Frame, Hint, encode_json
 from sapflow.runtime.addresses import split_address
 from sapflow.runtime.seldom import Seldom
+from sapflow.runtime.serve import own_address
 from sapflow.runtime.transport import server_tls
 
 log = structlog.get_logger()
@@ -186,6 +187,8 @@ class CarriedLink:
     scope: trio.CancelScope = field(factory=trio.CancelScope)
     answered: Carriage = field(factory=Carriage)
     """As it was when bytes last came back."""
+    seen_as: str = ""
+    """The address that its collector sees it come from."""
 
     def is_answered(self) -> bool:
         """Whether bytes came back since this was asked last."""
@@ -315,7 +318,7 @@ class LinkDoor:
                 log.info("collector not reached", collector=name, reason=str(error))
                 continue
             assert isinstance(upstream, trio.SocketStream)
-            return CarriedLink(name, hint), upstream
+            return CarriedLink(name, hint, seen_as=own_address(upstream)), upstream
 
     async def _place_in_turn(self, link: object, hint: Hint, tried: set[str]) -> tuple[str, str]:
         """In the order that they came: while the first of them finds no collector, the others wait behind it."""

@@ -24,6 +24,7 @@ import trio
 from balancer.backoff import Backoff, BackoffSettings
 from balancer.door_spool import DoorSpool, door_spool
 from balancer.doors import ExporterDoor, ExporterTls, LinkDoor, SourceBinding, SourceBindings
+from balancer.draining import BalancerDrain
 from balancer.idle import IdleCollectors, IdleSettings
 from balancer.placement import Placement, PlacementSettings
 from balancer.places import Places
@@ -36,20 +37,22 @@ from meter.intake import Intake, IntakeSettings
 from meter.templates import TemplateStore
 from meter.udp import UdpDoor, bind_udp
 from meter.uplink import Uplink, UplinkSettings
-from sapflow.cluster.coordinator import coordinator
+from sapflow.cluster.coordinator import Coordinator, coordinator
 from sapflow.cluster.server import CoordinatorServer
 from sapflow.cluster.view import View
 from sapflow.config import Config
 from sapflow.link.frames import Hint
+from sapflow.monitor.control import drain_action
 from sapflow.monitor.machine import REAL, Machine
 from sapflow.runtime.dial import dial
 from sapflow.runtime.serve import address_of, listen, serve
+from sapflow.runtime.sockets import given_socket
 
 Announce = Callable[[dict[str, Any]], None]
 
 
 async def run(config: Config, name: str, fleet_token: str, announce: Announce, machine: Machine = REAL) -> None:
-    """Be a balancer until cancelled."""
+    """Be a balancer until cancelled, or drained."""
     mine = config.balancer
     places = Places(name, Placement(PlacementSettings(ramp_s=mine.ramp_s, links_per_s=mine.links_per_s)))
     connect = partial(dial, timeout_s=config.fleet.connect_timeout_s)
@@ -118,7 +121,11 @@ async def _run(
         remembered=templates.load(),
         faults=intake.faults,
     )
-    udp_door = UdpDoor(datagrams, templates, bind_udp(mine.udp, mine.udp_buffer_bytes)) if mine.udp else None
+    udp_door = (
+        UdpDoor(datagrams, templates, given_socket("udp") or bind_udp(mine.udp, mine.udp_buffer_bytes))
+        if mine.udp
+        else None
+    )
     link_door = LinkDoor(
         place=places.place_link,
         dial=connect,
@@ -142,14 +149,18 @@ async def _run(
     idle = IdleCollectors(IdleSettings(mine.idle_collector_s, mine.idle_pause_s))
     rounds = Rounds(places, uplink, link_door, steering, rebalancing, idle, fleet.report_interval_s, mine.moves_direct)
 
+    drain = BalancerDrain(intake, link_door, steering, uplink, lambda: len(places.balancers) > 1)
+
     def on_change(view: View) -> None:
         places.on_change(view)
         steering.collectors(places.addresses)
 
     figures = machine.figures()
-    exporter_listener = await listen(mine.ipfix_tcp, what="exporters (IPFIX over TCP)")
-    tls_listener = await listen(mine.ipfix_tls, what="exporters (IPFIX over TLS)") if mine.ipfix_tls else None
-    link_listener = await listen(mine.link, what="meters' links")
+    exporter_listener = await listen(mine.ipfix_tcp, what="exporters (IPFIX over TCP)", given="ipfix_tcp")
+    tls_listener = None
+    if mine.ipfix_tls:
+        tls_listener = await listen(mine.ipfix_tls, what="exporters (IPFIX over TLS)", given="ipfix_tls")
+    link_listener = await listen(mine.link, what="meters' links", given="link")
 
     def load() -> dict[str, Any]:
         return {"unacknowledged_bytes": uplink.unacknowledged_bytes, **figures.read()}
@@ -216,9 +227,10 @@ async def _run(
     if tls_listener is not None:
         addresses["ipfix_tls"] = address_of(tls_listener)
     server: CoordinatorServer | None = None
+    server_listener: trio.SocketListener | None = None
     if fleet.coordinator == "local" and mine.serves_coordinator:
         server = CoordinatorServer(fleet_token, lease_s=fleet.lease_s, tell_interval_s=fleet.report_interval_s)
-        server_listener = await listen(fleet.coordinator_address, what="the coordinator")
+        server_listener = await listen(fleet.coordinator_address, what="the coordinator", given="coordinator")
         addresses["coordinator"] = address_of(server_listener)
         config = attrs.evolve(config, fleet=attrs.evolve(fleet, coordinator_address=addresses["coordinator"]))
     member = coordinator(
@@ -233,32 +245,57 @@ async def _run(
     )
     async with trio.open_nursery() as nursery:
         addresses["control"] = await nursery.start(
-            partial(machine.serve_control, pages={"/why": places.why}), mine.control, "balancer", status
+            partial(
+                machine.serve_control,
+                pages={"/why": places.why},
+                actions=drain_action(machine.drain, fleet_token, fleet.drain_s),
+            ),
+            mine.control,
+            "balancer",
+            status,
         )
         nursery.start_soon(figures.run)
-        if server is not None:
-            nursery.start_soon(server.run)
-            nursery.start_soon(partial(serve, max_connections=1000, what="coordinator"), server_listener, server.serve)
-        nursery.start_soon(member.run)
         nursery.start_soon(uplink.run)
         if spool is not None:
             nursery.start_soon(spool.spooling.run)
         nursery.start_soon(steering.run)
         nursery.start_soon(rounds.run)
-        if udp_door is not None:
-            nursery.start_soon(udp_door.run)
+        announce({"event": "ready", "name": name, "role": "balancer", "addresses": addresses})
+        await machine.may_begin.wait()
+        nursery.start_soon(_first_to_end, drain.first, member, server, server_listener, udp_door)
+        doors = partial(serve, max_connections=mine.max_connections, until=drain.doors_shut)
         nursery.start_soon(
-            partial(serve, max_connections=mine.max_connections, what="exporter"),
+            partial(doors, what="exporter"),
             exporter_listener,
             exporter_door.serve,
         )
         if tls_door is not None and tls_listener is not None:
             nursery.start_soon(
-                partial(serve, max_connections=mine.max_connections, what="exporter (TLS)"),
+                partial(doors, what="exporter (TLS)"),
                 tls_listener,
                 tls_door.serve,
             )
-        nursery.start_soon(
-            partial(serve, max_connections=mine.max_connections, what="link"), link_listener, link_door.serve
-        )
-        announce({"event": "ready", "name": name, "role": "balancer", "addresses": addresses})
+        nursery.start_soon(partial(doors, what="link"), link_listener, link_door.serve)
+        await machine.drain.asked()
+        clean = await drain.run(name, machine.drain)
+        announce({"event": "drained", "name": name, "clean": clean})
+        nursery.cancel_scope.cancel()
+
+
+async def _first_to_end(
+    scope: trio.CancelScope,
+    member: Coordinator,
+    server: CoordinatorServer | None,
+    server_listener: trio.SocketListener | None,
+    udp_door: UdpDoor | None,
+) -> None:
+    """What a successor does from its first moment: no two do it."""
+    with scope:
+        async with trio.open_nursery() as nursery:
+            if server is not None and server_listener is not None:
+                nursery.start_soon(server.run)
+                coordinators = partial(serve, max_connections=1000, what="coordinator")
+                nursery.start_soon(coordinators, server_listener, server.serve)
+            nursery.start_soon(member.run)
+            if udp_door is not None:
+                nursery.start_soon(udp_door.run)

@@ -14,7 +14,9 @@ Rule 5: one that failed is left out for a moment: empty because it just died is 
         ramps up: it takes a part that grows to the whole over `ramp_s`.
 Rule 6: links are admitted to a collector at a rate that it can bear; what is over waits.
 Rule 7: up to `few` collectors are all compared; of more, two at random.
-Rule 8: a wanted collector is taken when it is eligible and not past `start` times the mean: who lies gains nothing.
+Rule 8: one that is being drained takes nothing, and is not among those whose mean is compared with: what it has still
+        is on its way to others.
+Rule 9: a wanted collector is taken when it is eligible and not past `start` times the mean: who lies gains nothing.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ STALE_S = 5.0
 MAX_LAG_S = 2.0
 MAX_FILL = 0.9
 FAILED_PAUSE_S = 1.0
+DRAINED = "it is being drained"
 LEAST_RAMP = 0.1
 WANTED_MOST = 1.25
 """Times the mean: a wanted collector that has more is not taken."""
@@ -57,6 +60,8 @@ class Report:
     held_bytes: int
     budget_bytes: int
     up_s: float | None = None
+    draining: bool = False
+    """It is about to end, and hands on what it has."""
 
 
 @frozen
@@ -149,6 +154,12 @@ class Placement:
         known = self._collectors.get(name)
         return known is not None and now < known.idle_until
 
+    def draining(self, name: str) -> None:
+        """A collector told its links to go away; its reports say so too, perhaps a moment later."""
+        known = self._collectors.get(name)
+        if known is not None and known.report is not None:
+            known.report = evolve(known.report, draining=True)
+
     def released(self, key: Hashable) -> None:
         """What was placed under `key` is no more."""
         self.reserved.remove(key)
@@ -189,11 +200,11 @@ class Placement:
         return {name: self._measured(c, average, now) + left(name, now) for name, c in self._collectors.items()}
 
     def measured(self, now: float) -> list[CollectorLoad]:
-        """Those that report: what they really have, why nothing may go there, and how far they have ramped up."""
+        """Those that report and stay: what they really have, why nothing may go there, and how far they ramped up."""
         return [
             CollectorLoad(name, self._measured(c, 0.0, now), self._unfit(c, now), self._ramp(c, now))
             for name, c in self._collectors.items()
-            if c.report is not None and self._is_fresh(c, now)
+            if c.report is not None and self._is_fresh(c, now) and not c.report.draining
         ]
 
     def unfit(self, now: float) -> dict[str, str]:
@@ -262,6 +273,8 @@ class Placement:
         if now < collector.failed_until:
             return "failed just now"
         report = collector.report
+        if report is not None and report.draining:
+            return DRAINED
         if report is None or reports_stopped:
             return ""
         if not self._is_fresh(collector, now):

@@ -55,7 +55,12 @@ class Places:
             load = view.loads.get(name)
             if load:
                 report = Report(
-                    load["bytes_per_s"], load["lag_s"], load["held_bytes"], load["budget_bytes"], load.get("up_s")
+                    load["bytes_per_s"],
+                    load["lag_s"],
+                    load["held_bytes"],
+                    load["budget_bytes"],
+                    load.get("up_s"),
+                    bool(load.get("draining")),
                 )
                 self.policy.report(name, report, now)
 
@@ -64,7 +69,7 @@ class Places:
         if name not in self.addresses:
             return
         self.told[name], self.told_at[name] = told, trio.current_time()
-        report = Report(told.bytes_per_s, told.lag_s, told.held_bytes, told.budget_bytes, told.up_s)
+        report = Report(told.bytes_per_s, told.lag_s, told.held_bytes, told.budget_bytes, told.up_s, told.draining)
         self.policy.report(name, report, trio.current_time())
 
     def tell_orgs(self) -> None:
@@ -98,6 +103,10 @@ class Places:
     def failed(self, target: str) -> None:
         """A link to a collector broke or could not be made."""
         self.policy.failed(target, trio.current_time())
+
+    def leaving(self, target: str, deadline_s: float) -> None:
+        """A collector told its link to go away."""
+        self.policy.draining(target)
 
     def released(self, stream: UplinkStream) -> None:
         """A stream is no more."""

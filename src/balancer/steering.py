@@ -7,7 +7,7 @@ goes over it, so what is asked of a collector does not wait behind data.
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import structlog
@@ -27,6 +27,8 @@ IDLE_TIMEOUT_S = 10.0
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MOST_S = 2.0
 MAX_UNSENT_BYTES = 1 << 20
+PEERS_SAID = 500
+"""In one notice: it must fit a control frame."""
 
 
 @frozen
@@ -52,6 +54,8 @@ class Told:
     up_s: float
     streams: tuple[ToldStream, ...]
     orgs: frozenset[str]
+    draining: bool = False
+    """It is about to end, and hands on what it has."""
 
     @classmethod
     def read(cls, fields: dict[str, Any]) -> Told:
@@ -69,6 +73,7 @@ class Told:
                 float(fields["up_s"]),
                 streams,
                 frozenset(str(org) for org in fields["orgs"]),
+                bool(fields.get("draining", False)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise LinkError(f"a load is not told as it should be: {error!r}", code=Close.PROTOCOL) from None
@@ -113,6 +118,15 @@ class Steering:
     def silent_since(self, collector: str) -> float | None:
         """When a collector was asked for a sign that it has not given yet; None when it owes none."""
         return self._asked_at.get(collector)
+
+    def send_away(self, collector: str, peers: Sequence[str], deadline_s: float) -> bool:
+        """Have a collector send links away that come from these addresses. False when there is no link to it now."""
+        session = self._sessions.get(collector)
+        if session is not None:
+            for at in range(0, len(peers), PEERS_SAID):
+                some = list(peers[at : at + PEERS_SAID])
+                session.send(session.connection.notice(kind="away", peers=some, deadline_s=round(deadline_s, 3)))
+        return session is not None
 
     async def run(self) -> None:
         """Hold a link to each collector until cancelled."""

@@ -99,7 +99,14 @@ Handles = dict[int, tuple[DurableSubscription, StreamState]]
 class Endpoint:
     """One org's streams and subscribers on this collector."""
 
-    def __init__(self, org: str, pool: CreditPool, on_release: Callable[[], None], room: Room | None = None) -> None:
+    def __init__(
+        self,
+        org: str,
+        pool: CreditPool,
+        on_release: Callable[[], None],
+        room: Room | None = None,
+        on_forgotten: Callable[[], None] = lambda: None,
+    ) -> None:
         self.org = org
         self.taken = Traffic()
         self.given = Traffic()
@@ -114,6 +121,7 @@ class Endpoint:
         self._pool = pool
         self._on_release = on_release
         self._room = room or Room()
+        self._on_forgotten = on_forgotten
 
     @property
     def receivers(self) -> int:
@@ -205,3 +213,4 @@ class Endpoint:
             state.told.forget()
             for subscription in self.durable:
                 subscription.remove(state)
+            self._on_forgotten()

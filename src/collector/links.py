@@ -95,6 +95,7 @@ class Link:
             collector.told.pop(self._number, None)
             self._subscriber.close()
         collector.watchers.pop(self._number, None)
+        collector.carrying.pop(self._number, None)
         for handle, (endpoint, state) in self._streams.items():
             collector.pool.close(self._key(handle))
             collector.carried.ended(self._key(handle))
@@ -129,6 +130,8 @@ class Link:
             self._subscriber = Subscriber(self._session, self._meter)
         elif role == "balancer":
             collector.watchers[self._number] = self._session
+        else:
+            collector.carries(self._number, self._session)
         return True
 
     async def _handle(self, event: Event) -> None:
@@ -161,6 +164,8 @@ class Link:
                 await self._conflict(fields)
             case Noticed(fields) if fields.get("kind") == "move" and self._number in collector.watchers:
                 self._move(fields)
+            case Noticed(fields) if fields.get("kind") == "away" and self._number in collector.watchers:
+                collector.send_away_from(fields)
             case _:
                 log.debug("event not for a collector", peer=self._session.peer, got=type(event).__name__)
 

@@ -18,12 +18,14 @@ import attrs
 import trio
 
 from collector.carried import CarriedSettings
+from collector.draining import drain_collector
 from collector.live import LiveDoor, LiveSettings
 from collector.reporting import Reporting
 from collector.sessions import Collector, CollectorSettings
 from sapflow.cluster.coordinator import coordinator
 from sapflow.config import Config
 from sapflow.link import Traffic
+from sapflow.monitor.control import drain_action
 from sapflow.monitor.machine import REAL, Machine
 from sapflow.orgs import OrgTable, keep_fresh
 from sapflow.runtime.serve import address_of, listen, serve
@@ -33,7 +35,7 @@ Announce = Callable[[dict[str, Any]], None]
 
 
 async def run(config: Config, name: str, fleet_token: str, announce: Announce, machine: Machine = REAL) -> None:
-    """Be a collector until cancelled."""
+    """Be a collector until cancelled, or drained."""
     mine = config.collector
     orgs = OrgTable(config.data_path / "orgs.json")
     settings = CollectorSettings(
@@ -107,7 +109,12 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce, m
         config, name=name, role="collector", addresses=addresses, fleet_token=fleet_token, load=reporting.load
     )
     async with trio.open_nursery() as nursery:
-        addresses["control"] = await nursery.start(machine.serve_control, mine.control, "collector", status)
+        addresses["control"] = await nursery.start(
+            partial(machine.serve_control, actions=drain_action(machine.drain, fleet_token, config.fleet.drain_s)),
+            mine.control,
+            "collector",
+            status,
+        )
         nursery.start_soon(figures.run)
         nursery.start_soon(reporting.run)
         nursery.start_soon(keep_fresh, orgs)
@@ -117,3 +124,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce, m
         nursery.start_soon(partial(serve, max_connections=mine.max_live, what="live"), live_listener, live.serve)
         nursery.start_soon(member.run)
         announce({"event": "ready", "name": name, "role": "collector", "addresses": addresses})
+        await machine.drain.asked()
+        clean = await drain_collector(collector, reporting, machine.drain)
+        announce({"event": "drained", "name": name, "clean": clean})
+        nursery.cancel_scope.cancel()

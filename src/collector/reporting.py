@@ -4,8 +4,9 @@ A balancer has a control link of its own here, apart from those that carry data:
 largest streams of meters and which orgs are here, and it asks for moves over it. So what is known of a collector does
 not wait behind its data, and goes on when the coordinator is gone.
 
-    notice kind=load    bytes_per_s, lag_s, held_bytes, budget_bytes, up_s, streams, orgs
+    notice kind=load    bytes_per_s, lag_s, held_bytes, budget_bytes, up_s, draining, streams, orgs
     notice kind=move    stream, to, address: from a balancer
+    notice kind=away    peers, deadline_s: from a balancer that ends and carries links which come from these addresses
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Reporting:
             "held_bytes": pool.used_bytes,
             "budget_bytes": pool.budget_bytes,
             "up_s": round(trio.current_time() - self._began, 1),
+            "draining": self._collector.is_draining,
             **self._figures.read(),
         }
 
@@ -65,9 +67,11 @@ class Reporting:
             carried.note_ignored(now)
             self._collector.note_gone(now)
             note(self.ratio, flow(self._collector.endpoints), now)
-            self._tell(now)
+            self.tell()
 
-    def _tell(self, now: float) -> None:
+    def tell(self) -> None:
+        """Tell balancers, on their control links."""
+        now = trio.current_time()
         watchers = [one for one in self._collector.watchers.values() if one.unsent_bytes < MOST_UNSENT_BYTES]
         if not watchers:
             return

@@ -6,7 +6,8 @@ A fault of a link ends it alone.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import structlog
 import trio
@@ -20,7 +21,8 @@ from collector.subscriber import Subscriber
 from collector.telling import Room
 from sapflow.errors import LinkError, Overloaded, Refused, first_of
 from sapflow.flows.limits import FlowLimits
-from sapflow.link import Connection, CreditPool, Side
+from sapflow.link import Close, Connection, CreditPool, Side
+from sapflow.runtime.drain import Drain
 from sapflow.runtime.seldom import Seldom
 from sapflow.runtime.session import LinkSession
 from sapflow.runtime.transport import accept_link
@@ -80,6 +82,12 @@ class Collector:
     """Balancers' control links."""
     sessions: dict[int, LinkSession] = field(factory=dict)
     """All of them, by number."""
+    drain: Drain | None = None
+    """Set when this collector is to end: whoever comes with streams is told to go away by its deadline."""
+    carrying: dict[int, LinkSession] = field(factory=dict)
+    """Links of meters and intakes."""
+    _emptier: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot)
+    """Unparked when a stream is no more."""
     _next_session: int = 1
     _granting: bool = False
 
@@ -92,7 +100,7 @@ class Collector:
         """The org's endpoint, made when first asked for; subscribers of all orgs are on it from the start."""
         endpoint = self.endpoints.get(org)
         if endpoint is None:
-            endpoint = self.endpoints[org] = Endpoint(org, self.pool, self.grant, self.room)
+            endpoint = self.endpoints[org] = Endpoint(org, self.pool, self.grant, self.room, self._look_if_empty)
             for subscriber in self.wildcard.values():
                 subscriber.subscribe(endpoint)
             for subscriber in self.told.values():
@@ -105,6 +113,46 @@ class Collector:
         if gone := self.presence.look(orgs, now):
             for subscriber in self.told.values():
                 subscriber.tell(gone, here=False)
+
+    @property
+    def streams(self) -> int:
+        """That are here: of links, or held since the log does not have all of them."""
+        return sum(len(endpoint.streams) for endpoint in self.endpoints.values())
+
+    def _look_if_empty(self) -> None:
+        self._emptier.unpark_all()
+
+    async def until_empty(self) -> None:
+        """Wait until no stream is here."""
+        while self.streams:
+            await self._emptier.park()
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether nothing more is to come here."""
+        return self.drain is not None
+
+    def send_away(self, reason: str) -> None:
+        """Tell all links that bring streams to take them elsewhere by the drain's deadline."""
+        assert self.drain is not None
+        for session in self.carrying.values():
+            session.send(session.connection.go_away(round(self.drain.left_s, 3), reason))
+
+    def send_away_from(self, fields: Mapping[str, Any]) -> None:
+        """A balancer that is to end has links carried here that are seen to come from these addresses."""
+        peers, deadline_s = fields.get("peers"), fields.get("deadline_s")
+        if not isinstance(peers, list) or not isinstance(deadline_s, int | float):
+            raise LinkError("links are not told as they should be", code=Close.PROTOCOL)
+        wanted = set(map(str, peers))
+        for session in self.carrying.values():
+            if session.peer in wanted:
+                session.send(session.connection.go_away(float(deadline_s), "its balancer is being drained"))
+
+    def carries(self, number: int, session: LinkSession) -> None:
+        """A link of a meter or intake was welcomed; one that comes while this is drained is sent away at once."""
+        self.carrying[number] = session
+        if self.drain is not None:
+            session.send(session.connection.go_away(round(self.drain.left_s, 3), "this collector is being drained"))
 
     def grant(self) -> None:
         """Tell senders what the budget allows them now."""

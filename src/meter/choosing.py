@@ -29,6 +29,9 @@ class Chooser(Protocol):
     def failed(self, target: str) -> None:
         """A link to this target broke or could not be made."""
 
+    def leaving(self, target: str, deadline_s: float) -> None:
+        """A link to this target is to be left by then: streams go elsewhere."""
+
     def released(self, stream: UplinkStream) -> None:
         """A stream is no more."""
 
@@ -44,6 +47,9 @@ class FixedTarget:
 
     def failed(self, target: str) -> None:
         """There is no other."""
+
+    def leaving(self, target: str, deadline_s: float) -> None:
+        """The door places the next link elsewhere."""
 
     def released(self, stream: UplinkStream) -> None:
         """Nothing is kept about streams."""

@@ -23,6 +23,14 @@ from sapflow.runtime.addresses import split_address
 log = structlog.get_logger()
 
 
+STOPS_WITHIN_S = 1.0
+"""An exporter whose session is to end is waited for so long, …"""
+QUIET_S = 0.2
+"""… or until it has said nothing for so long; …"""
+EMPTY_S = 0.005
+"""… then what has come is read, and nothing more."""
+
+
 @frozen
 class IntakeSettings:
     """Bounds of an intake; `message_timeout_s` bounds a message that comes a byte at a time."""
@@ -65,16 +73,29 @@ class Intake:
         self.counts = IntakeCounts()
         self.faults = Faults()
         """What could not be read: messages, which end their session, and sets."""
+        self._sessions: set[_ExporterSession] = set()
+        self._emptier = trio.lowlevel.ParkingLot()
+
+    async def stop(self) -> None:
+        """Read what exporters have sent, and end their sessions; returns when all have ended."""
+        for session in self._sessions:
+            session.stop()
+        while self._sessions:
+            await self._emptier.park()
 
     async def session(self, stream: trio.abc.Stream, peer: str, org: str) -> MalformedMessage | None:
         """Carry one exporter's transport session until it ends: what was malformed, when that ended it."""
         reader = _ExporterSession(self, stream, peer, org)
+        self._sessions.add(reader)
         self.counts.exporters += 1
         self.counts.sessions += 1
         try:
             return await reader.run()
         finally:
             self.counts.exporters -= 1
+            self._sessions.discard(reader)
+            if not self._sessions:
+                self._emptier.unpark_all()
 
 
 class _Silent(Exception):
@@ -94,11 +115,20 @@ class _ExporterSession:
         """What waits for room."""
         self._refused = 0
         self._noted: Counter[str] = Counter()
+        self._waiting = trio.CancelScope()
+        self._stops_at = float("inf")
+
+    def stop(self) -> None:
+        """End the session when what the exporter has sent is read."""
+        self._stops_at = trio.current_time() + STOPS_WITHIN_S
+        self._waiting.cancel()
 
     async def run(self) -> MalformedMessage | None:
         ended = "the exporter closed"
         try:
             await self._read()
+            if self._stops_at < float("inf"):
+                ended = "this door is being drained"
         except MalformedMessage as fault:
             ended = "malformed message"
             self._intake.counts.malformed += 1
@@ -183,11 +213,20 @@ class _ExporterSession:
                 deadline = min(deadline, message_since + settings.message_timeout_s)
             if batcher.waiting_bytes:
                 deadline = min(deadline, flush_since + settings.flush_interval_s)
+            stopping = self._stops_at < float("inf")
+            if stopping:
+                deadline = now + (QUIET_S if now < self._stops_at else EMPTY_S)
             data = b""
             with trio.move_on_at(deadline) as scope:
+                self._waiting = scope
                 data = bytes(await self._transport.receive_some(settings.receive_bytes))
             now = trio.current_time()
             if scope.cancelled_caught:
+                if stopping:
+                    return
+                if self._stops_at < float("inf"):
+                    await _say_no_more(self._transport)
+                    continue
                 if batcher.waiting_bytes and now >= flush_since + settings.flush_interval_s:
                     draft = batcher.flush()
                 elif batcher.partial_bytes:
@@ -224,3 +263,12 @@ class _ExporterSession:
         counts.batches += 1
         counts.messages += messages
         counts.records += records
+
+
+async def _say_no_more(transport: trio.abc.Stream) -> None:
+    """An exporter that looks sees that the session ends, and sends the rest to the next."""
+    if isinstance(transport, trio.abc.HalfCloseableStream):
+        try:
+            await transport.send_eof()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            log.debug("exporter has gone already")

@@ -64,6 +64,7 @@ class TargetLink:
     def expect(self, stream: UplinkStream) -> None:
         """Carry this stream as soon as the link is up; until then it stays where it is."""
         if not self.welcomed:
+            stream.heading = self.target.name
             self._expected.append(stream)
         elif stream.link is not None:
             old = stream.link
@@ -76,7 +77,7 @@ class TargetLink:
 
     def attach(self, stream: UplinkStream) -> None:
         """Carry this stream as soon as the link is up; it is on no other."""
-        stream.target = self.target.name
+        stream.target, stream.heading = self.target.name, None
         if self._session is None or not self.welcomed:
             self._waiting.append(stream)
             return
@@ -102,6 +103,8 @@ class TargetLink:
     def leave(self) -> list[UplinkStream]:
         """The link is gone: its streams, which need another."""
         streams = [*self._streams.values(), *self._waiting]
+        for stream in (*streams, *self._expected):
+            stream.heading = None
         self._streams, self._waiting, self._expected, self._session = {}, [], [], None
         for stream in streams:
             stream.link = stream.sender = None
@@ -204,8 +207,7 @@ class TargetLink:
         if self._session is not None:
             await self._session.finish(Close.NORMAL, "its streams were moved")
 
-    async def cut_after(self, deadline_s: float) -> None:
-        """End the link at the latest then."""
-        await trio.sleep(deadline_s)
+    def cut(self) -> None:
+        """End the link now."""
         if self._session is not None:
             self._session.cut()

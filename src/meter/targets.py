@@ -65,6 +65,11 @@ class Targets:
         elif target in self.collectors:
             self._failed[target] = self.clock() + COLLECTOR_RETRY_S
 
+    def leaving(self, target: str, deadline_s: float) -> None:
+        """A link is to be left; the door places the next one elsewhere."""
+        if target in self.collectors:
+            self._failed[target] = self.clock() + deadline_s
+
     def welcomed(self, target: str) -> None:
         """A link is up."""
         if target == DOOR:

@@ -132,15 +132,21 @@ class Uplink:
     def leave(self, link: TargetLink, deadline_s: float) -> None:
         """A link is to be left: its streams move, and whatever is on it at the deadline finds its collector anew."""
         self.left(link)
-        name = link.target.name
+        self.chooser.leaving(link.target.name, deadline_s)
         # Many are told so at once: they do not all come to the next at once.
-        self._hold(name, random.uniform(0, deadline_s / 2))
-        for stream in link.streams():
-            target = self.chooser.choose(stream)
-            if target is not None:
-                self.move(stream, target)
+        self._hold(link.target.name, random.uniform(0, deadline_s / 2))
         assert self._nursery is not None
-        self._nursery.start_soon(link.cut_after, deadline_s)
+        self._nursery.start_soon(self._empty, link, deadline_s)
+
+    async def _empty(self, link: TargetLink, deadline_s: float) -> None:
+        """Move what is on a link, as there is room elsewhere, and then end it."""
+        with trio.move_on_after(deadline_s):
+            while streams := link.streams():
+                for stream in streams:
+                    if stream.heading is None and (target := self.chooser.choose(stream)) is not None:
+                        self.move(stream, target)
+                await trio.sleep(random.uniform(0.05, 0.2))
+        link.cut()
 
     def left(self, link: TargetLink) -> None:
         """A link is given no more streams."""
@@ -163,6 +169,12 @@ class Uplink:
         self.streams.discard(stream)
         self._homeless.pop(stream.id, None)
         self.chooser.released(stream)
+
+    async def until_durable(self) -> None:
+        """Wait until all that was put, and is not waited for to go on, is durable: when every stream has ended."""
+        while any(len(stream.outbox) for stream in self.streams):
+            for stream in list(self.streams):
+                await stream.drained()
 
     @property
     def unacknowledged_bytes(self) -> int:

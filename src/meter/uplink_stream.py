@@ -60,6 +60,8 @@ class UplinkStream:
     on_replaced: Callable[[Batch, Batch], None] | None = None
     """Told of a batch that no collector takes, and what goes in its place."""
     target: str | None = None
+    heading: str | None = None
+    """Where it goes when the link there is up, while it is still on another."""
     link: TargetLink | None = None
     sender: Sender | None = None
     _emptied: int = 0

@@ -37,6 +37,7 @@ from sapflow.cluster.view import View
 from sapflow.config import Config, PhloemConfig
 from sapflow.errors import StorageError
 from sapflow.link import Traffic
+from sapflow.monitor.control import drain_action
 from sapflow.monitor.machine import REAL, Machine
 from sapflow.orgs import OrgTable, keep_fresh
 from sapflow.runtime.dial import dial
@@ -160,7 +161,12 @@ async def _run(
         work=claims.work if claims is not None else None,
     )
     async with trio.open_nursery() as nursery:
-        addresses["control"] = await nursery.start(machine.serve_control, mine.control, "phloem", status)
+        addresses["control"] = await nursery.start(
+            partial(machine.serve_control, actions=drain_action(machine.drain, fleet_token, config.fleet.drain_s)),
+            mine.control,
+            "phloem",
+            status,
+        )
         nursery.start_soon(figures.run)
         nursery.start_soon(keep_fresh, orgs)
         nursery.start_soon(committer.run)
@@ -179,6 +185,9 @@ async def _run(
             partial(serve, max_connections=mine.max_consumers, what="consume"), listener, consumers.serve
         )
         announce({"event": "ready", "name": name, "role": "phloem", "addresses": addresses})
+        await machine.drain.asked()
+        announce({"event": "drained", "name": name, "clean": True})
+        nursery.cancel_scope.cancel()
 
 
 def _group_settings(mine: PhloemConfig) -> GroupSettings:

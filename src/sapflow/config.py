@@ -41,6 +41,12 @@ class FleetConfig:
     """For every connection between processes."""
     move_cooldown_s: float = 300.0
     """A stream that was moved to another collector is not moved again before."""
+    control: str = "127.0.0.1:0"
+    """Where `sapflow up` is told to drain or restart a process, by who has the fleet's token."""
+    drain_s: float = 30.0
+    """A process that is drained has so long to hand on what it has, if nothing else is said."""
+    sigterm_drain_s: float = 5.0
+    """A process that gets SIGTERM hands on what it has within so long, and ends; with a second one it ends at once."""
 
 
 @frozen

@@ -14,7 +14,7 @@ from attrs import define, field
 
 from balancer.carry import carrier
 from sapflow.errors import SapflowError
-from sapflow.monitor.control import Status
+from sapflow.monitor.control import Actions, Status
 from sapflow.monitor.machine import Machine
 from sapflow.runtime.threads import instead
 from tools.simulate.carrying import copy_one_way
@@ -110,6 +110,7 @@ class Process:
         status: Status,
         *,
         pages: Mapping[str, Callable[[str], dict[str, Any]]] | None = None,
+        actions: Actions | None = None,
         task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         self.status = status

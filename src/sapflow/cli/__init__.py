@@ -23,6 +23,8 @@ COMMANDS = {
     "groups": "groups:groups_group",
     "orgs": "orgs:orgs_group",
     "status": "status:status_command",
+    "drain": "draining:drain_command",
+    "restart": "draining:restart_command",
     "config": "settings:config_group",
 }
 """Where each command is: imported when it is asked for, since a role that was killed is to serve again at once."""

@@ -8,7 +8,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +18,17 @@ import click
 import structlog
 import trio
 
+from meter.udp import bind_udp
 from sapflow.cli.elements import registry_of
+from sapflow.cli.fleet_control import fleet_actions
 from sapflow.cli.fleet_file import FleetFile
 from sapflow.cli.roles import CONFIG, SUPERVISED, fleet_token, say, until_signalled
 from sapflow.config import Config
 from sapflow.config_file import check, dumps, load
 from sapflow.errors import SapflowError
+from sapflow.monitor.control import serve_control
 from sapflow.orgs import OrgTable
+from sapflow.runtime.serve import listen
 from sapflow.runtime.supervisor import Child, Supervisor, role_command
 
 log = structlog.get_logger()
@@ -154,7 +158,7 @@ def _bound(config: Config, bind: str) -> Config:
 
 async def _up(config: Config, as_json: bool, quiet: bool) -> None:
     registry_of(config)  # a file of elements that is broken is said so here, not by every role
-    fleet_token(config)
+    token = fleet_token(config)
     table = OrgTable(config.data_path / "orgs.json")
     if "default" not in table.names():
         table.add("default")
@@ -171,8 +175,16 @@ async def _up(config: Config, as_json: bool, quiet: bool) -> None:
             file.changed()
 
     supervisor = Supervisor(event)
-    file = FleetFile(config.data_path, lambda: _fleet(supervisor), event)
-    children = [Child("balancer", role_command("balancer", "balancer", str(resolved)))]
+    fleet: dict[str, Any] = {}
+
+    def content() -> dict[str, Any]:
+        return {**_fleet(supervisor), **fleet}
+
+    file = FleetFile(config.data_path, content, event)
+    balancer = Child("balancer", role_command("balancer", "balancer", str(resolved)))
+    # A spool on disk is one process's: with it a balancer ends before the next begins.
+    balancer.successor_first = not config.balancer.spool
+    children = [balancer]
     children += [
         Child(name, role_command("collector", name, str(resolved)))
         for name in (f"collector-{number}" for number in range(1, config.collectors + 1))
@@ -186,10 +198,14 @@ async def _up(config: Config, as_json: bool, quiet: bool) -> None:
         for child in children:
             child.command = ["/bin/sh", "-c", 'exec "$@" 2>>"$0"', place, *child.command]
             child.log_place = place
-    async with trio.open_nursery() as nursery:
+    async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
+        balancer.sockets = await _door_sockets(config, stack)
         async with trio.open_nursery() as starting:
             for child in children:
                 starting.start_soon(nursery.start, supervisor.keep, child)
+        actions = fleet_actions(supervisor, token, config.fleet.drain_s)
+        control = partial(serve_control, actions=actions)
+        fleet["fleet_control"] = f"http://{await nursery.start(control, config.fleet.control, 'fleet', content)}"
         ready = True
         try:
             # Before it is said that all is ready, since whoever is told may read it at once.
@@ -198,6 +214,28 @@ async def _up(config: Config, as_json: bool, quiet: bool) -> None:
             await file.run()
         finally:
             file.remove()
+
+
+async def _door_sockets(config: Config, stack: AsyncExitStack) -> dict[str, int]:
+    """The balancer's listening sockets by name: kept here, so that no connection is refused while it is started anew.
+
+    Raises ConfigurationError.
+    """
+    mine, fleet = config.balancer, config.fleet
+    wanted = {"ipfix_tcp": mine.ipfix_tcp, "ipfix_tls": mine.ipfix_tls, "link": mine.link}
+    if fleet.coordinator == "local":
+        wanted["coordinator"] = fleet.coordinator_address
+    if not mine.control.endswith(":0"):
+        wanted["control"] = mine.control
+    sockets: dict[str, int] = {}
+    for name, address in wanted.items():
+        if address:
+            listener = await listen(address, what=f"the balancer ({name})")
+            stack.push_async_callback(listener.aclose)
+            sockets[name] = listener.socket.fileno()
+    if mine.udp:
+        sockets["udp"] = stack.enter_context(bind_udp(mine.udp, mine.udp_buffer_bytes)).fileno()
+    return sockets
 
 
 def _written(config: Config, path: Path) -> Path:
@@ -231,8 +269,10 @@ def _warn_of_sources(config: Config, table: OrgTable) -> None:
 def _fleet(supervisor: Supervisor) -> dict[str, Any]:
     children = supervisor.children
     balancer = children["balancer"].addresses
+    there = {name: child for name, child in children.items() if child.state != "drained"}
     consume = [child.addresses["consume"] for name, child in children.items() if name.startswith("phloem")]
-    collector = next(child for name, child in children.items() if name.startswith("collector"))
+    collectors = [child for name, child in children.items() if name.startswith("collector")]
+    collector = next((child for child in collectors if child.name in there), collectors[0])
     return {
         "doors": {
             "ipfix_tcp": balancer["ipfix_tcp"],
@@ -244,9 +284,10 @@ def _fleet(supervisor: Supervisor) -> dict[str, Any]:
         },
         "consume": consume,
         "console": None,
-        "control": {name: f"http://{child.addresses['control']}/status" for name, child in children.items()},
-        "metrics": [f"http://{child.addresses['control']}/metrics" for child in children.values()],
-        "processes": {name: child.pid for name, child in children.items()},
+        "control": {name: f"http://{child.addresses['control']}/status" for name, child in there.items()},
+        "metrics": [f"http://{child.addresses['control']}/metrics" for child in there.values()],
+        "processes": {name: child.pid for name, child in there.items()},
+        "drained": [name for name in children if name not in there],
     }
 
 

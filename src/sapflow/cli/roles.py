@@ -22,6 +22,7 @@ from sapflow.config import Config
 from sapflow.config_file import load
 from sapflow.errors import SapflowError
 from sapflow.flows.registry import using
+from sapflow.monitor.machine import Machine
 from sapflow.runtime.memory import keep_few_arenas
 
 CONFIG = click.option("--config", "config_path", type=click.Path(path_type=Path), help="A TOML configuration file.")
@@ -50,24 +51,40 @@ def say(event: dict[str, Any]) -> None:
     print(json.dumps(event), flush=True)
 
 
-Role = Callable[[Config, str, str, Callable[[dict[str, Any]], None]], Awaitable[None]]
+Role = Callable[[Config, str, str, Callable[[dict[str, Any]], None], Machine], Awaitable[None]]
 
 
-async def until_signalled(run: Callable[[], Awaitable[None]], *, supervised: bool = False) -> None:
+async def until_signalled(
+    run: Callable[[], Awaitable[None]],
+    *,
+    supervised: bool = False,
+    machine: Machine | None = None,
+    drain_s: float = 0.0,
+) -> None:
     """Run until it ends, or SIGTERM or Ctrl-C cancels it; supervised, also until standard input ends.
 
-    Signals are watched for until all has stopped: a second one is no reason to leave work half done.
+    With a `machine` the first SIGTERM asks to end gently within `drain_s`, and so does a line `drain SECONDS` on the
+    standard input of one that is supervised; a line `begin` tells a successor to take up its work. Signals are watched
+    for until all has stopped: a second one is no reason to leave work half done.
     """
     work = trio.CancelScope()
+    drain = machine.drain if machine is not None else None
 
     async def watch() -> None:
-        async for _ in signals:
-            work.cancel()
+        async for number in signals:
+            if number == signal.SIGTERM and drain is not None and not drain.is_asked:
+                drain.ask(drain_s)
+            else:
+                work.cancel()
 
     async def until_alone() -> None:
+        held = b""
         async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as pipe:
-            while await pipe.receive_some(64):
-                continue
+            while data := await pipe.receive_some(64):
+                *lines, held = (held + bytes(data)).split(b"\n")
+                for line in lines:
+                    if machine is not None:
+                        _obey(line, machine)
         work.cancel()
 
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -80,19 +97,32 @@ async def until_signalled(run: Callable[[], Awaitable[None]], *, supervised: boo
             nursery.cancel_scope.cancel()
 
 
+def _obey(line: bytes, machine: Machine) -> None:
+    match line.split():
+        case [b"drain", seconds, *how]:
+            machine.drain.ask(float(seconds), is_succeeded=how == [b"succeeded"])
+        case [b"begin"]:
+            machine.may_begin.set()
+
+
 def _role_command(role: str) -> click.Command:
     @click.command(role, help=f"Run one {role}, and nothing else.")
     @CONFIG
     @click.option("--name", default=f"{role}-1", show_default=True, help="Its name in the fleet.")
     @SUPERVISED
-    def command(config_path: Path | None, name: str, supervised: bool) -> None:
+    @click.option("--successor", is_flag=True, hidden=True, help="Get ready, and begin when told to.")
+    def command(config_path: Path | None, name: str, supervised: bool, successor: bool) -> None:
         config = load(config_path)
         keep_few_arenas()
         run: Role = import_module(f"{role}.node").run
         # Ours alone are loaded when somebody first asks for one.
         with using(registry_of(config)) if config.elements else nullcontext():
-            work = partial(run, config, name, fleet_token(config), say)
-            trio.run(partial(until_signalled, work, supervised=supervised))
+            machine = Machine(may_begin=trio.Event())
+            if not successor:
+                machine.may_begin.set()
+            work = partial(run, config, name, fleet_token(config), say, machine)
+            seconds = config.fleet.sigterm_drain_s
+            trio.run(partial(until_signalled, work, supervised=supervised, machine=machine, drain_s=seconds))
 
     return command
 

@@ -31,7 +31,8 @@ def status_command(data: str, as_json: bool, why: str | None, **ledger: Any) -> 
     if asked is not None:
         show_ledger(asked, as_json=as_json)
         return
-    statuses = read_status(read_fleet(data))
+    fleet = read_fleet(data)
+    statuses = read_status(fleet)
     if as_json:
         click.echo(json.dumps(statuses))
         return
@@ -46,6 +47,8 @@ def status_command(data: str, as_json: bool, why: str | None, **ledger: Any) -> 
             f"{name:<14}{gauges['rss_bytes'] / 2**20:>9.1f}{gauges['cpu']:>7.0%}{gauges['lag_s'] * 1000:>8.1f}"
             f"{held / 2**20:>10.2f}{_figure(ratio['measured']):>9}{_figure(ratio['expected']):>10}"
         )
+    for name in fleet.get("drained", ()):
+        click.echo(f"{name:<14}  drained; 'sapflow restart {name}' starts it")
     _show_groups(statuses)
     _show_exits(statuses)
     if any("error" in status for status in statuses.values()):

@@ -4,24 +4,32 @@ GET /status   what the process knows of itself, as JSON
 GET /metrics  the same figures for Prometheus
 GET /health   204
 
-A role may have more pages: each gives JSON about what its query names, `?of=…`.
+A role may have more pages: each gives JSON about what its query names, `?of=…`. And it may have actions: a POST, whose
+query says what, by who has the fleet's token (`authorization: Bearer …`).
+
+POST /drain?within_s=…   the process is to end gently; answered at once
 """
 
 from __future__ import annotations
 
+import hmac
 import json
+import math
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import parse_qs
 
 import trio
+from attrs import frozen
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio import serve
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from sapflow.errors import SapflowError
 from sapflow.runtime.addresses import join_address
+from sapflow.runtime.drain import Drain
 from sapflow.runtime.serve import listen
 
 Status = Callable[[], dict[str, Any]]
@@ -75,12 +83,59 @@ class _Exporter:
         return GaugeMetricFamily(f"sapflow_{self._role}_{name}", what, value=value)
 
 
+@frozen
+class Actions:
+    """What may be asked of a process with a token: by path, called with the query's first value of each name.
+
+    An action raises SapflowError when it cannot be done, which is told with code 409.
+    """
+
+    token: str
+    by_path: Mapping[str, Callable[[dict[str, str]], Awaitable[dict[str, Any]]]]
+
+    async def answer(self, scope: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+        """The code and what is said."""
+        action = self.by_path.get(scope["path"])
+        if action is None:
+            return 404, {"error": f"there is no action {scope['path']}"}
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        if not hmac.compare_digest(given, f"Bearer {self.token}".encode()):
+            return 401, {"error": "the fleet's token is needed: fleet.token in its data directory"}
+        query = parse_qs(scope["query_string"].decode("latin-1"))
+        try:
+            return 200, await action({name: values[0] for name, values in query.items()})
+        except SapflowError as error:
+            return 409, {"error": str(error)}
+
+
+def seconds_in(query: Mapping[str, str], otherwise: float) -> float:
+    """`within_s` of a query. Raises SapflowError when it is no time."""
+    try:
+        seconds = float(query.get("within_s", otherwise))
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise SapflowError(f"within_s={query['within_s']} is no number of seconds")
+    return seconds
+
+
+def drain_action(drain: Drain, token: str, otherwise_s: float) -> Actions:
+    """That a process may be drained."""
+
+    async def ask(query: dict[str, str]) -> dict[str, Any]:
+        drain.ask(seconds_in(query, otherwise_s))
+        return {"draining": True, "deadline_s": round(drain.left_s, 3)}
+
+    return Actions(token, {"/drain": ask})
+
+
 async def serve_control(
     address: str,
     role: str,
     status: Status,
     *,
     pages: Mapping[str, Callable[[str], dict[str, Any]]] | None = None,
+    actions: Actions | None = None,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled; `started` gives where it listens. Raises ConfigurationError when it cannot."""
@@ -96,7 +151,10 @@ async def serve_control(
         if scope["type"] != "http":
             return
         code, kind, body = 404, b"text/plain", b"there are /status, /metrics and /health\n"
-        if scope["path"] == "/status":
+        if scope["method"] == "POST" and actions is not None:
+            code, said = await actions.answer(scope)
+            kind, body = b"application/json", json.dumps(said).encode()
+        elif scope["path"] == "/status":
             code, kind, body = 200, b"application/json", json.dumps(status()).encode()
         elif scope["path"] == "/metrics":
             code, kind, body = 200, b"text/plain; version=0.0.4", generate_latest(registry)
@@ -108,7 +166,7 @@ async def serve_control(
         await send({"type": "http.response.start", "status": code, "headers": [(b"content-type", kind)]})
         await send({"type": "http.response.body", "body": body})
 
-    listener = await listen(address, what=f"the control plane of {role}")
+    listener = await listen(address, what=f"the control plane of {role}", given="control")
     host, port = listener.socket.getsockname()[:2]
     duplicate = socket.socket(fileno=socket.dup(listener.socket.fileno()))
     await listener.aclose()

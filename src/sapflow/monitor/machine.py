@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import trio
-from attrs import frozen
+from attrs import field, frozen
 
-from sapflow.monitor.control import Status, serve_control
+from sapflow.monitor.control import Actions, Status, serve_control
 from sapflow.monitor.process import ProcessFigures
+from sapflow.runtime.drain import Drain
 
 
 class ServeControl(Protocol):
@@ -22,6 +23,7 @@ class ServeControl(Protocol):
         status: Status,
         *,
         pages: Mapping[str, Callable[[str], dict[str, Any]]] | None = None,
+        actions: Actions | None = None,
         task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
     ) -> None: ...
 
@@ -40,6 +42,16 @@ class Machine:
 
     serve_control: ServeControl = serve_control
     figures: Callable[[], Figures] = ProcessFigures
+    drain: Drain = field(factory=Drain)
+    """Asked when the process is to end gently."""
+    may_begin: trio.Event = field(factory=lambda: _set())
+    """Set when it may take up its work: not at once where it is the successor of one that still does it."""
+
+
+def _set() -> trio.Event:
+    event = trio.Event()
+    event.set()
+    return event
 
 
 REAL = Machine()

@@ -12,6 +12,7 @@ from sapflow.errors import ConfigurationError
 from sapflow.runtime.addresses import join_address, split_address
 from sapflow.runtime.dial import tune_bulk
 from sapflow.runtime.seldom import Seldom
+from sapflow.runtime.sockets import given_socket
 
 log = structlog.get_logger()
 
@@ -22,11 +23,14 @@ Handler = Callable[[trio.SocketStream, str], Awaitable[None]]
 """What a connection's task runs: its stream and the peer's address."""
 
 
-async def listen(address: str, *, what: str, backlog: int = 1024) -> trio.SocketListener:
+async def listen(address: str, *, what: str, given: str = "", backlog: int = 1024) -> trio.SocketListener:
     """A listening socket on `host:port` (port 0: any free one). Raises ConfigurationError that says what to do.
 
-    A name that has several addresses is listened on at its first one.
+    A name that has several addresses is listened on at its first one. The socket that this process was `given` under
+    that name is taken instead, if there is one.
     """
+    if (ours := given_socket(given)) is not None:
+        return trio.SocketListener(trio.socket.from_stdlib_socket(ours))
     host, port = split_address(address)
     try:
         listener, *others = await trio.open_tcp_listeners(port, host=host, backlog=backlog)
@@ -48,6 +52,15 @@ def address_of(listener: trio.SocketListener) -> str:
     return join_address(host, port)
 
 
+def own_address(stream: trio.SocketStream) -> str:
+    """This end's address, as the other end sees it; "?" when the connection has gone already."""
+    try:
+        host, port = stream.socket.getsockname()[:2]
+    except (OSError, ValueError):
+        return "?"
+    return join_address(host, port)
+
+
 def peer_of(stream: trio.SocketStream) -> str:
     """The other end's address; "?" when it has gone already, or has none (a Unix socket)."""
     try:
@@ -57,31 +70,47 @@ def peer_of(stream: trio.SocketStream) -> str:
     return join_address(host, port)
 
 
-async def serve(listener: trio.SocketListener, handler: Handler, *, max_connections: int, what: str) -> None:
+async def serve(
+    listener: trio.SocketListener,
+    handler: Handler,
+    *,
+    max_connections: int,
+    what: str,
+    until: trio.Event | None = None,
+) -> None:
     """Accept for ever, each connection in a task of this function's nursery, at most `max_connections` at a time.
 
     A handler's exception ends that connection only and is logged once. At the bound, or without free file
-    descriptors, the rest wait in the kernel's accept queue.
+    descriptors, the rest wait in the kernel's accept queue. Once `until` is set nothing more is accepted; it returns
+    when the last connection has ended.
     """
     slots = trio.CapacityLimiter(max_connections)
     pauses = Seldom()
     async with trio.open_nursery() as nursery:
-        while True:
-            ticket = object()
-            await slots.acquire_on_behalf_of(ticket)
-            try:
-                stream = await listener.accept()
-            except OSError as error:
-                slots.release_on_behalf_of(ticket)
-                if error.errno in _OUT_OF_FILES:
-                    if times := pauses.again(what):
-                        log.warning(
-                            "accept paused", listener=what, reason=str(error), retry_s=ACCEPT_PAUSE_S, times=times
-                        )
-                    await trio.sleep(ACCEPT_PAUSE_S)
-                continue
-            pauses.over(what)
-            nursery.start_soon(_one, stream, handler, what, slots, ticket)
+        with trio.CancelScope() as accepting:
+            if until is not None:
+                nursery.start_soon(_cancel_when, until, accepting)
+            while True:
+                ticket = object()
+                await slots.acquire_on_behalf_of(ticket)
+                try:
+                    stream = await listener.accept()
+                except OSError as error:
+                    slots.release_on_behalf_of(ticket)
+                    if error.errno in _OUT_OF_FILES:
+                        if times := pauses.again(what):
+                            log.warning(
+                                "accept paused", listener=what, reason=str(error), retry_s=ACCEPT_PAUSE_S, times=times
+                            )
+                        await trio.sleep(ACCEPT_PAUSE_S)
+                    continue
+                pauses.over(what)
+                nursery.start_soon(_one, stream, handler, what, slots, ticket)
+
+
+async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
 
 
 async def _one(

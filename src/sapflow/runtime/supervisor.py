@@ -1,17 +1,16 @@
-"""Child processes kept running: started, watched, started again with back-off, stopped in order.
+"""Child processes kept running: started, watched, started again with back-off, drained, stopped in order.
 
-A child says `{"event": "ready", …}` as its first line on standard output; its log goes to standard error. Its standard
-input is a pipe that nothing is written to: it ends when this process does, however it does, and a child that was told
-`--supervised` then ends too. (The kernel's own way, PR_SET_PDEATHSIG, goes by the thread that started the child, and
-Trio starts processes in threads that come and go.)
+A child says `{"event": "ready", …}` as its first line on standard output, and `{"event": "drained", …}` as its last one
+when it was drained; its log goes to standard error. Its standard input is a pipe: the line `drain SECONDS` asks it to
+end gently (`drain SECONDS succeeded` one whose successor is there), and the line `begin` one that was started with
+`--successor` to take up the work of another. When the pipe ends, as it does with this process however that ends, a
+child that was told `--supervised` ends too. (The kernel's own way, PR_SET_PDEATHSIG, goes by the thread that started
+the child, and Trio's threads come and go.)
 """
 
 from __future__ import annotations
 
-import json
 import random
-import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +20,7 @@ import trio
 from attrs import define, field, frozen
 
 from sapflow.errors import SapflowError
+from sapflow.runtime.life import Life
 
 log = structlog.get_logger()
 
@@ -28,27 +28,36 @@ READY_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
 STEADY_S = 5.0
 BACKOFF_MOST_S = 5.0
-MAX_LINE_BYTES = 64 << 10
+LATE_S = 5.0
+"""So long after its deadline a child that was to be drained is killed."""
 
 
 @define(eq=False)
 class Child:
-    """One role's process."""
+    """One role's process; all but the first four fields are its supervisor's."""
 
     name: str
     command: list[str]
+    sockets: dict[str, int] = field(factory=dict)
+    """Listening sockets that it is given, by what they are for: they outlive it."""
+    successor_first: bool = False
+    """When it is started anew, its successor is ready before it is drained."""
     pid: int = 0
     starts: int = 0
     addresses: dict[str, str] = field(factory=dict)
+    state: str = "starting"
+    """`running`, `draining`, `drained` (it stays away until it is wanted again), or `starting`."""
     log_place: str = "above"
 
 
 @frozen
-class _End:
-    """How a child's process ended; `reason` is there when it was ended here."""
+class Drained:
+    """How a child ended that was to end gently; `clean`: it had handed on everything."""
 
-    code: int
-    reason: str | None = None
+    name: str
+    pid: int
+    clean: bool
+    seconds: float
 
 
 class Supervisor:
@@ -62,6 +71,7 @@ class Supervisor:
         stop_timeout_s: float = STOP_TIMEOUT_S,
     ) -> None:
         self.children: dict[str, Child] = {}
+        self._keepers: dict[str, _Keeper] = {}
         self._events = events
         self._ready_timeout_s = ready_timeout_s
         self._stop_timeout_s = stop_timeout_s
@@ -72,77 +82,220 @@ class Supervisor:
         Raises SapflowError when it does not become ready the first time.
         """
         self.children[child.name] = child
+        self._keepers[child.name] = keeper = _Keeper(child, self._events, self._ready_timeout_s, self._stop_timeout_s)
+        await keeper.run(task_status)
+
+    async def drain(self, name: str, within_s: float) -> Drained:
+        """Have a child end gently, and leave it away. Raises SapflowError when it does not run."""
+        return await self._keeper(name).drain(within_s)
+
+    async def restart(self, name: str, within_s: float) -> Drained | None:
+        """Drain a child, and start it again; None when it was away. Raises SapflowError when it is not ready then."""
+        return await self._keeper(name).restart(within_s)
+
+    def _keeper(self, name: str) -> _Keeper:
+        keeper = self._keepers.get(name)
+        if keeper is None:
+            raise SapflowError(f"there is no process '{name}'; there are {', '.join(sorted(self._keepers))}")
+        return keeper
+
+
+class _Keeper:
+    """One child's processes, one after the other. `run()` is its task tree."""
+
+    def __init__(
+        self, child: Child, events: Callable[[dict[str, Any]], None], ready_timeout_s: float, stop_timeout_s: float
+    ) -> None:
+        self._child = child
+        self._events = events
+        self._ready_timeout_s = ready_timeout_s
+        self._stop_timeout_s = stop_timeout_s
+        self._life: Life | None = None
+        self._is_wanted = True
+        self._is_busy = False
+        self._changed = trio.Event()
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        """Until cancelled, or the first process does not become ready."""
+        unready = None
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            life = await self._start()
+            if life.is_up:
+                self._took_over(life, "started")
+                task_status.started()
+                await self._keep()
+            else:
+                unready = life.why
+            nursery.cancel_scope.cancel()
+        if unready is not None:
+            child = self._child
+            if unready.startswith("it cannot be started"):
+                raise SapflowError(f"{child.name} {unready.removeprefix('it ')}")
+            raise SapflowError(f"{child.name} did not start: {unready}; its log ({child.log_place}) says why")
+
+    async def _keep(self) -> None:
         failures = 0
         while True:
-            began = trio.current_time()
-            end = await self._once(child, task_status)
-            failures = 0 if trio.current_time() - began > STEADY_S else failures + 1
-            why = {} if end.reason is None else {"reason": end.reason}
-            self._events({"event": "died", "name": child.name, "pid": child.pid, "code": end.code, **why})
-            await trio.sleep(backoff_s(failures))
+            life = await self._end_of_last()
+            self._tell_end(life)
+            if life.is_drained or not self._is_wanted:
+                self._child.state = "drained"
+                failures = 0
+                await self._until(lambda: self._is_wanted)
+            else:
+                failures = 0 if life.lasted_s > STEADY_S else failures + 1
+                await trio.sleep(backoff_s(failures))
+            self._child.state = "starting"
+            life = await self._start()
+            if life.is_up:
+                self._took_over(life, "restarted")
 
-    async def _once(self, child: Child, task_status: trio.TaskStatus[None]) -> _End:
-        first = child.starts == 0
-        try:
-            process = await trio.lowlevel.open_process(child.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        except OSError as error:
-            if first:
-                raise SapflowError(f"{child.name} cannot be started: {error.strerror}") from error
-            return _End(-1, f"it cannot be started: {error.strerror}")
-        child.pid = process.pid
+    async def _end_of_last(self) -> Life:
+        """The end of the process that is the child now: a successor may take over before."""
+        while True:
+            life = self._life
+            assert life is not None
+            await life.over.wait()
+            if self._life is life:
+                return life
+
+    async def _start(self) -> Life:
+        """A new process, when it is up or never will be."""
+        assert self._nursery is not None
+        life = self._life = self._new_life()
+        self._nursery.start_soon(life.run)
+        await life.settled.wait()
+        self._child.pid = life.pid
+        return life
+
+    def _new_life(self, *options: str) -> Life:
+        child = self._child
+        return Life(
+            child.name,
+            [*child.command, *options],
+            child.sockets,
+            self._ready_timeout_s,
+            self._stop_timeout_s,
+            self._note_change,
+        )
+
+    def _took_over(self, life: Life, how: str) -> None:
+        child = self._child
+        self._life = life
+        child.pid, child.addresses, child.state = life.pid, life.addresses, "running"
         child.starts += 1
-        try:
-            said = await self._ready(process)
-            if isinstance(said, str):
-                if process.poll() is None:
-                    process.kill()
-                    log.warning("process killed", name=child.name, pid=child.pid, reason=said)
-                code = await process.wait()
-                if first:
-                    raise SapflowError(f"{child.name} did not start: {said}; its log ({child.log_place}) says why")
-                return _End(code, said)
-            child.addresses = said.get("addresses", {})
-            self._events({"event": "started" if first else "restarted", "name": child.name, "pid": child.pid})
-            if first:
-                task_status.started()
-            return _End(await process.wait())
-        finally:
-            with trio.CancelScope(shield=True):
-                await self._end(process)
+        self._events({"event": how, "name": child.name, "pid": life.pid})
+        self._note_change()
 
-    async def _ready(self, process: trio.Process) -> dict[str, Any] | str:
-        """What the child's first line says, or why there is none that can be used."""
-        assert process.stdout is not None
-        held = b""
-        with trio.move_on_after(self._ready_timeout_s):
-            while b"\n" not in held:
-                data = await process.stdout.receive_some(4096)
-                held += bytes(data)
-                if not data:
-                    # Its output ends a moment before it does, and its exit code is what tells most.
-                    with trio.move_on_after(1.0):
-                        return f"it ended with code {await process.wait()} before it was ready"
-                    return "it closed its output before it was ready"
-                if len(held) > MAX_LINE_BYTES:
-                    return "its first line does not end"
-            try:
-                found = json.loads(held.split(b"\n")[0])
-            except ValueError:
-                found = None
-            return found if isinstance(found, dict) else "its first line is not that it is ready"
-        return f"it was not ready within {self._ready_timeout_s:g} s"
+    def _tell_end(self, life: Life) -> None:
+        who = {"name": self._child.name, "pid": life.pid}
+        if life.is_drained:
+            self._events({"event": "drained", **who, "clean": life.is_clean})
+        else:
+            why = {} if life.why is None else {"reason": life.why}
+            self._events({"event": "died", **who, "code": life.code, **why})
 
-    async def _end(self, process: trio.Process) -> None:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            with trio.move_on_after(self._stop_timeout_s):
-                await process.wait()
-            if process.poll() is None:
-                process.kill()
-                await process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                await pipe.aclose()
+    async def drain(self, within_s: float) -> Drained:
+        with _Turn(self):
+            life = self._running()
+            self._is_wanted = False
+            return await self._drain(life, within_s)
+
+    async def restart(self, within_s: float) -> Drained | None:
+        with _Turn(self):
+            if self._child.state == "drained":
+                await self._again(None)
+                return None
+            before = self._running()
+            if self._child.successor_first:
+                return await self._succeed(before, within_s)
+            self._is_wanted = False
+            drained = await self._drain(before, within_s)
+            await self._again(before)
+            return drained
+
+    def _running(self) -> Life:
+        life = self._life
+        if self._child.state != "running" or life is None:
+            raise SapflowError(f"{self._child.name} is not running: it is {self._child.state}; try again when it is")
+        return life
+
+    async def _drain(self, life: Life, within_s: float, successor: Life | None = None) -> Drained:
+        name, began = self._child.name, trio.current_time()
+        if self._life is life:
+            self._child.state = "draining"
+        self._events({"event": "draining", "name": name, "pid": life.pid, "deadline_s": within_s})
+        await life.ask_to_drain(within_s, is_succeeded=successor is not None)
+        if successor is not None:
+            await successor.ask_to_begin()
+        with trio.move_on_after(within_s + LATE_S):
+            await life.over.wait()
+        if not life.over.is_set():
+            log.warning("process killed", name=name, pid=life.pid, reason="it did not end when it was to be drained")
+            life.kill()
+            await life.over.wait()
+        return Drained(name, life.pid, life.is_clean, round(trio.current_time() - began, 3))
+
+    async def _again(self, before: Life | None) -> None:
+        """Start it, and wait until it is ready."""
+        before = before or self._life
+        self._is_wanted = True
+        self._note_change()
+
+        def is_settled() -> bool:
+            life = self._life
+            if life is None or life is before or not life.settled.is_set():
+                return False
+            return self._child.state == "running" or not life.is_up
+
+        await self._until(is_settled)
+        assert self._life is not None
+        if not self._life.is_up:
+            raise SapflowError(
+                f"{self._child.name} was drained and did not start again: {self._life.why}; its log "
+                f"({self._child.log_place}) says why. It is tried again and again"
+            )
+
+    async def _succeed(self, before: Life, within_s: float) -> Drained:
+        """Another process first; the one that was is drained when that is ready."""
+        assert self._nursery is not None
+        successor = self._new_life("--successor")
+        self._nursery.start_soon(successor.run)
+        await successor.settled.wait()
+        if not successor.is_up:
+            raise SapflowError(
+                f"{self._child.name} runs on as it was: its successor did not start: {successor.why}; its log "
+                f"({self._child.log_place}) says why"
+            )
+        self._took_over(successor, "restarted")
+        drained = await self._drain(before, within_s, successor)
+        self._tell_end(before)
+        return drained
+
+    def _note_change(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def _until(self, is_so: Callable[[], bool]) -> None:
+        while not is_so():
+            await self._changed.wait()
+
+
+class _Turn:
+    """One who drains or restarts a child at a time."""
+
+    def __init__(self, keeper: _Keeper) -> None:
+        self._keeper = keeper
+
+    def __enter__(self) -> None:
+        if self._keeper._is_busy:
+            raise SapflowError(f"{self._keeper._child.name} is being drained or restarted already; wait until it is")
+        self._keeper._is_busy = True
+
+    def __exit__(self, *_: object) -> None:
+        self._keeper._is_busy = False
 
 
 def backoff_s(failures: int) -> float:

@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -121,7 +122,7 @@ async def test_a_command_that_is_not_there_is_said_so() -> None:
 
 
 async def test_a_child_that_does_not_stop_when_asked_is_killed() -> None:
-    kept = Kept("trap '' TERM; " + READY + "while :; do sleep 0.05; done", stop_timeout_s=0.3)
+    kept = Kept("trap '' INT; " + READY + "while :; do sleep 0.05; done", stop_timeout_s=0.3)
     with trio.fail_after(20):
         async with kept.running():
             pid = kept.child.pid
@@ -187,3 +188,103 @@ async def test_an_events_receiver_sees_each_child_of_several() -> None:
         assert sorted(told) == ["a", "b"]
         assert set(supervisor.children) == {"a", "b"}
         nursery.cancel_scope.cancel()
+
+
+def drains(directory: Path) -> str:
+    """It writes down what it is told, and says that it is drained."""
+    obey = """case "$line" in drain*) echo '{"event": "drained", "clean": true}'; exit;; esac"""
+    return READY + f'while read -r line; do echo "$line" >> {directory}/told; {obey}; done'
+
+
+async def test_a_drained_child_stays_away_until_it_is_restarted(tmp_path: Path) -> None:
+    kept = Kept(drains(tmp_path))
+    async with kept.running():
+        pid = kept.child.pid
+        drained = await kept.supervisor.drain("one", 7.5)
+        assert drained.pid == pid
+        assert drained.clean
+        assert (tmp_path / "told").read_text() == "drain 7.5\n"
+        assert await kept.until(3) == ["started", "draining", "drained"]
+        assert not alive(pid)
+        assert await kept.supervisor.restart("one", 7.5) is None
+        assert kept.child.pid != pid
+        assert alive(kept.child.pid)
+        assert await kept.until(4) == ["started", "draining", "drained", "restarted"]
+
+
+async def test_a_restarted_child_is_drained_and_another_when_it_is_back(tmp_path: Path) -> None:
+    kept = Kept(drains(tmp_path))
+    async with kept.running():
+        pid = kept.child.pid
+        drained = await kept.supervisor.restart("one", 1)
+        assert drained is not None
+        assert drained.pid == pid
+        assert kept.child.pid != pid
+        assert kept.child.state == "running"
+        assert await kept.until(4) == ["started", "draining", "drained", "restarted"]
+
+
+async def test_a_successor_is_ready_before_the_one_that_was_is_drained(tmp_path: Path) -> None:
+    kept = Kept(drains(tmp_path))
+    kept.child.successor_first = True
+    async with kept.running():
+        pid = kept.child.pid
+        assert await kept.supervisor.restart("one", 1) is not None
+        assert await kept.until(4) == ["started", "restarted", "draining", "drained"]
+        assert [event["pid"] for event in kept.told[2:]] == [pid, pid]
+        assert sorted((tmp_path / "told").read_text().splitlines()) == ["begin", "drain 1 succeeded"]
+        assert alive(kept.child.pid)
+        # And it is kept as any other.
+        os.kill(kept.child.pid, signal.SIGKILL)
+        assert await kept.until(6) == ["started", "restarted", "draining", "drained", "died", "restarted"]
+
+
+async def test_a_successor_that_does_not_start_leaves_the_one_that_is_there(tmp_path: Path) -> None:
+    first = f"test -e {tmp_path}/second && exit 4; touch {tmp_path}/second; "
+    kept = Kept(first + READY + WAIT)
+    kept.child.successor_first = True
+    async with kept.running():
+        pid = kept.child.pid
+        with pytest.raises(SapflowError, match=r"runs on as it was.*it ended with code 4 before it was ready"):
+            await kept.supervisor.restart("one", 1)
+        assert kept.child.pid == pid
+        assert alive(pid)
+        assert await kept.until(1) == ["started"]
+
+
+async def test_a_child_that_does_not_end_when_it_is_to_be_drained_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LATE_S", 0.2)
+    kept = Kept(READY + WAIT)
+    async with kept.running():
+        pid = kept.child.pid
+        drained = await kept.supervisor.restart("one", 0.1)
+        assert drained is not None
+        assert not drained.clean
+        assert not alive(pid)
+        assert await kept.until(4) == ["started", "draining", "died", "restarted"]
+
+
+async def test_one_that_is_being_drained_is_not_drained_by_another_at_the_same_time() -> None:
+    kept = Kept(READY + WAIT)
+    async with kept.running():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(kept.supervisor.drain, "one", 60)
+            await kept.until(2)
+            with pytest.raises(SapflowError, match="is being drained or restarted already"):
+                await kept.supervisor.restart("one", 1)
+            nursery.cancel_scope.cancel()
+        with pytest.raises(SapflowError, match="there is no process 'two'; there are one"):
+            await kept.supervisor.drain("two", 1)
+
+
+async def test_a_socket_that_a_child_is_given_outlives_it(tmp_path: Path) -> None:
+    kept = Kept(f'echo "$SAPFLOW_SOCKETS" >> {tmp_path}/given; {READY}{WAIT}')
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        kept.child.sockets["door"] = listener.fileno()
+        async with kept.running():
+            os.kill(kept.child.pid, signal.SIGKILL)
+            await kept.until(3)
+            given = (tmp_path / "given").read_text().splitlines()
+            assert given == [f"door={listener.fileno()}"] * 2
+            target = os.readlink(f"/proc/{kept.child.pid}/fd/{listener.fileno()}")
+            assert target == os.readlink(f"/proc/self/fd/{listener.fileno()}")

@@ -1,0 +1,81 @@
+"""A balancer that ends gently: what it carries goes to others, what it has read is made durable.
+
+Rule 1: its doors take nothing more. Whoever shares their sockets, a successor or another balancer, does from then on.
+Rule 2: collectors are asked to send the links away that it carries: their meters come back to a door, make before
+        break. That is waited for when there is another to come to; else they come back to the next one. A link whose
+        socket a collector has is none of its affair any more.
+Rule 3: exporters' sessions end when what they have sent is read; what was read is delivered, and only then has the
+        balancer ended, or at the deadline. What an exporter sends after that it sends to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+import trio
+from attrs import define, field
+
+from balancer.doors import LinkDoor
+from balancer.steering import Steering
+from meter.intake import Intake
+from meter.uplink import Uplink
+from sapflow.runtime.drain import Drain
+
+log = structlog.get_logger()
+
+ASK_AGAIN_S = 0.5
+"""Links that were just being placed when others were sent away are sent away with the next turn."""
+
+
+@define(eq=False)
+class BalancerDrain:
+    """What of a balancer ends first, and what is waited for."""
+
+    intake: Intake
+    door: LinkDoor
+    steering: Steering
+    uplink: Uplink
+    has_others: Callable[[], bool]
+    """Whether there are other balancers."""
+    doors_shut: trio.Event = field(factory=trio.Event)
+    """Set when the doors are to take nothing more."""
+    first: trio.CancelScope = field(factory=trio.CancelScope)
+    """What ends at once: its membership, and the coordinator that it serves; its UDP door, which hands on what came."""
+
+    async def run(self, name: str, drain: Drain) -> bool:
+        """Hand on all; whether all was, before the deadline."""
+        log.info(
+            "drain begins",
+            balancer=name,
+            deadline_s=drain.left_s,
+            links=len(self.door.links),
+            exporters=self.intake.counts.exporters,
+            unacknowledged_bytes=self.uplink.unacknowledged_bytes,
+        )
+        self.doors_shut.set()
+        self.first.cancel()
+        with trio.move_on_at(drain.deadline) as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._send_links_away, drain)
+                await self.intake.stop()
+                await self.uplink.until_durable()
+                if not (drain.is_succeeded or self.has_others()):
+                    nursery.cancel_scope.cancel()
+        log.info(
+            "drain ends",
+            balancer=name,
+            links=len(self.door.links),
+            unacknowledged_bytes=self.uplink.unacknowledged_bytes,
+        )
+        return not scope.cancelled_caught
+
+    async def _send_links_away(self, drain: Drain) -> None:
+        told: set[object] = set()
+        while self.door.links or self.door.unplaced:
+            new = [link for link in self.door.links if link not in told]
+            told.update(new)
+            for collector in {link.collector for link in new}:
+                seen_as = [link.seen_as for link in new if link.collector == collector]
+                self.steering.send_away(collector, seen_as, drain.left_s)
+            await trio.sleep(ASK_AGAIN_S)
