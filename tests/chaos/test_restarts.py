@@ -22,11 +22,15 @@ COMMAND = (sys.executable, "-m", "sapflow")
 
 @define
 class Ratios:
-    """Bytes out for each byte in of each process, read again and again: how far it was from what it should be."""
+    """Bytes out for each byte in, of balancer and collectors, read again and again.
+
+    What a process still holds has not gone out yet, and what it sent again has gone out twice: neither may be more than
+    5 % of what came in.
+    """
 
     read: int = 0
-    apart: list[tuple[str, float, int]] = field(factory=list)
-    """Readings that were more than 5 % from it: of which process, the ratio, and bytes in."""
+    apart: list[tuple[str, int, int, int]] = field(factory=list)
+    """Readings that were further from it: of which process, bytes in, out and held."""
 
     async def watch(self, fleet: Fleet, every_s: float = 3.0) -> None:
         while True:
@@ -38,11 +42,13 @@ class Ratios:
     def _note(self, status: dict[str, Any]) -> None:
         """Over its life so far: of a process that has taken little, what is between in and out is too much of it."""
         flow = status["flow"]["link"]
+        flow, gauges = status["flow"]["link"], status["gauges"]
         taken, given = flow["in"]["bytes"], flow["out"]["bytes"]
+        held = gauges.get("held_bytes", gauges.get("unacknowledged_bytes"))
         if taken > 500_000:
             self.read += 1
-            if abs(given / taken - 1.0) > 0.05:
-                self.apart.append((status["name"], round(given / taken, 3), taken))
+            if given > 1.05 * taken or given + held < 0.95 * taken:
+                self.apart.append((status["name"], taken, given, held))
 
 
 async def restarting(

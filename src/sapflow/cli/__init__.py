@@ -23,6 +23,7 @@ COMMANDS = {
     "groups": "groups:groups_group",
     "orgs": "orgs:orgs_group",
     "status": "status:status_command",
+    "top": "top:top_command",
     "drain": "draining:drain_command",
     "restart": "draining:restart_command",
     "config": "settings:config_group",
