@@ -34,6 +34,7 @@ class OrgClaims:
         self._connections = connections
         self._member: Coordinator | None = None
         self._is_yielding = False
+        self._changes = trio.lowlevel.ParkingLot()
         connections.on_org = self.told
         if on_held is not None:
             on_held(frozenset())
@@ -58,6 +59,17 @@ class OrgClaims:
             self._on_held(held)
         for org in before - held:
             self._engine.forget(org)
+        self._changes.unpark_all()
+
+    async def until_handed_over(self) -> None:
+        """Wait until every org is another node's, or there is no other to take them."""
+        while self._member is not None and not self._member.has_left and self._has_peers(self._member):
+            with trio.move_on_after(LOOK_S):
+                await self._changes.park()
+
+    def _has_peers(self, member: Coordinator) -> bool:
+        mine = member.member
+        return any(other.role == mine.role and other.name != mine.name for other in member.view.members)
 
     async def run(self, member: Coordinator) -> None:
         """Want what there is while the log is reached, until cancelled."""

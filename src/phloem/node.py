@@ -28,6 +28,7 @@ from phloem.claims import OrgClaims
 from phloem.commits import Committer
 from phloem.connections import Connections, ConnectionSettings
 from phloem.consume import Consumers, ConsumeSettings
+from phloem.draining import drain_node
 from phloem.engine.engine import Engine
 from phloem.engine.opening import open_engine
 from phloem.exits.opening import open_exits
@@ -51,7 +52,7 @@ Announce = Callable[[dict[str, Any]], None]
 
 
 async def run(config: Config, name: str, fleet_token: str, announce: Announce, machine: Machine = REAL) -> None:
-    """Be a Phloem node until cancelled."""
+    """Be a Phloem node until cancelled, or drained."""
     engine = open_engine(config, name)
     try:
         await _run(config, name, fleet_token, announce, engine, machine)
@@ -186,7 +187,8 @@ async def _run(
         )
         announce({"event": "ready", "name": name, "role": "phloem", "addresses": addresses})
         await machine.drain.asked()
-        announce({"event": "drained", "name": name, "clean": True})
+        clean = await drain_node(name, claims, member, machine.drain)
+        announce({"event": "drained", "name": name, "clean": clean})
         nursery.cancel_scope.cancel()
 
 

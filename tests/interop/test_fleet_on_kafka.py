@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -153,6 +154,14 @@ class Scenario:
                 await trio.sleep(0.3)
 
 
+async def sapflow(*arguments: str) -> str:
+    """What the command says; it must succeed."""
+    command = [sys.executable, "-m", "sapflow", *arguments]
+    done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.decode()
+
+
 async def in_thread(work: Callable[[], object]) -> None:
     await trio.to_thread.run_sync(work)
 
@@ -182,6 +191,30 @@ def test_two_nodes_divide_the_orgs_and_one_that_is_killed_or_stopped_loses_and_d
         status = fleet.status()
     scenario.check()
     assert min(status[name]["counts"]["commit"]["stored"] for name in ("phloem-1", "phloem-2")) > 20
+
+
+def test_a_node_that_is_drained_hands_its_orgs_over_and_a_rolling_restart_loses_and_doubles_nothing(
+    brokers: Brokers, tmp_path: Path
+) -> None:
+    config = a_configuration(tmp_path / "fleet.toml", brokers.server.port)
+    with running(tmp_path / "fleet", collectors=2, config=config) as fleet:
+        data = str(tmp_path / "fleet")
+
+        async def restarts(scenario: Scenario) -> None:
+            await scenario.until_divided()
+            said = await sapflow("drain", "phloem-1", "--data", data)
+            assert "phloem-1 is drained, with all handed on" in said
+            assert await scenario.held() == {"phloem-2": 3}
+            await scenario.progress()
+            await sapflow("restart", "phloem-1", "--data", data)
+            await scenario.until_divided()
+            said = await sapflow("restart", "phloem-2", "--data", data)
+            assert "with all handed on" in said
+            await scenario.progress()
+
+        scenario = Scenario(fleet)
+        trio.run(scenario.run, restarts, fleet.consume[1])
+    scenario.check()
 
 
 BUDGET = 8 << 20

@@ -35,6 +35,13 @@ class Coordinator(Protocol):
     def release(self, org: str) -> None:
         """Let go of an org. Never waits."""
 
+    def leave(self) -> None:
+        """Claim nothing more, and hand all orgs over to others of this role. Never waits."""
+
+    @property
+    def has_left(self) -> bool:
+        """Whether no org is this member's any more, and each that it had is claimed by another."""
+
     def counts(self) -> dict[str, int]:
         """Operations, and the changes that they were for, since the start."""
 

@@ -57,7 +57,9 @@ class Handover:
         self._peers = peers
         offered = [offer for told in peers.values() if told is not None for offer in told.offers.items()]
         mine = {org for org, to in offered if to == self._name and acceptable(org)}
-        kept = mine & (self.incoming | pegged)
+        # Of one that is about to end all is taken: who has too much then hands over again.
+        ending = [told.offers for told in peers.values() if told is not None and told.leaving]
+        kept = mine & self.incoming.union(pegged, *ending)
         # Several may have offered at once, none knowing of the others: what is too much is not taken.
         new = sorted(mine - kept)[: max(0, room - len(kept - pegged))]
         self.incoming = frozenset(kept.union(new))
@@ -112,6 +114,16 @@ class Handover:
             orgs = [org for org in self._chosen(mine) if pegged_to(org) is None]
             self._shed(weight, orgs, shares, now)
 
+    def offer_all(self, mine: set[str], shares: Shares, now: float) -> None:
+        """Offer everything, each to whom has least then."""
+        weights, places = self._peers_when_all_is_taken()
+        for org in sorted(mine - self.offers.keys(), key=shares.of, reverse=True):
+            able = [name for name in weights if places[name] > 0 and (org, name) not in self._declined]
+            if able:
+                to = min(able, key=weights.__getitem__)
+                self._offer(org, to, shares.of(org), now)
+                weights[to], places[to] = weights[to] + shares.of(org), places[to] - 1
+
     def _offer(self, org: str, to: str, weight: float, now: float) -> None:
         if org not in self.offers and (org, to) not in self._declined and len(self.offers) < MAX_OFFERS:
             self.offers[org] = _Offer(to, weight, now + OFFER_S)
@@ -146,7 +158,7 @@ class Handover:
 
     def _peers_when_all_is_taken(self) -> tuple[dict[str, float], dict[str, int]]:
         """What those who have told weigh, and how many orgs more they want, once they have what they are offered."""
-        told = {name: peer for name, peer in self._peers.items() if peer is not None}
+        told = {name: peer for name, peer in self._peers.items() if peer is not None and not peer.leaving}
         weights = {name: peer.weight for name, peer in told.items()}
         places = {name: peer.wanted - peer.held for name, peer in told.items()}
         offers = [(offer.to, offer.weight) for offer in self.offers.values()]

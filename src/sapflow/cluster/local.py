@@ -85,6 +85,15 @@ class LocalCoordinator:
         self.wanted.discard(org)
         self._tell_claims(self.held - {org})
 
+    def leave(self) -> None:
+        """Claim nothing more, and hand all orgs over with the next reports. Never waits."""
+        self._reconciler.is_leaving = True
+
+    @property
+    def has_left(self) -> bool:
+        """Whether no org is this member's any more, and each that it had is claimed by another."""
+        return self._reconciler.has_left
+
     def counts(self) -> dict[str, int]:
         """Operations, and the changes that they were for, since the start."""
         return {"operations": self._operations, "changes": self._changes}

@@ -7,7 +7,8 @@ share, so that no work is left undone.
 Rule 3: a member with much more than its share hands over to those that have less, with overlap (`handover.py`).
 Rule 4: a pegged org is claimed by, and handed over to, the member that it is pegged to, whatever its share. A peg to a
 member that is not there, or does not want the org, keeps nobody else from doing the work.
-Rule 5: the claims of one session never exceed `max_bytes`: a ZooKeeper ends a session in one transaction that lists
+Rule 5: a member that is about to end claims nothing and offers all it has, which others take whatever their share is.
+Rule 6: the claims of one session never exceed `max_bytes`: a ZooKeeper ends a session in one transaction that lists
 all its paths, and one larger than jute.maxbuffer stops the whole ensemble (ZOOKEEPER-4306).
 """
 
@@ -67,6 +68,8 @@ class Reconciler:
         """Orgs that anybody is known to have claimed, `mine` among them."""
         self.before: set[str] = set()
         """Orgs held in the session before this, not known to be another's: claimed first, so that work stays there."""
+        self.is_leaving = False
+        """It is about to end: it claims nothing, and offers all that it has to others."""
         self.pegs: Mapping[str, str] = {}
         self.mine_bytes = 0
         self.shares = Shares()
@@ -80,6 +83,11 @@ class Reconciler:
         self._overdue: set[str] = set()
         self._round_until = float("-inf")
         self._rounds_to_leave = 0
+
+    @property
+    def has_left(self) -> bool:
+        """Whether it is about to end, and all that it had is claimed by others."""
+        return self.is_leaving and not self.mine and not self.handover.offers
 
     @property
     def incoming(self) -> frozenset[str]:
@@ -141,6 +149,7 @@ class Reconciler:
                 "typical": self.shares.mine_typical,
                 "offers": self.handover.told(),
                 "taking": [org for org in self.incoming if is_begun(org)],
+                **({"leaving": True} if self.is_leaving else {}),
             }
         }
 
@@ -154,6 +163,9 @@ class Reconciler:
         release = self.mine - self.wanted | self.handover.taken() & self.mine
         candidates = self._candidates(self.shares.room(release), release)
         claim = self._affordable(candidates, budget)
+        if self.is_leaving:
+            self.handover.offer_all(self.mine, self.shares, now)
+            return Plan((), tuple(release), more=False, full=False)
         self.handover.offer(self.mine, self._pegged_to, self.pegs, self.shares, now)
         cut = min(budget, len(candidates))
         return Plan(tuple(claim), tuple(release), more=cut < len(candidates), full=len(claim) < cut)
@@ -166,11 +178,14 @@ class Reconciler:
         self._rounds_to_leave = max(0, self._rounds_to_leave - 1)
 
     def _is_acceptable(self, org: str) -> bool:
-        return org in self.wanted and org not in self.mine
+        return org in self.wanted and org not in self.mine and not self.is_leaving
 
     def _pegged_to(self, org: str) -> str | None:
         name = self.pegs.get(org)
-        return name if name == self._name or name in self._peers else None
+        if name == self._name:
+            return None if self.is_leaving else name
+        peer = self._peers.get(name) if name is not None else None
+        return name if name in self._peers and not (peer is not None and peer.leaving) else None
 
     def _candidates(self, room: int, release: set[str]) -> list[str]:
         free = self.wanted - self.claimed - self.handover.reserved - self.handover.offers.keys() - release

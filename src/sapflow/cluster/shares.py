@@ -36,6 +36,8 @@ class Told:
     """Orgs that it would hand over, and to whom."""
     taking: frozenset[str] = frozenset()
     """Orgs that it was offered, and whose work it has begun."""
+    leaving: bool = False
+    """It is about to end: it offers all that it has, and takes nothing."""
 
 
 def told_in(load: Mapping[str, Any]) -> Told | None:
@@ -47,7 +49,9 @@ def told_in(load: Mapping[str, Any]) -> Told | None:
         weight, typical = float(claims["weight"]), float(claims["typical"])
         if not (math.isfinite(weight) and IDLE_BYTES_PER_S <= typical < math.inf):
             return None
-        return Told(int(claims["wanted"]), int(claims["held"]), weight, typical, offers, taking)
+        return Told(
+            int(claims["wanted"]), int(claims["held"]), weight, typical, offers, taking, claims.get("leaving") is True
+        )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
 

@@ -160,6 +160,16 @@ class ZooKeeperCoordinator:
             self._wake()
             self._tell_claims()
 
+    def leave(self) -> None:
+        """Claim nothing more, and hand all orgs over with the next reports. Never waits."""
+        self._claimer.reconciler.is_leaving = True
+        self._wake()
+
+    @property
+    def has_left(self) -> bool:
+        """Whether no org is this member's any more, and each that it had is claimed by another."""
+        return self._claimer.reconciler.has_left
+
     async def run(self) -> None:
         """Stay a member until cancelled; then leave."""
         while True:

@@ -270,6 +270,38 @@ def test_an_offer_that_nobody_takes_changes_nothing_and_is_withdrawn() -> None:
     assert owner.handover.told() == {}, "whom they were offered to is no more"
 
 
+@given(st.integers(2, 5), st.integers(0, 60), st.integers(0, 1 << 30))
+def test_one_that_leaves_hands_over_all_it_has_and_is_worked_on_throughout(
+    members: int, number: int, seed: int
+) -> None:
+    rng = random.Random(seed)
+    names = [f"p{index}" for index in range(members)]
+    everyone = {name: Reconciler(name, 10, random.Random(rng.random())) for name in names}
+    leaver = everyone["p0"]
+    reports: dict[str, Told | None] = {}
+    for one in everyone.values():
+        one.wanted |= set(orgs(number))
+        one.pegs = {"org-0": "p0"}
+    worked_on: set[str] = set()
+    for tick in range(140):
+        leaver.is_leaving = tick >= 80
+        for name in rng.sample(names, members):
+            mine = everyone[name]
+            mine.claimed = set().union(*(other.mine for other in everyone.values()))
+            mine.hear({other: reports.get(other) for other in names if other != name}, {}, tick)
+            plan = mine.plan(10, tick)
+            for org in plan.release:
+                mine.disown(org)
+            for org in plan.claim:
+                mine.own(org, tick)
+            reports[name] = told_in(mine.tell(lambda _: True))
+        working = {org for one in everyone.values() for org in one.mine | one.incoming}
+        assert worked_on <= working
+        worked_on = working
+    assert leaver.has_left
+    assert sorted(org for one in everyone.values() for org in one.mine) == sorted(orgs(number))
+
+
 @pytest.mark.parametrize(
     "claims",
     [

@@ -37,6 +37,7 @@ class FakeMember:
     held: Set[str] = frozenset()
     member: Member = Member("p1", "phloem", "g", 1, {})
     view: View = View()
+    leaving: bool = False
 
     def want(self, org: str) -> None:
         self.wanted.add(org)
@@ -44,6 +45,13 @@ class FakeMember:
     def release(self, org: str) -> None:
         self.wanted.discard(org)
         self.held -= {org}
+
+    def leave(self) -> None:
+        self.leaving = True
+
+    @property
+    def has_left(self) -> bool:
+        return self.leaving and not self.held
 
     def counts(self) -> dict[str, int]:
         return {}
