@@ -75,9 +75,11 @@ class Intake:
         """What could not be read: messages, which end their session, and sets."""
         self._sessions: set[_ExporterSession] = set()
         self._emptier = trio.lowlevel.ParkingLot()
+        self._is_stopping = False
 
     async def stop(self) -> None:
         """Read what exporters have sent, and end their sessions; returns when all have ended."""
+        self._is_stopping = True
         for session in self._sessions:
             session.stop()
         while self._sessions:
@@ -87,6 +89,8 @@ class Intake:
         """Carry one exporter's transport session until it ends: what was malformed, when that ended it."""
         reader = _ExporterSession(self, stream, peer, org)
         self._sessions.add(reader)
+        if self._is_stopping:
+            reader.stop()
         self.counts.exporters += 1
         self.counts.sessions += 1
         try:

@@ -3,8 +3,9 @@
 from functools import partial
 
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, memory_stream_pair
 
+from collector.sessions import Collector
 from meter.uplink import UplinkStream
 from sapflow.link import Connection, Event, GoAway, Side, Welcomed
 from sapflow.link.frames import Hint
@@ -138,3 +139,45 @@ async def test_a_link_that_comes_while_it_is_drained_is_sent_away_at_once(autoju
         assert isinstance(away, GoAway)
         assert 19 < away.deadline_s <= 20
         nursery.cancel_scope.cancel()
+
+
+async def test_links_that_a_balancer_carries_are_sent_away_when_it_asks_and_no_others(
+    autojump_clock: MockClock,
+) -> None:
+    async with trio.open_nursery() as nursery:
+        fleet = MemoryFleet(nursery)
+        await fleet.start("c1")
+        collector = fleet.collectors["c1"].collector
+        meters = [await a_link(nursery, collector, f"192.0.2.7:{port}", "meter", "a-token") for port in (1, 2)]
+        balancer = await a_link(nursery, collector, "192.0.2.8:1", "balancer", "f-token")
+        asked = {"kind": "away", "deadline_s": 7.0, "peers": ["192.0.2.7:2"]}
+        liar, mine = meters[0]
+        await liar.send_all(mine.notice(**asked))
+        await trio.sleep(1)
+        assert not [event for event in await told(*meters[1]) if isinstance(event, GoAway)], "a meter may not ask"
+        stream, connection = balancer
+        await stream.send_all(connection.notice(**asked))
+        await trio.sleep(1)
+        assert GoAway(7.0, "its balancer is being drained") in await told(*meters[1])
+        assert not [event for event in await told(*meters[0]) if isinstance(event, GoAway)]
+        nursery.cancel_scope.cancel()
+
+
+async def a_link(
+    nursery: trio.Nursery, collector: Collector, peer: str, role: str, token: str
+) -> tuple[trio.abc.Stream, Connection]:
+    ours, theirs = memory_stream_pair()
+    nursery.start_soon(collector.serve_link, theirs, peer)
+    connection = Connection(Side.CLIENT)
+    await ours.send_all(connection.hello(Hint("acme", peer), role=role, name=peer, token=token))
+    await trio.sleep(1)
+    return ours, connection
+
+
+async def told(stream: trio.abc.Stream, connection: Connection) -> list[Event]:
+    """What has come."""
+    found: list[Event] = []
+    with trio.move_on_after(0.5):
+        while True:
+            found += connection.receive(bytes(await stream.receive_some()))
+    return found

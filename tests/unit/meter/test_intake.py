@@ -166,3 +166,42 @@ async def test_what_was_read_and_waits_for_room_is_put_when_the_process_is_stopp
         assert not full.put_at_the_end
         nursery.cancel_scope.cancel()
     assert [draft.records for draft in full.put_at_the_end] == [20 * 24]
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.05, 10.0])
+async def test_a_session_that_is_to_end_has_all_that_its_exporter_had_sent(
+    pause_s: float, autojump_clock: MockClock
+) -> None:
+    """One that is silent ends at once, one that goes on is read to where it is; an exporter that looks is told."""
+    intake = an_intake()
+    theirs, ours = memory_stream_pair()
+    sent = 0
+
+    async def export() -> None:
+        nonlocal sent
+        for number in range(10):
+            await theirs.send_all(reference_work(1, define=number == 0, sequence=24 * number))
+            sent += 24
+            await trio.sleep(pause_s)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(intake.session, ours, "192.0.2.1:9", "acme")
+        nursery.start_soon(export)
+        await trio.sleep(0.12)
+        began = trio.current_time()
+        await intake.stop()
+        assert held(intake)[1] == sent
+        assert trio.current_time() - began <= 1.3
+        assert await theirs.receive_some(1) == b""
+        assert intake.counts.exporters == 0
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_session_that_begins_while_all_are_to_end_ends_too(autojump_clock: MockClock) -> None:
+    intake = an_intake()
+    await intake.stop()
+    theirs, ours = memory_stream_pair()
+    await theirs.send_all(reference_work(1))
+    with trio.fail_after(2):
+        await intake.session(ours, "192.0.2.1:9", "acme")
+    assert held(intake)[1] == 24

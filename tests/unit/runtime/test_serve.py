@@ -1,6 +1,8 @@
 """Connections as a server accepts them and as we make them."""
 
 import errno
+import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -12,6 +14,7 @@ from structlog.testing import capture_logs
 
 from sapflow.runtime.dial import KEEP_ALIVE, dial
 from sapflow.runtime.serve import Handler, address_of, listen, serve
+from sapflow.runtime.sockets import SOCKETS_VARIABLE
 
 
 async def test_a_host_that_is_gone_is_found_within_a_minute_on_either_side() -> None:
@@ -160,3 +163,52 @@ async def test_of_a_name_with_several_addresses_nothing_is_left_listening_but_th
     assert await listen("name.example:4739", what="a test") is made[0]
     assert [listener.socket.fileno() >= 0 for listener in made] == [True, False, False]
     await made[0].aclose()
+
+
+async def test_a_listener_that_is_shut_accepts_nothing_more_and_ends_with_its_last_connection() -> None:
+    listener = await listen("127.0.0.1:0", what="tests")
+    host, port = listener.socket.getsockname()
+    shut, served = trio.Event(), 0
+
+    async def echo(stream: trio.SocketStream, peer: str) -> None:
+        nonlocal served
+        served += 1
+        async for data in stream:
+            await stream.send_all(data)
+
+    async with trio.open_nursery() as nursery:
+
+        async def serving() -> None:
+            await serve(listener, echo, max_connections=10, what="tests", until=shut)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(serving)
+        with trio.fail_after(20):
+            first = await trio.open_tcp_stream(host, port)
+            await first.send_all(b"a")
+            assert await first.receive_some(1) == b"a"
+            shut.set()
+            await trio.testing.wait_all_tasks_blocked()
+            # It is connected, in the accept queue: for whoever shares the socket.
+            async with await trio.open_tcp_stream(host, port) as second:
+                await second.send_all(b"b")
+                await first.send_all(b"c")
+                assert await first.receive_some(1) == b"c"
+                assert served == 1
+                await first.aclose()
+                await trio.sleep_forever()
+    assert nursery.cancel_scope.cancel_called
+
+
+async def test_a_socket_that_was_given_is_listened_on_and_what_came_before_is_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as given:
+        monkeypatch.setenv(SOCKETS_VARIABLE, f"other=99999,door={os.dup(given.fileno())}")
+        with socket.create_connection(given.getsockname()):
+            listener = await listen("127.0.0.1:1", what="tests", given="door")
+            with trio.fail_after(20):
+                stream = await listener.accept()
+            assert listener.socket.getsockname() == given.getsockname()
+            await stream.aclose()
+            await listener.aclose()
