@@ -133,18 +133,23 @@ class Uplink:
         """A link is to be left: its streams move, and whatever is on it at the deadline finds its collector anew."""
         self.left(link)
         self.chooser.leaving(link.target.name, deadline_s)
-        # Many are told so at once: they do not all come to the next at once.
-        self._hold(link.target.name, random.uniform(0, deadline_s / 2))
         assert self._nursery is not None
         self._nursery.start_soon(self._empty, link, deadline_s)
 
     async def _empty(self, link: TargetLink, deadline_s: float) -> None:
         """Move what is on a link, as there is room elsewhere, and then end it."""
+        name = link.target.name
+        # Many are told so at once: they do not all come back to one door at once.
+        not_before = trio.current_time() + random.uniform(0, deadline_s / 2)
         with trio.move_on_after(deadline_s):
             while streams := link.streams():
                 for stream in streams:
-                    if stream.heading is None and (target := self.chooser.choose(stream)) is not None:
-                        self.move(stream, target)
+                    target = self.chooser.choose(stream) if stream.heading is None else None
+                    if target is None:
+                        continue
+                    if target.name == name and name not in self.links:
+                        self._hold(name, not_before - trio.current_time())
+                    self.move(stream, target)
                 await trio.sleep(random.uniform(0.05, 0.2))
         link.cut()
 
@@ -171,7 +176,7 @@ class Uplink:
         self.chooser.released(stream)
 
     async def until_durable(self) -> None:
-        """Wait until all that was put, and is not waited for to go on, is durable: when every stream has ended."""
+        """Wait until all that was put is durable; for when nothing more is put."""
         while any(len(stream.outbox) for stream in self.streams):
             for stream in list(self.streams):
                 await stream.drained()

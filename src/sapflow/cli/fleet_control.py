@@ -21,7 +21,7 @@ from sapflow.runtime.supervisor import LATE_S, READY_TIMEOUT_S, Child, Superviso
 
 MARGIN_S = 5.0
 _MEANS = {
-    "balancer": "exporters and meters would find no door",
+    "balancer": "exporters and meters would wait at doors that nobody opens",
     "collector": "exporters and meters would find no collector, and wait",
     "phloem": "nothing would be stored, and nobody could read; exporters and meters would wait",
 }
@@ -69,6 +69,10 @@ def ask_fleet(data: str, action: str, name: str, within_s: float | None, *, forc
         token = (Path(data) / "fleet.token").read_text().strip()
     except OSError as error:
         raise SapflowError(f"the fleet's token in {data} cannot be read: {error.strerror}") from error
+    if "fleet_control" not in fleet:
+        raise SapflowError(
+            f"the fleet in {data} runs a version that cannot be asked to {action} a process; stop it instead"
+        )
     url = f"{fleet['fleet_control']}/{action}?{urlencode(query)}"
     request = urllib.request.Request(url, method="POST", headers={"authorization": f"Bearer {token}"})
     # What the fleet does may take a deadline that is not known here; that it is gone shows in its connection.

@@ -26,7 +26,7 @@ _ORDER = ("collector", "phloem", "balancer")
 
 def order_of(fleet: dict[str, Any]) -> list[str]:
     """All processes of a fleet: balancers last, for what they know of streams helps with the others."""
-    names = [*fleet["control"], *fleet["drained"]]
+    names = [*fleet["control"], *fleet.get("drained", ())]
     return sorted(names, key=lambda name: (_ORDER.index(name.partition("-")[0]), name))
 
 
