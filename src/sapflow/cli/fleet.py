@@ -222,15 +222,20 @@ async def _door_sockets(config: Config, stack: AsyncExitStack) -> dict[str, int]
     Raises ConfigurationError.
     """
     mine, fleet = config.balancer, config.fleet
-    wanted = {"ipfix_tcp": mine.ipfix_tcp, "ipfix_tls": mine.ipfix_tls, "link": mine.link}
-    if fleet.coordinator == "local":
-        wanted["coordinator"] = fleet.coordinator_address
-    if not mine.control.endswith(":0"):
-        wanted["control"] = mine.control
+    is_served = fleet.coordinator == "local" and mine.serves_coordinator
+    coordinator = fleet.coordinator_address if is_served else ""
+    wanted = [
+        ("ipfix_tcp", mine.ipfix_tcp, "exporters (IPFIX over TCP)"),
+        ("ipfix_tls", mine.ipfix_tls, "exporters (IPFIX over TLS)"),
+        ("link", mine.link, "meters' links"),
+        ("coordinator", coordinator, "the coordinator"),
+        # Of free ports each process takes one of its own.
+        ("control", "" if mine.control.endswith(":0") else mine.control, "the control plane of balancer"),
+    ]
     sockets: dict[str, int] = {}
-    for name, address in wanted.items():
+    for name, address, what in wanted:
         if address:
-            listener = await listen(address, what=f"the balancer ({name})")
+            listener = await listen(address, what=what)
             stack.push_async_callback(listener.aclose)
             sockets[name] = listener.socket.fileno()
     if mine.udp:
