@@ -3,7 +3,8 @@
 The exporter door ends IPFIX sessions, plain or in TLS, with the meter's own intake; what it reads goes out on links,
 and when a collector dies its streams are re-homed at a batch boundary, unnoticed by the exporter. A source whose
 sessions are malformed again and again is turned away for a time. The link door carries meters' links without ending
-them: it peeks at the clear preamble for a hint, places by it, and relays the bytes.
+them: it peeks at the clear preamble for a hint, places by it, and gives the socket itself to a collector of this host,
+or relays the bytes to one elsewhere, and to one that cannot take the socket now.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from sapflow.errors import LinkError, MalformedMessage, Unreachable
 from sapflow.link import LinkLimits
 from sapflow.link.frames import MAGIC, Close, Frame, Hint, encode_json
 from sapflow.runtime.addresses import split_address
+from sapflow.runtime.handoff import Handed
 from sapflow.runtime.seldom import Seldom
 from sapflow.runtime.transport import server_tls
 
@@ -70,6 +72,8 @@ class DoorCounts:
 
     open: int = 0
     accepted: int = 0
+    handed: int = 0
+    """Of those accepted: given to a collector of this host, with their socket."""
     refused: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
@@ -200,15 +204,24 @@ class CarriedLink:
         return self.carriage.bytes_in - self.answered.bytes_in
 
 
+async def _nobody_takes(_collector: str, _stream: trio.SocketStream, _handed: Handed) -> bool:
+    return False
+
+
 @define
 class LinkDoor:
-    """Meters' links, placed by their hint and carried to a collector."""
+    """Meters' links, placed by their hint and given or carried to a collector."""
 
     place: Callable[[object, Hint, set[str]], tuple[str, str] | None]
     """(name, address) of the collector for a link with a hint, leaving out those tried; None when none can take it."""
     dial: Callable[[str], Awaitable[trio.abc.Stream]]
     left: Callable[[object], None]
     """What was placed for a link is free again."""
+    give: Callable[[str, trio.SocketStream, Handed], Awaitable[bool]] = _nobody_takes
+    """Whether a collector has taken the socket itself; if not, it is relayed."""
+    handed_off: Callable[[object], None] = lambda _link: None
+    """Of what was placed for a link nothing more will be heard."""
+    name: str = ""
     limits: LinkLimits = LinkLimits()
     preamble_timeout_s: float = 5.0
     place_timeout_s: float = 10.0
@@ -226,7 +239,7 @@ class LinkDoor:
         """One link, from its preamble until either side ends it."""
         link = object()
         try:
-            carried, upstream = await self._placed(link, stream)
+            placed = await self._placed(link, stream, peer)
         except (LinkError, trio.TooSlowError) as error:
             # It may have been placed, and its collector not reached in time.
             self.left(link)
@@ -240,6 +253,15 @@ class LinkDoor:
         self._refusals.over(OVER_FULL)
         self._refusals.over(NO_ROOM)
         self.counts.accepted += 1
+        if placed is None:
+            self.counts.handed += 1
+            self.handed_off(link)
+        else:
+            await self._carry(link, stream, *placed)
+
+    async def _carry(
+        self, link: object, stream: trio.SocketStream, carried: CarriedLink, upstream: trio.SocketStream
+    ) -> None:
         self.counts.open += 1
         self.links.add(carried)
         of_all = self.carriage.setdefault(carried.collector, Carriage())
@@ -270,7 +292,10 @@ class LinkDoor:
             except trio.BrokenResourceError:
                 return
 
-    async def _placed(self, link: object, stream: trio.SocketStream) -> tuple[CarriedLink, trio.SocketStream]:
+    async def _placed(
+        self, link: object, stream: trio.SocketStream, peer: str
+    ) -> tuple[CarriedLink, trio.SocketStream] | None:
+        """How a link is carried; None when its socket is a collector's now, and not to be touched any more."""
         if self.unplaced >= self.max_unplaced:
             raise LinkError(OVER_FULL, code=Close.OVERLOADED)
         self.unplaced += 1
@@ -279,7 +304,7 @@ class LinkDoor:
                 hint = await self._peek(stream)
             try:
                 with trio.fail_after(self.place_timeout_s):
-                    return await self._reach(link, hint)
+                    return await self._reach(link, stream, peer, hint)
             except trio.TooSlowError:
                 raise LinkError(NO_ROOM, code=Close.OVERLOADED) from None
         finally:
@@ -303,10 +328,14 @@ class LinkDoor:
         finally:
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
-    async def _reach(self, link: object, hint: Hint) -> tuple[CarriedLink, trio.SocketStream]:
+    async def _reach(
+        self, link: object, stream: trio.SocketStream, peer: str, hint: Hint
+    ) -> tuple[CarriedLink, trio.SocketStream] | None:
         tried: set[str] = set()
         while True:
             name, address = await self._place_in_turn(link, hint, tried)
+            if await self.give(name, stream, Handed("link", peer, self.name)):
+                return None
             try:
                 upstream = await self.dial(address)
             except Unreachable as error:

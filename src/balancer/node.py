@@ -8,7 +8,8 @@ nursery ── control plane (own listener), coordinator server (own listener; w
         ├─ exporters' UDP door ── one task reads, another flushes; a stream for each exporter, which drops when full
         ├─ spooling, with `spool` ── one transaction at a time, in a thread: what comes ─▶ disk ─▶ what may go on
         ├─ uplink ── a task a collector: connects, sends under credit, re-homes streams
-        └─ link listener ── a task a link: peek, place, relay
+        ├─ giving ── a connection to each collector of this host: accepted sockets ─▶ it
+        └─ link listener ── a task a link: peek, place; give the socket and be done, or relay
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from sapflow.config import Config
 from sapflow.link.frames import Hint
 from sapflow.monitor.machine import REAL, Machine
 from sapflow.runtime.dial import dial
+from sapflow.runtime.giving import Giving
 from sapflow.runtime.serve import address_of, listen, serve
 
 Announce = Callable[[dict[str, Any]], None]
@@ -119,10 +121,14 @@ async def _run(
         faults=intake.faults,
     )
     udp_door = UdpDoor(datagrams, templates, bind_udp(mine.udp, mine.udp_buffer_bytes)) if mine.udp else None
+    giving = Giving(mine.handoff_timeout_s)
     link_door = LinkDoor(
         place=places.place_link,
         dial=connect,
         left=places.link_left,
+        give=giving.give,
+        handed_off=places.link_handed_off,
+        name=name,
         preamble_timeout_s=mine.preamble_timeout_s,
         place_timeout_s=mine.place_timeout_s,
         max_unplaced=mine.max_unplaced_links,
@@ -145,6 +151,7 @@ async def _run(
     def on_change(view: View) -> None:
         places.on_change(view)
         steering.collectors(places.addresses)
+        giving.takers(places.takers if mine.handoff else {})
 
     figures = machine.figures()
     exporter_listener = await listen(mine.ipfix_tcp, what="exporters (IPFIX over TCP)")
@@ -183,6 +190,7 @@ async def _run(
                 **({"spool": spool.counts()} if spool is not None else {}),
                 "quarantined": attrs.asdict(uplink.quarantined),
                 "link_door": attrs.asdict(link_door.counts),
+                "handoff": attrs.asdict(giving.counts),
                 "moves": attrs.asdict(rounds.counts),
                 "coordinator": member.counts(),
                 **({"coordinator_server": {"operations": server.operations}} if server is not None else {}),
@@ -244,6 +252,7 @@ async def _run(
         if spool is not None:
             nursery.start_soon(spool.spooling.run)
         nursery.start_soon(steering.run)
+        nursery.start_soon(giving.run)
         nursery.start_soon(rounds.run)
         if udp_door is not None:
             nursery.start_soon(udp_door.run)

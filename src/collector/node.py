@@ -5,16 +5,20 @@ nursery ── control plane (own listener)
         ├─ figures: event-loop lag; reporting: rates each second, told to each balancer's control link
         ├─ org table: read again when its file changes
         ├─ link listener ── a task a link, at most `max_links`; batches bounded by `budget_bytes` of credit
+        ├─ taking ── sockets that balancers of this host accepted, each a link among those
         └─ live listener ── a task a subscriber; each bounded by `live_buffer_bytes`, then sheds
 """
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import attrs
+import structlog
 import trio
 
 from collector.carried import CarriedSettings
@@ -23,11 +27,16 @@ from collector.reporting import Reporting
 from collector.sessions import Collector, CollectorSettings
 from sapflow.cluster.coordinator import coordinator
 from sapflow.config import Config
+from sapflow.errors import ConfigurationError
 from sapflow.link import Traffic
 from sapflow.monitor.machine import REAL, Machine
 from sapflow.orgs import OrgTable, keep_fresh
+from sapflow.runtime.handoff import announced
 from sapflow.runtime.serve import address_of, listen, serve
+from sapflow.runtime.taking import Taking, listen_handoff
 from sapflow.runtime.transport import server_tls
+
+log = structlog.get_logger()
 
 Announce = Callable[[dict[str, Any]], None]
 
@@ -52,6 +61,8 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce, m
     figures = machine.figures()
     link_listener = await listen(mine.link, what="links")
     live_listener = await listen(mine.live, what="live subscribers")
+    links = trio.CapacityLimiter(mine.max_links)
+    taking = Taking({"link": collector.serve_link}, links)
     reporting = Reporting(collector, figures, config.fleet.report_interval_s)
 
     def status() -> dict[str, Any]:
@@ -72,6 +83,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce, m
                 "endpoint": {"repeats": sum(e.repeats for e in endpoints)},
                 "live": attrs.asdict(live.counts),
                 "options": {"not_kept": collector.room.not_kept},
+                "handoff": attrs.asdict(taking.counts),
                 "coordinator": member.counts(),
                 "moves": {"asked": collector.carried.moves_asked, "ignored": collector.carried.moves_ignored},
             },
@@ -103,6 +115,9 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce, m
         }
 
     addresses = {"link": address_of(link_listener), "live": address_of(live_listener)}
+    handoff = _listen_handoff(config, name) if mine.handoff else None
+    if handoff is not None:
+        addresses["handoff"] = announced(handoff[1])
     member = coordinator(
         config, name=name, role="collector", addresses=addresses, fleet_token=fleet_token, load=reporting.load
     )
@@ -112,8 +127,21 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce, m
         nursery.start_soon(reporting.run)
         nursery.start_soon(keep_fresh, orgs)
         nursery.start_soon(
-            partial(serve, max_connections=mine.max_links, what="link"), link_listener, collector.serve_link
+            partial(serve, max_connections=mine.max_links, what="link", slots=links),
+            link_listener,
+            collector.serve_link,
         )
+        if handoff is not None:
+            nursery.start_soon(taking.run, *handoff)
         nursery.start_soon(partial(serve, max_connections=mine.max_live, what="live"), live_listener, live.serve)
         nursery.start_soon(member.run)
         announce({"event": "ready", "name": name, "role": "collector", "addresses": addresses})
+
+
+def _listen_handoff(config: Config, name: str) -> tuple[socket.socket, Path] | None:
+    """Where sockets are taken over; a collector works without it."""
+    try:
+        return listen_handoff((config.data_path / "handoff").absolute(), name)
+    except ConfigurationError as error:
+        log.warning("no hand-off", reason=str(error))
+        return None

@@ -99,6 +99,10 @@ class BalancerConfig:
     """A link must have said where it wants to go by then."""
     place_timeout_s: float = 10.0
     """A link that no collector can take by then is told to come back later (plain), or closed."""
+    handoff: bool = True
+    """Whether accepted links are given to collectors on this host with their socket; else all are relayed."""
+    handoff_timeout_s: float = 1.0
+    """A collector that has not taken a socket by then is relayed to."""
     links_per_s: float = 1000.0
     """Links admitted to one collector; what is over waits, up to `place_timeout_s`."""
     ramp_s: float = 10.0
@@ -178,6 +182,9 @@ class CollectorConfig:
     """Of what all streams here tell in options data (sampling rates, names), for live subscribers; more is not kept."""
     max_live: int = 1000
     """Live subscribers at a time."""
+    handoff: bool = True
+    """Whether balancers on this host may give it sockets that they accepted; its own is in `handoff` of the data
+    directory, which only its user may enter."""
     move_timeout_s: float = 10.0
     """A meter that is still here so long after it was asked to move ignored it …"""
     moves_ignored: int = 3

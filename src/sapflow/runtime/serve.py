@@ -57,13 +57,22 @@ def peer_of(stream: trio.SocketStream) -> str:
     return join_address(host, port)
 
 
-async def serve(listener: trio.SocketListener, handler: Handler, *, max_connections: int, what: str) -> None:
+async def serve(
+    listener: trio.SocketListener,
+    handler: Handler,
+    *,
+    max_connections: int,
+    what: str,
+    slots: trio.CapacityLimiter | None = None,
+) -> None:
     """Accept for ever, each connection in a task of this function's nursery, at most `max_connections` at a time.
+
+    With `slots` it is those, which others may share.
 
     A handler's exception ends that connection only and is logged once. At the bound, or without free file
     descriptors, the rest wait in the kernel's accept queue.
     """
-    slots = trio.CapacityLimiter(max_connections)
+    slots = slots or trio.CapacityLimiter(max_connections)
     pauses = Seldom()
     async with trio.open_nursery() as nursery:
         while True:
@@ -81,13 +90,13 @@ async def serve(listener: trio.SocketListener, handler: Handler, *, max_connecti
                     await trio.sleep(ACCEPT_PAUSE_S)
                 continue
             pauses.over(what)
-            nursery.start_soon(_one, stream, handler, what, slots, ticket)
+            nursery.start_soon(serve_one, stream, peer_of(stream), handler, what, slots, ticket)
 
 
-async def _one(
-    stream: trio.SocketStream, handler: Handler, what: str, slots: trio.CapacityLimiter, ticket: object
+async def serve_one(
+    stream: trio.SocketStream, peer: str, handler: Handler, what: str, slots: trio.CapacityLimiter, ticket: object
 ) -> None:
-    peer = peer_of(stream)
+    """One connection, which has its ticket for a slot. Raises nothing of its handler's."""
     try:
         tune_bulk(stream)
         await handler(stream, peer)
