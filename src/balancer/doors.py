@@ -26,9 +26,11 @@ from meter.intake import Intake
 from sapflow.errors import LinkError, MalformedMessage, Unreachable
 from sapflow.link import LinkLimits
 from sapflow.link.frames import MAGIC, Close, Frame, Hint, encode_json
-from sapflow.runtime.addresses import split_address
+from sapflow.runtime.addresses import join_address, split_address
 from sapflow.runtime.handoff import Handed
+from sapflow.runtime.proxy_header import encode
 from sapflow.runtime.seldom import Seldom
+from sapflow.runtime.serve import UNKNOWN_PEER
 from sapflow.runtime.transport import server_tls
 
 log = structlog.get_logger()
@@ -337,14 +339,29 @@ class LinkDoor:
             if await self.give(name, stream, Handed("link", peer, self.name)):
                 return None
             try:
-                upstream = await self.dial(address)
+                upstream = await self._relayed(address, stream, peer)
             except Unreachable as error:
                 self.left(link)
                 tried.add(name)
                 log.info("collector not reached", collector=name, reason=str(error))
                 continue
-            assert isinstance(upstream, trio.SocketStream)
             return CarriedLink(name, hint), upstream
+
+    async def _relayed(self, address: str, stream: trio.SocketStream, peer: str) -> trio.SocketStream:
+        """A connection to a collector, which is told who is at the other end. Raises Unreachable."""
+        upstream = await self.dial(address)
+        assert isinstance(upstream, trio.SocketStream)
+        try:
+            with trio.fail_after(self.place_timeout_s):
+                if peer != UNKNOWN_PEER:
+                    await upstream.send_all(encode(peer, join_address(*stream.socket.getsockname()[:2])))
+        except (trio.BrokenResourceError, OSError) as error:
+            await trio.aclose_forcefully(upstream)
+            raise Unreachable(f"{address} closed the connection at once") from error
+        except BaseException:
+            await trio.aclose_forcefully(upstream)
+            raise
+        return upstream
 
     async def _place_in_turn(self, link: object, hint: Hint, tried: set[str]) -> tuple[str, str]:
         """In the order that they came: while the first of them finds no collector, the others wait behind it."""

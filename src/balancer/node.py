@@ -45,6 +45,7 @@ from sapflow.link.frames import Hint
 from sapflow.monitor.machine import REAL, Machine
 from sapflow.runtime.dial import dial
 from sapflow.runtime.giving import Giving
+from sapflow.runtime.proxied import Networks, Proxied
 from sapflow.runtime.serve import address_of, listen, serve
 
 Announce = Callable[[dict[str, Any]], None]
@@ -121,6 +122,7 @@ async def _run(
         faults=intake.faults,
     )
     udp_door = UdpDoor(datagrams, templates, bind_udp(mine.udp, mine.udp_buffer_bytes)) if mine.udp else None
+    proxied = Proxied(Networks(mine.proxy_from), mine.preamble_timeout_s)
     giving = Giving(mine.handoff_timeout_s)
     link_door = LinkDoor(
         place=places.place_link,
@@ -191,6 +193,7 @@ async def _run(
                 "quarantined": attrs.asdict(uplink.quarantined),
                 "link_door": attrs.asdict(link_door.counts),
                 "handoff": attrs.asdict(giving.counts),
+                "proxy_header": attrs.asdict(proxied.counts),
                 "moves": attrs.asdict(rounds.counts),
                 "coordinator": member.counts(),
                 **({"coordinator_server": {"operations": server.operations}} if server is not None else {}),
@@ -259,15 +262,17 @@ async def _run(
         nursery.start_soon(
             partial(serve, max_connections=mine.max_connections, what="exporter"),
             exporter_listener,
-            exporter_door.serve,
+            proxied.required(exporter_door.serve),
         )
         if tls_door is not None and tls_listener is not None:
             nursery.start_soon(
                 partial(serve, max_connections=mine.max_connections, what="exporter (TLS)"),
                 tls_listener,
-                tls_door.serve,
+                proxied.required(tls_door.serve),
             )
         nursery.start_soon(
-            partial(serve, max_connections=mine.max_connections, what="link"), link_listener, link_door.serve
+            partial(serve, max_connections=mine.max_connections, what="link"),
+            link_listener,
+            proxied.required(link_door.serve),
         )
         announce({"event": "ready", "name": name, "role": "balancer", "addresses": addresses})

@@ -32,6 +32,7 @@ from sapflow.link import Traffic
 from sapflow.monitor.machine import REAL, Machine
 from sapflow.orgs import OrgTable, keep_fresh
 from sapflow.runtime.handoff import announced
+from sapflow.runtime.proxied import Networks, Proxied
 from sapflow.runtime.serve import address_of, listen, serve
 from sapflow.runtime.taking import Taking, listen_handoff
 from sapflow.runtime.transport import server_tls
@@ -62,6 +63,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce, m
     link_listener = await listen(mine.link, what="links")
     live_listener = await listen(mine.live, what="live subscribers")
     links = trio.CapacityLimiter(mine.max_links)
+    relayed = Proxied(Networks(mine.proxy_from), mine.hello_timeout_s)
     taking = Taking({"link": collector.serve_link}, links)
     reporting = Reporting(collector, figures, config.fleet.report_interval_s)
 
@@ -84,6 +86,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce, m
                 "live": attrs.asdict(live.counts),
                 "options": {"not_kept": collector.room.not_kept},
                 "handoff": attrs.asdict(taking.counts),
+                "proxy_header": attrs.asdict(relayed.counts),
                 "coordinator": member.counts(),
                 "moves": {"asked": collector.carried.moves_asked, "ignored": collector.carried.moves_ignored},
             },

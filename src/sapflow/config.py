@@ -130,6 +130,9 @@ class BalancerConfig:
     """For how long at first, about …"""
     malformed_backoff_most_s: float = 60.0
     """… and at most."""
+    proxy_from: tuple[str, ...] = ()
+    """Load balancers in front of the TCP doors, such as `10.0.0.0/28`: each of their connections begins with a PROXY
+    protocol v2 header, which says who is at the other end. From elsewhere none is read."""
     sources: tuple[SourceConfig, ...] = (SourceConfig("127.0.0.0/8", "default"), SourceConfig("::1/128", "default"))
     """Which org plain exporters belong to; from elsewhere nothing is taken."""
 
@@ -182,6 +185,9 @@ class CollectorConfig:
     """Of what all streams here tell in options data (sampling rates, names), for live subscribers; more is not kept."""
     max_live: int = 1000
     """Live subscribers at a time."""
+    proxy_from: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
+    """Balancers that are believed when they say who is at the other end of a link that they relay, by a PROXY protocol
+    v2 header. From elsewhere such a header is read over. No right hangs on it."""
     handoff: bool = True
     """Whether balancers on this host may give it sockets that they accepted; its own is in `handoff` of the data
     directory, which only its user may enter."""

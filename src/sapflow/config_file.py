@@ -81,6 +81,12 @@ def check(config: Config, where: str) -> None:
     for key, value, _default in describe(config):
         if value and key.rpartition(".")[2] in _ADDRESSES:
             _addressed(value, f"{where}: {key}")
+    for role, prefixes in (("balancer", config.balancer.proxy_from), ("collector", config.collector.proxy_from)):
+        for prefix in prefixes:
+            try:
+                ip_network(prefix)
+            except ValueError as error:
+                raise ConfigurationError(f"{where}: {role}.proxy_from: {error}") from None
     for number, source in enumerate(config.balancer.sources, 1):
         try:
             ip_network(source.prefix)

@@ -17,6 +17,7 @@ log = structlog.get_logger()
 
 _OUT_OF_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 ACCEPT_PAUSE_S = 0.1
+UNKNOWN_PEER = "?"
 
 Handler = Callable[[trio.SocketStream, str], Awaitable[None]]
 """What a connection's task runs: its stream and the peer's address."""
@@ -53,7 +54,7 @@ def peer_of(stream: trio.SocketStream) -> str:
     try:
         host, port = stream.socket.getpeername()[:2]
     except (OSError, ValueError):
-        return "?"
+        return UNKNOWN_PEER
     return join_address(host, port)
 
 

@@ -21,6 +21,7 @@ from sapflow.errors import ConfigurationError, LinkError
 from sapflow.runtime.giving import Giving, _Channel
 from sapflow.runtime.handoff import REFUSED, TAKEN, Handed, announced, host_id, path_here, short_path
 from sapflow.runtime.taking import Taking, check_tcp, listen_handoff
+from tests.peers import needs_root
 
 HANDED = Handed("link", "192.0.2.7:4711", "b1")
 SEQPACKET = socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK
@@ -244,7 +245,7 @@ async def test_another_users_process_is_turned_away(tmp_path: Path, monkeypatch:
         assert pair.taking.counts.taken == 0
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+@needs_root("only root can be somebody else")
 async def test_the_kernel_says_who_another_user_is_even_if_the_directory_is_open(tmp_path: Path) -> None:
     program = (
         "import os, socket, sys\n"
