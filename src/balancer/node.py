@@ -22,16 +22,18 @@ from typing import Any
 import attrs
 import trio
 
-from balancer.backoff import Backoff, BackoffSettings
 from balancer.door_spool import DoorSpool, door_spool
-from balancer.doors import ExporterDoor, ExporterTls, LinkDoor, SourceBinding, SourceBindings
+from balancer.doors import LinkDoor
 from balancer.idle import IdleCollectors, IdleSettings
 from balancer.placement import Placement, PlacementSettings
 from balancer.places import Places
 from balancer.rebalancing import Rebalancing, RebalancingSettings
 from balancer.rounds import Rounds
 from balancer.steering import Steering
+from meter.backoff import Backoff, BackoffSettings
 from meter.datagrams import DatagramIntake, DatagramSettings
+from meter.exporter_door import ExporterDoor, SourceBinding, SourceBindings
+from meter.exporter_tls import ExporterTls
 from meter.flowing import exporters_flow
 from meter.intake import Intake, IntakeSettings
 from meter.templates import TemplateStore
@@ -104,7 +106,7 @@ async def _run(
     exporter_door = ExporterDoor(intake, bindings, backoff=backoff)
     tls_door = None
     if mine.ipfix_tls:
-        tls = ExporterTls.load(mine.tls_certificate, mine.tls_key, mine.tls_handshake_timeout_s)
+        tls = ExporterTls.load(mine.tls_certificate, mine.tls_key, mine.tls_handshake_timeout_s, mine.tls_names)
         tls_door = ExporterDoor(intake, bindings, tls, backoff=backoff)
     templates = TemplateStore(config.data_path / "templates", lifetime_s=config.intake.template_lifetime_s)
     datagrams = DatagramIntake(

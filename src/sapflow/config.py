@@ -54,6 +54,24 @@ class SourceConfig:
 
 
 @frozen
+class TlsNameConfig:
+    """Exporters that ask for `name` when their TLS begins (SNI) belong to `org`; `sources`, `authority`, or both."""
+
+    name: str
+    """A host name, such as `acme.flows.example`."""
+    org: str
+    """Whose records theirs are."""
+    sources: tuple[str, ...] = ()
+    """Networks that it may be asked for from."""
+    authority: str = ""
+    """A PEM file: who asks for it must show a certificate that is signed by one of these."""
+    certificate: str = ""
+    """A PEM file of its own; empty: `balancer.tls_certificate`."""
+    key: str = ""
+    """A PEM file; empty when the key is in the certificate's file."""
+
+
+@frozen
 class BalancerConfig:
     """The front doors."""
 
@@ -68,6 +86,9 @@ class BalancerConfig:
     """A PEM file; empty when the key is in the certificate's file."""
     tls_handshake_timeout_s: float = 5.0
     """An exporter's TLS must be agreed by then."""
+    tls_names: tuple[TlsNameConfig, ...] = ()
+    """Which org those belong to who ask for a name: a table `[[balancer.tls_names]]` each. Who asks for none of them
+    goes by `sources`."""
     udp: str = "127.0.0.1:4739"
     """NetFlow v5 and v9, IPFIX and sFlow v5, whichever comes; nothing while it is empty."""
     udp_buffer_bytes: int = 32 << 20
