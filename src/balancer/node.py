@@ -24,6 +24,7 @@ import trio
 
 from balancer.door_spool import DoorSpool, door_spool
 from balancer.doors import LinkDoor
+from balancer.exporter_carry import ExporterCarry
 from balancer.idle import IdleCollectors, IdleSettings
 from balancer.placement import Placement, PlacementSettings
 from balancer.places import Places
@@ -137,6 +138,17 @@ async def _run(
         place_timeout_s=mine.place_timeout_s,
         max_unplaced=mine.max_unplaced_links,
     )
+    carry = partial(
+        ExporterCarry,
+        place=places.place_link,
+        give=giving.give,
+        handed_off=places.link_handed_off,
+        left=places.link_left,
+        name=name,
+    )
+    plain = carry("exporter", exporter_door)
+    secured = carry("exporter-tls", tls_door) if tls_door is not None else None
+    carries = mine.exporters == "carry"
     steering = Steering(name, fleet_token, connect, places.on_told)
     rebalancing = Rebalancing(
         RebalancingSettings(
@@ -187,6 +199,7 @@ async def _run(
                 "faults": dict(intake.faults.by_reason),
                 "exporter_door": {
                     **attrs.asdict(exporter_door.counts),
+                    "handed": plain.handed + (secured.handed if secured is not None else 0),
                     "turned_away": backoff.turned_away,
                     "shut_out": backoff.shut,
                 },
@@ -264,13 +277,13 @@ async def _run(
         nursery.start_soon(
             partial(serve, max_connections=mine.max_connections, what="exporter"),
             exporter_listener,
-            proxied.required(exporter_door.serve),
+            proxied.required(plain.serve if carries else exporter_door.serve),
         )
-        if tls_door is not None and tls_listener is not None:
+        if tls_door is not None and tls_listener is not None and secured is not None:
             nursery.start_soon(
                 partial(serve, max_connections=mine.max_connections, what="exporter (TLS)"),
                 tls_listener,
-                proxied.required(tls_door.serve),
+                proxied.required(secured.serve if carries else tls_door.serve),
             )
         nursery.start_soon(
             partial(serve, max_connections=mine.max_connections, what="link"),

@@ -5,7 +5,8 @@ nursery ── control plane (own listener)
         ├─ figures: event-loop lag; reporting: rates each second, told to each balancer's control link
         ├─ org table: read again when its file changes
         ├─ link listener ── a task a link, at most `max_links`; batches bounded by `budget_bytes` of credit
-        ├─ taking ── sockets that balancers of this host accepted, each a link among those
+        ├─ taking ── sockets that balancers of this host accepted, each a link among those, or an exporter's (`carry`)
+        ├─ exporters, with `carry` ── their uplink: a link within the process
         └─ live listener ── a task a subscriber; each bounded by `live_buffer_bytes`, then sheds
 """
 
@@ -22,6 +23,7 @@ import structlog
 import trio
 
 from collector.carried import CarriedSettings
+from collector.exporters import Exporters
 from collector.live import LiveDoor, LiveSettings
 from collector.reporting import Reporting
 from collector.sessions import Collector, CollectorSettings
@@ -31,9 +33,9 @@ from sapflow.errors import ConfigurationError
 from sapflow.link import Traffic
 from sapflow.monitor.machine import REAL, Machine
 from sapflow.orgs import OrgTable, keep_fresh
-from sapflow.runtime.handoff import announced
+from sapflow.runtime.handoff import Door, announced
 from sapflow.runtime.proxied import Networks, Proxied
-from sapflow.runtime.serve import address_of, listen, serve
+from sapflow.runtime.serve import Handler, address_of, listen, serve
 from sapflow.runtime.taking import Taking, listen_handoff
 from sapflow.runtime.transport import server_tls
 
@@ -64,7 +66,9 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce, m
     live_listener = await listen(mine.live, what="live subscribers")
     links = trio.CapacityLimiter(mine.max_links)
     relayed = Proxied(Networks(mine.proxy_from), mine.hello_timeout_s)
-    taking = Taking({"link": collector.serve_link}, links)
+    exporters = Exporters(config, collector, name, fleet_token) if config.balancer.exporters == "carry" else None
+    given: dict[Door, Handler] = {"link": collector.serve_link, **(exporters.handlers if exporters is not None else {})}
+    taking = Taking(given, links)
     reporting = Reporting(collector, figures, config.fleet.report_interval_s)
 
     def status() -> dict[str, Any]:
@@ -79,6 +83,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce, m
                 "link": {"in": attrs.asdict(taken), "out": attrs.asdict(given)},
                 "endpoint": {"in": attrs.asdict(taken), "out": attrs.asdict(given + live.given)},
                 "live": {"out": attrs.asdict(live.given)},
+                **(exporters.flow() if exporters is not None else {}),
             },
             "counts": {
                 "link": attrs.asdict(collector.counts),
@@ -86,6 +91,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce, m
                 "live": attrs.asdict(live.counts),
                 "options": {"not_kept": collector.room.not_kept},
                 "handoff": attrs.asdict(taking.counts),
+                **(exporters.counts() if exporters is not None else {}),
                 "proxy_header": attrs.asdict(relayed.counts),
                 "coordinator": member.counts(),
                 "moves": {"asked": collector.carried.moves_asked, "ignored": collector.carried.moves_ignored},
@@ -134,6 +140,8 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce, m
             link_listener,
             collector.serve_link,
         )
+        if exporters is not None:
+            nursery.start_soon(exporters.run)
         if handoff is not None:
             nursery.start_soon(taking.run, *handoff)
         nursery.start_soon(partial(serve, max_connections=mine.max_live, what="live"), live_listener, live.serve)

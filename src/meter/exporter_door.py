@@ -155,6 +155,10 @@ class ExporterDoor:
         self.counts.refused += 1
         log.warning("exporter refused", peer=peer, reason=reason, advice=advice)
 
+    def may_admit(self, peer: str) -> bool:
+        """Whether a peer is of some org, as far as that can be said before anything was read of it."""
+        return self.org_of(peer) is not None or bool(self._tls and self._tls.names)
+
     def org_of(self, peer: str) -> str | None:
         """The org of a peer, given as host:port."""
         return self._bindings.org_of(split_address(peer)[0])

@@ -77,6 +77,10 @@ class BalancerConfig:
 
     ipfix_tcp: str = "127.0.0.1:4739"
     """The exporter door: IPFIX over TCP."""
+    exporters: Literal["intake", "carry"] = "intake"
+    """`intake`: the balancer reads exporters' TCP sessions, which do not notice when a collector dies; `carry`: it
+    gives their sockets to collectors on its host, which then read them, by the same `sources` and `tls_names`. That is
+    less CPU here, and an exporter must connect again when its collector dies."""
     ipfix_tls: str = ""
     """Where exporters' TLS (1.2 or later) ends; nowhere while it is empty. IANA's port for it is 4740, which `link` has
     by default."""

@@ -10,6 +10,8 @@ from tools.chaos.account import Account, count
 from tools.fleet import Fleet, running
 from tools.loadgen import Ledger, load
 
+from tests.chaos.test_balance import stored_of_exporters
+
 METERS = 40
 
 
@@ -73,3 +75,34 @@ def test_handed_links_outlive_their_balancer_and_nothing_is_lost_or_left_open(tm
         trio.run(scenario)
     assert account.stored_records == account.acknowledged_records == account.sent_records > 10_000
     assert account.clean, account
+
+
+@pytest.mark.timeout(200)
+def test_exporters_that_are_carried_are_read_by_collectors_and_all_that_they_sent_is_stored(tmp_path: Path) -> None:
+    ledger = Ledger()
+    config = tmp_path / "fleet.toml"
+    config.write_text('[balancer]\nexporters = "carry"\n')
+    with running(tmp_path / "data", collectors=2, config=config) as fleet:
+
+        async def scenario() -> None:
+            stop = trio.Event()
+            tokens = {"org-0": fleet.token("org-0")}
+            await trio.sleep(1.5)  # collectors read the org table once a second
+            async with trio.open_nursery() as nursery:
+                senders = partial(
+                    load, fleet.doors["link"], tokens, ledger, stop, meters=1, interval_s=0.5, records=100
+                )
+                nursery.start_soon(partial(senders, exporters=8, exporter_door=fleet.doors["ipfix_tcp"]))
+                await until(lambda: ledger.exported_records > 3_000)
+                status = fleet.status()
+                assert status["balancer"]["counts"]["exporter_door"]["handed"] == 8
+                assert status["balancer"]["counts"]["intake"]["sessions"] == 0
+                sessions = [its["counts"]["intake"]["sessions"] for name, its in status.items() if "collector" in name]
+                # Of one org, and on both.
+                assert sum(sessions) == 8
+                assert min(sessions) > 0
+                stop.set()
+            assert await stored_of_exporters(fleet, ledger.exported_records) == (ledger.exported_records, 0)
+
+        trio.run(scenario)
+    assert ledger.exporters_cut == 0
