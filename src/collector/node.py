@@ -138,7 +138,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce, m
         nursery.start_soon(
             partial(serve, max_connections=mine.max_links, what="link", slots=links),
             link_listener,
-            collector.serve_link,
+            relayed.possible(collector.serve_link),
         )
         if exporters is not None:
             nursery.start_soon(exporters.run)

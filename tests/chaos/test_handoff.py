@@ -78,6 +78,35 @@ def test_handed_links_outlive_their_balancer_and_nothing_is_lost_or_left_open(tm
 
 
 @pytest.mark.timeout(200)
+def test_links_are_relayed_where_no_socket_may_be_given_and_collectors_know_who_they_are(tmp_path: Path) -> None:
+    ledger, account = Ledger(), Account()
+    config = tmp_path / "fleet.toml"
+    config.write_text("[collector]\nhandoff = false\n")
+    with running(tmp_path / "data", collectors=2, config=config) as fleet:
+
+        async def scenario() -> None:
+            stop = trio.Event()
+            tokens = {"org-0": fleet.token("org-0")}
+            await trio.sleep(1.5)  # collectors read the org table once a second
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(
+                    partial(load, fleet.doors["link"], tokens, ledger, stop, meters=6, interval_s=0.2, records=100)
+                )
+                await until(lambda: ledger.acknowledged_records > 3_000)
+                status = fleet.status()
+                counts = status["balancer"]["counts"]
+                assert (counts["link_door"]["open"], counts["link_door"]["handed"]) == (6, 0)
+                headers = [its["counts"]["proxy_header"] for name, its in status.items() if "collector" in name]
+                assert sum(one["read"] for one in headers) == 6
+                stop.set()
+            await count(fleet, ledger, account)
+
+        trio.run(scenario)
+    assert account.stored_records == account.acknowledged_records == account.sent_records > 3_000
+    assert account.clean, account
+
+
+@pytest.mark.timeout(200)
 def test_exporters_that_are_carried_are_read_by_collectors_and_all_that_they_sent_is_stored(tmp_path: Path) -> None:
     ledger = Ledger()
     config = tmp_path / "fleet.toml"

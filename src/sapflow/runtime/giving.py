@@ -80,8 +80,9 @@ class _Channel:
         """Answers, until the taker is gone or one was waited for in vain."""
         while not self.ended:
             await trio.lowlevel.wait_readable(self.sock)
-            if not self._read_some():
-                self.end()
+            # All that are there: a pass of the scheduler for each would be felt in a herd.
+            while self._read_some():
+                continue
 
     def end(self) -> None:
         """No answer comes any more: those that came are read, and the other sockets are still the giver's."""
@@ -113,14 +114,15 @@ class _Channel:
         return offer
 
     def _read_some(self) -> bool:
-        """One answer, if there is one; False when there is none, and none will come unless the socket is readable."""
+        """One answer; False when there is none now. It ends when there will be no more."""
         try:
             answer = self.sock.recv(16)
         except BlockingIOError:
-            return not self.ended
-        except OSError:
             return False
+        except OSError:
+            answer = b""
         if not answer or not self._waiting:
+            self.end()
             return False
         self._waiting.popleft().settle(answer)
         return True

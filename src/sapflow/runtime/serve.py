@@ -18,12 +18,15 @@ log = structlog.get_logger()
 _OUT_OF_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 ACCEPT_PAUSE_S = 0.1
 UNKNOWN_PEER = "?"
+BACKLOG = 4096
+"""Connections in the kernel's accept queue, where net.core.somaxconn allows; of a herd those beyond it try again after
+a second."""
 
 Handler = Callable[[trio.SocketStream, str], Awaitable[None]]
 """What a connection's task runs: its stream and the peer's address."""
 
 
-async def listen(address: str, *, what: str, backlog: int = 1024) -> trio.SocketListener:
+async def listen(address: str, *, what: str, backlog: int = BACKLOG) -> trio.SocketListener:
     """A listening socket on `host:port` (port 0: any free one). Raises ConfigurationError that says what to do.
 
     A name that has several addresses is listened on at its first one.

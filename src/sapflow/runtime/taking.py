@@ -26,6 +26,8 @@ from sapflow.runtime.serve import ACCEPT_PAUSE_S, Handler, serve_one
 log = structlog.get_logger()
 
 MAX_GIVERS = 64
+MOST_AT_ONCE = 64
+"""Sockets taken between two passes of the scheduler."""
 _SEQPACKET = socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 
 
@@ -135,7 +137,7 @@ class Taking:
             with giver:
                 while True:
                     await trio.lowlevel.wait_readable(giver)
-                    if not self._take(giver, nursery):
+                    if not self._take_some(giver, nursery):
                         return
         except OSError as error:
             log.info("giver lost", reason=str(error))
@@ -146,6 +148,13 @@ class Taking:
             )
         finally:
             self.counts.givers -= 1
+
+    def _take_some(self, giver: socket.socket, nursery: trio.Nursery) -> bool:
+        """Those that are there, up to a bound: a pass of the scheduler for each would be felt in a herd."""
+        try:
+            return all(self._take(giver, nursery) for _ in range(MOST_AT_ONCE))
+        except BlockingIOError:
+            return True
 
     def _take(self, giver: socket.socket, nursery: trio.Nursery) -> bool:
         """One socket; False when the giver is gone. Raises OSError, LinkError: what was not answered is its own."""
@@ -159,12 +168,12 @@ class Taking:
             # Without a free descriptor in this process the message comes without.
             if not descriptors or handed.door not in self.handlers or not self._is_room(ticket):
                 self.counts.no_room += 1
-                giver.send(REFUSED, socket.MSG_NOSIGNAL)
+                _answer(giver, REFUSED)
                 return True
             try:
                 check_tcp(descriptors[0])
                 # From here on it is ours, unless the giver waits no longer: then this raises.
-                giver.send(TAKEN, socket.MSG_NOSIGNAL)
+                _answer(giver, TAKEN)
             except BaseException:
                 self.slots.release_on_behalf_of(ticket)
                 raise
@@ -182,6 +191,14 @@ class Taking:
         except trio.WouldBlock:
             return False
         return True
+
+
+def _answer(giver: socket.socket, answer: bytes) -> None:
+    """Raises OSError when the giver waits no longer, LinkError when it does not read: the next would pass for it."""
+    try:
+        giver.send(answer, socket.MSG_NOSIGNAL)
+    except BlockingIOError:
+        raise LinkError("it does not read what it is answered", code=Close.OVERLOADED) from None
 
 
 def _receive(giver: socket.socket) -> tuple[bytes, list[int]]:

@@ -1,5 +1,6 @@
 """The link door, before a link is placed: little work for those that say little, and a bound on how many there are."""
 
+import errno
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -249,3 +250,31 @@ async def test_a_relayed_links_collector_is_told_who_is_at_its_other_end() -> No
             await connection.aclose()
         nursery.cancel_scope.cancel()
     assert peers == ["192.0.2.7:4711", "[2001:db8::7]:4711"]
+
+
+async def test_a_link_is_relayed_though_its_user_may_have_no_larger_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> int:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("balancer.carry.fcntl.fcntl", refused)
+    heard = bytearray()
+
+    async def a_collector(stream: trio.SocketStream, _peer: str) -> None:
+        async for data in stream:
+            heard.extend(data)
+
+    async with trio.open_nursery() as nursery:
+        listener = await listen("127.0.0.1:0", what="a collector")
+        handler = Proxied(Networks(["127.0.0.0/8"]), 5.0).possible(a_collector)
+        nursery.start_soon(partial(serve, max_connections=10, what="a collector"), listener, handler)
+        door = LinkDoor(
+            place=lambda *_: ("c1", address_of(listener)), dial=partial(dial, timeout_s=5), left=lambda _: None
+        )
+        async with serving(door) as (host, port):
+            connection = await trio.open_tcp_stream(host, port)
+            said = encode_preamble(Hint("acme", "m1")) + bytes(1 << 20)
+            await connection.send_all(said)
+            await until(lambda: len(heard) == len(said))
+            await connection.aclose()
+        nursery.cancel_scope.cancel()
+    assert heard == said

@@ -341,6 +341,23 @@ async def test_a_taker_without_a_free_descriptor_says_so_and_goes_on(tmp_path: P
             assert await echoes(client, b"served")
 
 
+async def test_a_giver_that_reads_no_answers_is_cut_off_before_one_could_be_taken_for_another(tmp_path: Path) -> None:
+    async with a_pair(tmp_path / "handoff") as pair:
+        (path,) = (tmp_path / "handoff").iterdir()
+        with socket.socket(socket.AF_UNIX, SEQPACKET) as giver, a_connection() as (_client, stream):
+            giver.connect(str(path))
+            passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [stream.socket.fileno()]))]
+            said = Handed("exporter", "192.0.2.7:4711", "b1").encode()
+            with trio.fail_after(20):
+                while not pair.taking.counts.malformed:
+                    try:
+                        giver.sendmsg([said], passed)
+                    except OSError:
+                        await trio.sleep(0.005)
+                    await trio.lowlevel.checkpoint()
+        assert pair.taking.counts.malformed == 1
+
+
 def test_a_taker_on_another_host_or_out_of_sight_is_not_used(tmp_path: Path) -> None:
     listener, path = listen_handoff(tmp_path / "handoff", "c1")
     with listener:
