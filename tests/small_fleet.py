@@ -17,6 +17,7 @@ from phloem.connections import Connections, ConnectionSettings
 from phloem.engine.embedded import EmbeddedLog
 from sapflow.entry import LogEntry, decode_entry
 from sapflow.runtime.dial import dial
+from sapflow.runtime.proxied import Networks, Proxied
 from sapflow.runtime.serve import address_of, listen, serve
 from sapflow.runtime.transport import dial_link, link_url
 
@@ -73,7 +74,8 @@ async def small_fleet(directory: Path) -> AsyncIterator[SmallFleet]:
     try:
         with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(partial(serve, max_connections=100, what="link"), listener, collector.serve_link)
+                serve_link = Proxied(Networks(["127.0.0.0/8"]), 5.0).possible(collector.serve_link)
+                nursery.start_soon(partial(serve, max_connections=100, what="link"), listener, serve_link)
                 nursery.start_soon(connections.run)
                 nursery.start_soon(committer.run)
                 yield SmallFleet(address, collector, engine, committer, client_tls)

@@ -93,7 +93,7 @@ class View:
             held = gauges.get("held_bytes", gauges.get("unacknowledged_bytes", 0))
             table.add_row(
                 name,
-                f"{self._rates[name] / 1e6:.2f}",
+                self._taken(name, status).removesuffix(" MB/s"),
                 f"{gauges['cpu']:.0%}",
                 f"{gauges['rss_bytes'] / 2**20:.0f}",
                 f"{held / 2**20:.2f}",
@@ -106,10 +106,15 @@ class View:
     def line(self, seconds: float) -> str:
         """The same in one line, for a log."""
         rates = ", ".join(
-            f"{name} {'down' if 'error' in status else f'{self._rates[name] / 1e6:.2f} MB/s'}"
+            f"{name} {'down' if 'error' in status else self._taken(name, status)}"
             for name, status in self._statuses.items()
         )
         return f"{seconds:4.0f} s  {self._sent()}; {rates}; {self._orgs()}; {self.news}"
+
+    def _taken(self, name: str, status: dict[str, Any]) -> str:
+        """A balancer on its collectors' host gives them its links with their sockets, and sees no bytes of them."""
+        handed = status.get("counts", {}).get("link_door", {}).get("handed", 0)
+        return f"{handed:,} links" if handed else f"{self._rates[name] / 1e6:.2f} MB/s"
 
     def _sent(self) -> str:
         ledger = self.ledger

@@ -20,7 +20,10 @@ import click
 from sapflow import config
 from sapflow.cli import cli
 
-TABLES: dict[str, dict[str, type]] = {"phloem": {"exits": config.ExitConfig}}
+TABLES: dict[str, dict[str, type]] = {
+    "balancer": {"tls_names": config.TlsNameConfig},
+    "phloem": {"exits": config.ExitConfig},
+}
 """Keys of a section that are tables, any number of each."""
 PLACE = Path(__file__).parents[1] / "docs" / "reference"
 

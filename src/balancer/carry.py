@@ -16,6 +16,8 @@ from typing import Protocol
 import trio
 
 PIPE_BYTES = 1 << 20
+BULK_BYTES = 16 << 10
+"""A link that moves so much at once gets a larger pipe: one that is idle costs the kernel a small one."""
 HALF_CLOSED_S = 5.0
 """So long a client may still speak when its collector has ended."""
 F_SETPIPE_SZ = 1031
@@ -67,13 +69,16 @@ async def splice_one_way(
     """Until `source` ends; `both` is cancelled when either is gone."""
     out_end, in_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        fcntl.fcntl(in_end, F_SETPIPE_SZ, pipe_bytes)
         from_fd, to_fd = source.socket.fileno(), destination.socket.fileno()
+        is_small = True
         while True:
             moved = await _splice(from_fd, in_end, pipe_bytes, wait_read=from_fd, wait_write=None)
             if not moved:
                 break
             read(moved)
+            if is_small and moved >= BULK_BYTES:
+                is_small = False
+                _widen(in_end, pipe_bytes)
             left = moved
             while left:
                 gone = await _splice(out_end, to_fd, left, wait_read=None, wait_write=to_fd)
@@ -89,6 +94,14 @@ async def splice_one_way(
     finally:
         os.close(out_end)
         os.close(in_end)
+
+
+def _widen(pipe: int, pipe_bytes: int) -> None:
+    try:
+        fcntl.fcntl(pipe, F_SETPIPE_SZ, pipe_bytes)
+    except PermissionError:
+        # The user has all the pages that pipes of one may have (fs.pipe-user-pages-soft): slower, and no less right.
+        return
 
 
 OneWay = Callable[

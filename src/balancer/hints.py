@@ -10,16 +10,14 @@ from urllib.parse import parse_qs, urlsplit
 
 from sapflow.errors import LinkError
 from sapflow.link.frames import Hint, LinkLimits, decode_preamble
+from sapflow.runtime.client_hello import MAX_HELLO_BYTES, TLS_HANDSHAKE, name_asked_for
 
-MAX_HINT_BYTES = 16 << 10
-_TLS_HANDSHAKE = 0x16
-_CLIENT_HELLO = 1
-_SERVER_NAME = 0
+MAX_HINT_BYTES = MAX_HELLO_BYTES
 
 
 def read_hint(data: bytes, limits: LinkLimits) -> Hint | None:
     """The hint in a link's first bytes; None when more of them are needed. Raises LinkError for what is no link."""
-    if data[0] == _TLS_HANDSHAKE:
+    if data[0] == TLS_HANDSHAKE:
         return _from_tls(data)
     if data[:4] == b"GET "[: len(data)]:
         return _from_http(data)
@@ -45,36 +43,7 @@ def _from_http(data: bytes) -> Hint | None:
 
 def _from_tls(data: bytes) -> Hint | None:
     """A ClientHello that is not in one record, or says no name, hints at nothing: it is placed all the same."""
-    if len(data) < 5:
+    name = name_asked_for(data)
+    if name is None:
         return None
-    length = 5 + int.from_bytes(data[3:5], "big")
-    if len(data) < length:
-        return None if length <= MAX_HINT_BYTES else Hint()
-    try:
-        name = server_name(data[5:length])
-    except IndexError:
-        return Hint()
     return Hint(org=name.split(".")[0]) if name.count(".") >= 2 else Hint()
-
-
-def server_name(hello: bytes) -> str:
-    """The host name of a ClientHello (RFC 8446, 4.1.2); "" when it has none. Raises IndexError when it is cut off."""
-    if hello[0] != _CLIENT_HELLO:
-        return ""
-    at = 4 + 2 + 32
-    at += 1 + hello[at]
-    at += 2 + _u16(hello, at)
-    at += 1 + hello[at]
-    end = at + 2 + _u16(hello, at)
-    at += 2
-    while at + 4 <= min(end, len(hello)):
-        kind, size = _u16(hello, at), _u16(hello, at + 2)
-        if kind == _SERVER_NAME:
-            start = at + 4 + 5
-            return hello[start : start + _u16(hello, start - 2)].decode("ascii", "replace")[:256].lower()
-        at += 4 + size
-    return ""
-
-
-def _u16(data: bytes, at: int) -> int:
-    return data[at] << 8 | data[at + 1]

@@ -8,7 +8,8 @@ nursery ── control plane (own listener), coordinator server (own listener; w
         ├─ exporters' UDP door ── one task reads, another flushes; a stream for each exporter, which drops when full
         ├─ spooling, with `spool` ── one transaction at a time, in a thread: what comes ─▶ disk ─▶ what may go on
         ├─ uplink ── a task a collector: connects, sends under credit, re-homes streams
-        └─ link listener ── a task a link: peek, place, relay
+        ├─ giving ── a connection to each collector of this host: accepted sockets ─▶ it
+        └─ link listener ── a task a link: peek, place; give the socket and be done, or relay
 """
 
 from __future__ import annotations
@@ -21,17 +22,20 @@ from typing import Any
 import attrs
 import trio
 
-from balancer.backoff import Backoff, BackoffSettings
 from balancer.door_spool import DoorSpool, door_spool
-from balancer.doors import ExporterDoor, ExporterTls, LinkDoor, SourceBinding, SourceBindings
+from balancer.doors import LinkDoor
 from balancer.draining import BalancerDrain
+from balancer.exporter_carry import ExporterCarry
 from balancer.idle import IdleCollectors, IdleSettings
 from balancer.placement import Placement, PlacementSettings
 from balancer.places import Places
 from balancer.rebalancing import Rebalancing, RebalancingSettings
 from balancer.rounds import Rounds
 from balancer.steering import Steering
+from meter.backoff import Backoff, BackoffSettings
 from meter.datagrams import DatagramIntake, DatagramSettings
+from meter.exporter_door import ExporterDoor, SourceBinding, SourceBindings
+from meter.exporter_tls import ExporterTls
 from meter.flowing import exporters_flow
 from meter.intake import Intake, IntakeSettings
 from meter.templates import TemplateStore
@@ -45,6 +49,8 @@ from sapflow.link.frames import Hint
 from sapflow.monitor.control import drain_action
 from sapflow.monitor.machine import REAL, Machine
 from sapflow.runtime.dial import dial
+from sapflow.runtime.giving import Giving
+from sapflow.runtime.proxied import Networks, Proxied
 from sapflow.runtime.serve import address_of, listen, serve
 from sapflow.runtime.sockets import given_socket
 
@@ -104,7 +110,7 @@ async def _run(
     exporter_door = ExporterDoor(intake, bindings, backoff=backoff)
     tls_door = None
     if mine.ipfix_tls:
-        tls = ExporterTls.load(mine.tls_certificate, mine.tls_key, mine.tls_handshake_timeout_s)
+        tls = ExporterTls.load(mine.tls_certificate, mine.tls_key, mine.tls_handshake_timeout_s, mine.tls_names)
         tls_door = ExporterDoor(intake, bindings, tls, backoff=backoff)
     templates = TemplateStore(config.data_path / "templates", lifetime_s=config.intake.template_lifetime_s)
     datagrams = DatagramIntake(
@@ -126,14 +132,30 @@ async def _run(
         if mine.udp
         else None
     )
+    proxied = Proxied(Networks(mine.proxy_from), mine.preamble_timeout_s)
+    giving = Giving(mine.handoff_timeout_s)
     link_door = LinkDoor(
         place=places.place_link,
         dial=connect,
         left=places.link_left,
+        give=giving.give,
+        handed_off=places.link_handed_off,
+        name=name,
         preamble_timeout_s=mine.preamble_timeout_s,
         place_timeout_s=mine.place_timeout_s,
         max_unplaced=mine.max_unplaced_links,
     )
+    carry = partial(
+        ExporterCarry,
+        place=places.place_link,
+        give=giving.give,
+        handed_off=places.link_handed_off,
+        left=places.link_left,
+        name=name,
+    )
+    plain = carry("exporter", exporter_door)
+    secured = carry("exporter-tls", tls_door) if tls_door is not None else None
+    carries = mine.exporters == "carry"
     steering = Steering(name, fleet_token, connect, places.on_told)
     rebalancing = Rebalancing(
         RebalancingSettings(
@@ -154,6 +176,7 @@ async def _run(
     def on_change(view: View) -> None:
         places.on_change(view)
         steering.collectors(places.addresses)
+        giving.takers(places.takers if mine.handoff else {})
 
     figures = machine.figures()
     exporter_listener = await listen(mine.ipfix_tcp, what="exporters (IPFIX over TCP)", given="ipfix_tcp")
@@ -187,6 +210,7 @@ async def _run(
                 "faults": dict(intake.faults.by_reason),
                 "exporter_door": {
                     **attrs.asdict(exporter_door.counts),
+                    "handed": plain.handed + (secured.handed if secured is not None else 0),
                     "turned_away": backoff.turned_away,
                     "shut_out": backoff.shut,
                 },
@@ -194,6 +218,8 @@ async def _run(
                 **({"spool": spool.counts()} if spool is not None else {}),
                 "quarantined": attrs.asdict(uplink.quarantined),
                 "link_door": attrs.asdict(link_door.counts),
+                "handoff": attrs.asdict(giving.counts),
+                "proxy_header": attrs.asdict(proxied.counts),
                 "moves": attrs.asdict(rounds.counts),
                 "coordinator": member.counts(),
                 **({"coordinator_server": {"operations": server.operations}} if server is not None else {}),
@@ -259,6 +285,7 @@ async def _run(
         if spool is not None:
             nursery.start_soon(spool.spooling.run)
         nursery.start_soon(steering.run)
+        nursery.start_soon(giving.run)
         nursery.start_soon(rounds.run)
         announce({"event": "ready", "name": name, "role": "balancer", "addresses": addresses})
         await machine.may_begin.wait()
@@ -267,15 +294,15 @@ async def _run(
         nursery.start_soon(
             partial(doors, what="exporter"),
             exporter_listener,
-            exporter_door.serve,
+            proxied.required(plain.serve if carries else exporter_door.serve),
         )
-        if tls_door is not None and tls_listener is not None:
+        if tls_door is not None and tls_listener is not None and secured is not None:
             nursery.start_soon(
                 partial(doors, what="exporter (TLS)"),
                 tls_listener,
-                tls_door.serve,
+                proxied.required(secured.serve if carries else tls_door.serve),
             )
-        nursery.start_soon(partial(doors, what="link"), link_listener, link_door.serve)
+        nursery.start_soon(partial(doors, what="link"), link_listener, proxied.required(link_door.serve))
         await machine.drain.asked()
         clean = await drain.run(name, machine.drain)
         announce({"event": "drained", "name": name, "clean": clean})

@@ -164,6 +164,10 @@ class Placement:
         """What was placed under `key` is no more."""
         self.reserved.remove(key)
 
+    def handed_off(self, key: Hashable) -> None:
+        """What was placed under `key` is its collector's alone; by the time its promise has faded, reports show it."""
+        self.reserved.let_fade(key)
+
     def place(
         self,
         key: Hashable,

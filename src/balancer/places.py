@@ -37,6 +37,8 @@ class Places:
     journal: Journal = field(factory=Journal)
     addresses: dict[str, str] = field(factory=dict)
     """Of collectors, by name."""
+    takers: dict[str, str] = field(factory=dict)
+    """Where collectors take over sockets, as they announced it."""
     balancers: list[str] = field(factory=list)
     told: dict[str, Told] = field(factory=dict)
     """What collectors told over control links, …"""
@@ -47,7 +49,9 @@ class Places:
     def on_change(self, view: View) -> None:
         """The coordinator told who is there and what they report."""
         now = trio.current_time()
-        self.addresses = {member.name: member.addresses["link"] for member in view.of_role("collector")}
+        collectors = view.of_role("collector")
+        self.addresses = {member.name: member.addresses["link"] for member in collectors}
+        self.takers = {one.name: one.addresses["handoff"] for one in collectors if "handoff" in one.addresses}
         self.balancers = sorted({self.name, *(member.name for member in view.of_role("balancer"))})
         self.policy.members(self.addresses, now)
         self.told = {name: told for name, told in self.told.items() if name in self.addresses}
@@ -132,6 +136,10 @@ class Places:
     def link_left(self, link: object) -> None:
         """A link that was placed ended."""
         self.policy.released(link)
+
+    def link_handed_off(self, link: object) -> None:
+        """A link that was placed is its collector's: nothing more will be heard of it here."""
+        self.policy.handed_off(link)
 
     def moved(self, move: Move, names: tuple[str, ...]) -> None:
         """A stream goes to another collector."""

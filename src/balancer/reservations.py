@@ -16,11 +16,14 @@ FADE_S = 30.0
 
 @define(eq=False)
 class _Promise:
+    key: Hashable
     collector: str
     org: str
     rate: float
     at: float
     fading: bool = True
+    ends: bool = False
+    """It is no more when it has faded."""
 
 
 @define
@@ -55,12 +58,19 @@ class Reservations:
     def add(self, key: Hashable, collector: str, org: str, rate: float, now: float) -> None:
         """Reserve `rate` bytes/s on a collector for what is placed there under `key`."""
         self.remove(key)
-        promise = self._promises[key] = _Promise(collector, org, rate, now)
+        promise = self._promises[key] = _Promise(key, collector, org, rate, now)
         self._fading.append(promise)
         self._count(promise, 1)
         share = self._orgs.setdefault(org, {}).setdefault(collector, _Share())
         share.rate += rate
         share.count += 1
+
+    def let_fade(self, key: Hashable) -> None:
+        """Nothing will be heard of what was placed under `key`: its promise ends when it has faded."""
+        if (promise := self._promises.get(key)) is not None:
+            promise.ends = True
+            if not promise.fading:
+                self.remove(key)
 
     def remove(self, key: Hashable) -> None:
         """What was placed under `key` is no more."""
@@ -80,7 +90,10 @@ class Reservations:
     def left(self, collector: str, now: float) -> float:
         """bytes/s that are still reserved on a collector."""
         while self._fading and self._fading[0].at <= now - FADE_S:
-            self._end_fading(self._fading.popleft())
+            promise = self._fading.popleft()
+            self._end_fading(promise)
+            if promise.ends and self._promises.get(promise.key) is promise:
+                self.remove(promise.key)
         known = self._sums.get(collector)
         return max(0.0, known.rate - (now * known.rate - known.rate_at) / FADE_S) if known is not None else 0.0
 

@@ -17,6 +17,7 @@ from attrs import define, field
 
 from balancer.doors import CarriedLink, LinkDoor
 from balancer.idle import IdleCollectors, Work
+from balancer.placement import Decision
 from balancer.places import Places
 from balancer.readings import Readings
 from balancer.rebalancing import Move, Rebalancing, StreamLoad
@@ -97,12 +98,22 @@ class Rounds:
         rates = self._links.read(((link, link.carriage.bytes_in) for link in links), now)
         for link in links:
             policy.rates.note((link.hint.org, link.hint.name), link.hint.org, rates[link])
+        for (org, meter), rate in self._told_rates(now).items():
+            policy.rates.note((org, meter), org, rate)
         self._read_answers(links, now)
         carriage = self.door.carriage
         for name, rate in self._carried.read(((name, its.bytes_in) for name, its in carriage.items()), now).items():
             sent[name] += int(rate)
         for name in self.places.addresses:
             policy.sent(name, float(sent[name]))
+
+    def _told_rates(self, now: float) -> dict[tuple[str, str], float]:
+        """What each meter brings, as its collector tells: of a link that was handed off nothing else is known here."""
+        rates: dict[tuple[str, str], float] = {}
+        for _collector, stream in self.places.told_lately(now):
+            key = (stream.org, stream.meter)
+            rates[key] = rates.get(key, 0.0) + stream.rate
+        return rates
 
     def _leave_idle(self, now: float) -> None:
         policy = self.places.policy
@@ -115,6 +126,7 @@ class Rounds:
             moved = self._move_all(found.collector)
             cut = self.door.cut(found.collector)
             self.counts.links_cut += cut
+            asked = self._ask_all(found.collector, now)
             log.warning(
                 "collector left",
                 collector=found.collector,
@@ -122,6 +134,7 @@ class Rounds:
                 seconds=round(found.until - now),
                 streams_moved=moved,
                 links_cut=cut,
+                meters_asked=asked,
                 meaning="nothing is lost: what was not acknowledged is sent again to others",
             )
 
@@ -170,6 +183,25 @@ class Rounds:
                 self.uplink.move(stream, target)
         return len(streams)
 
+    def _ask_all(self, collector: str, now: float) -> int:
+        """Have the meters' streams of a collector taken elsewhere: links that were handed off cannot be cut here."""
+        asked = 0
+        policy = self.places.policy
+        for source, stream in self.places.told_lately(now):
+            if source != collector or not stream.movable or not self._is_my_part(stream.id):
+                continue
+            key = ("asked", stream.id)
+            decision = policy.place(key, stream.org, now, exclude={collector})
+            policy.handed_off(key)
+            if isinstance(decision, Decision):
+                asked += self.steering.ask(collector, stream.id, decision.collector, self._address(decision.collector))
+        self.counts.meters_moved += asked
+        return asked
+
+    def _address(self, collector: str) -> str:
+        """What a meter is told of where to go: "" when it is to come back to the door."""
+        return self.places.addresses[collector] if self.moves_direct else ""
+
     def _rebalance(self, now: float) -> None:
         places = self.places
         loads = places.policy.measured(now)
@@ -202,8 +234,7 @@ class Rounds:
         self.uplink.move(stream, self.places.target(move.destination))
 
     def _ask_for(self, move: Move, stream: ToldStream) -> None:
-        address = self.places.addresses[move.destination] if self.moves_direct else ""
-        if self.steering.ask(move.source, move.stream, move.destination, address):
+        if self.steering.ask(move.source, move.stream, move.destination, self._address(move.destination)):
             self.counts.meters_moved += 1
             self.places.moved(move, (stream.exporter, stream.meter))
             log.info("stream moved", **_said(move), meter=stream.meter)

@@ -60,11 +60,33 @@ class SourceConfig:
 
 
 @frozen
+class TlsNameConfig:
+    """Exporters that ask for `name` when their TLS begins (SNI) belong to `org`; `sources`, `authority`, or both."""
+
+    name: str
+    """A host name, such as `acme.flows.example`."""
+    org: str
+    """Whose records theirs are."""
+    sources: tuple[str, ...] = ()
+    """Networks that it may be asked for from."""
+    authority: str = ""
+    """A PEM file: who asks for it must show a certificate that is signed by one of these."""
+    certificate: str = ""
+    """A PEM file of its own; empty: `balancer.tls_certificate`."""
+    key: str = ""
+    """A PEM file; empty when the key is in the certificate's file."""
+
+
+@frozen
 class BalancerConfig:
     """The front doors."""
 
     ipfix_tcp: str = "127.0.0.1:4739"
     """The exporter door: IPFIX over TCP."""
+    exporters: Literal["intake", "carry"] = "intake"
+    """`intake`: the balancer reads exporters' TCP sessions, which do not notice when a collector dies; `carry`: it
+    gives their sockets to collectors on its host, which then read them, by the same `sources` and `tls_names`. That is
+    less CPU here, and an exporter must connect again when its collector dies."""
     ipfix_tls: str = ""
     """Where exporters' TLS (1.2 or later) ends; nowhere while it is empty. IANA's port for it is 4740, which `link` has
     by default."""
@@ -74,6 +96,9 @@ class BalancerConfig:
     """A PEM file; empty when the key is in the certificate's file."""
     tls_handshake_timeout_s: float = 5.0
     """An exporter's TLS must be agreed by then."""
+    tls_names: tuple[TlsNameConfig, ...] = ()
+    """Which org those belong to who ask for a name: a table `[[balancer.tls_names]]` each. Who asks for none of them
+    goes by `sources`."""
     udp: str = "127.0.0.1:4739"
     """NetFlow v5 and v9, IPFIX and sFlow v5, whichever comes; nothing while it is empty."""
     udp_buffer_bytes: int = 32 << 20
@@ -105,6 +130,10 @@ class BalancerConfig:
     """A link must have said where it wants to go by then."""
     place_timeout_s: float = 10.0
     """A link that no collector can take by then is told to come back later (plain), or closed."""
+    handoff: bool = True
+    """Whether accepted links are given to collectors on this host with their socket; else all are relayed."""
+    handoff_timeout_s: float = 1.0
+    """A collector that has not taken a socket by then is relayed to."""
     links_per_s: float = 1000.0
     """Links admitted to one collector; what is over waits, up to `place_timeout_s`."""
     ramp_s: float = 10.0
@@ -132,6 +161,9 @@ class BalancerConfig:
     """For how long at first, about …"""
     malformed_backoff_most_s: float = 60.0
     """… and at most."""
+    proxy_from: tuple[str, ...] = ()
+    """Load balancers in front of the TCP doors, such as `10.0.0.0/28`: each of their connections begins with a PROXY
+    protocol v2 header, which says who is at the other end. From elsewhere none is read."""
     sources: tuple[SourceConfig, ...] = (SourceConfig("127.0.0.0/8", "default"), SourceConfig("::1/128", "default"))
     """Which org plain exporters belong to; from elsewhere nothing is taken."""
 
@@ -184,6 +216,12 @@ class CollectorConfig:
     """Of what all streams here tell in options data (sampling rates, names), for live subscribers; more is not kept."""
     max_live: int = 1000
     """Live subscribers at a time."""
+    proxy_from: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
+    """Balancers that are believed when they say who is at the other end of a link that they relay, by a PROXY protocol
+    v2 header. From elsewhere such a header is read over. No right hangs on it."""
+    handoff: bool = True
+    """Whether balancers on this host may give it sockets that they accepted; its own is in `handoff` of the data
+    directory, which only its user may enter."""
     move_timeout_s: float = 10.0
     """A meter that is still here so long after it was asked to move ignored it …"""
     moves_ignored: int = 3

@@ -19,7 +19,7 @@ from cattrs.errors import (
     IterableValidationNote,
 )
 
-from sapflow.config import Config, FleetConfig, PhloemConfig
+from sapflow.config import Config, FleetConfig, PhloemConfig, TlsNameConfig
 from sapflow.errors import ConfigurationError
 from sapflow.exit_limits import exit_faults
 from sapflow.limits import faults
@@ -81,6 +81,12 @@ def check(config: Config, where: str) -> None:
     for key, value, _default in describe(config):
         if value and key.rpartition(".")[2] in _ADDRESSES:
             _addressed(value, f"{where}: {key}")
+    for role, prefixes in (("balancer", config.balancer.proxy_from), ("collector", config.collector.proxy_from)):
+        for prefix in prefixes:
+            try:
+                ip_network(prefix)
+            except ValueError as error:
+                raise ConfigurationError(f"{where}: {role}.proxy_from: {error}") from None
     for number, source in enumerate(config.balancer.sources, 1):
         try:
             ip_network(source.prefix)
@@ -88,10 +94,29 @@ def check(config: Config, where: str) -> None:
             raise ConfigurationError(f"{where}: balancer.sources, number {number}: prefix: {error}") from None
         if not ORG_NAME.fullmatch(source.org):
             raise ConfigurationError(f"{where}: balancer.sources, number {number}: '{source.org}' is no org's name")
+    for name in config.balancer.tls_names:
+        _named(name, f"{where}: balancer.tls_names: '{name.name}'")
     _coordinated(config.fleet, where)
     _stored(config.phloem, config.phloems, where)
     if wrong := [f"{where}: phloem.exits, {key}: {what}" for key, what in exit_faults(config.phloem.exits)]:
         raise ConfigurationError("; ".join(wrong))
+
+
+def _named(name: TlsNameConfig, where: str) -> None:
+    if not name.name or not name.name.isascii() or any(not part for part in name.name.split(".")):
+        raise ConfigurationError(f"{where} is no host name")
+    if not ORG_NAME.fullmatch(name.org):
+        raise ConfigurationError(f"{where}: '{name.org}' is no org's name")
+    if not name.sources and not name.authority:
+        raise ConfigurationError(
+            f"{where}: anybody can ask for a name; say where its exporters are (sources), or who signs their "
+            "certificates (authority)"
+        )
+    for prefix in name.sources:
+        try:
+            ip_network(prefix)
+        except ValueError as error:
+            raise ConfigurationError(f"{where}: sources: {error}") from None
 
 
 def _coordinated(fleet: FleetConfig, where: str) -> None:

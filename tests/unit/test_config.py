@@ -143,3 +143,26 @@ def test_every_key_that_has_a_limit_is_a_setting_and_its_default_is_within() -> 
     known = {key: value for key, value, _ in describe(Config())}
     assert {*limits.LEAST, *limits.MOST, *(key for pair in limits.NOT_MORE_THAN for key in pair)} <= set(known)
     assert not list(limits.faults(known))
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ('name = "a.example", org = "acme"', "anybody can ask for a name"),
+        ('name = "", org = "acme", sources = ["192.0.2.0/24"]', "no host name"),
+        ('name = "a.example", org = "Ac me", sources = ["192.0.2.0/24"]', "no org's name"),
+        ('name = "a.example", org = "acme", sources = ["192.0.2.7/24"]', "host bits"),
+    ],
+)
+def test_a_tls_name_that_cannot_be_is_told(tmp_path: Path, name: str, why: str) -> None:
+    path = tmp_path / "fleet.toml"
+    path.write_text(f"[balancer]\ntls_names = [{{ {name} }}]\n")
+    with pytest.raises(ConfigurationError, match=why):
+        load(path)
+
+
+def test_a_load_balancer_that_is_no_network_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.toml"
+    path.write_text('[collector]\nproxy_from = ["lb.example"]\n')
+    with pytest.raises(ConfigurationError, match=r"collector\.proxy_from"):
+        load(path)

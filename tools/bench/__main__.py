@@ -12,7 +12,20 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-NAMES = ("decode", "log", "relay", "pipeline", "stalled", "udp", "recovery", "latency", "overload", "balance")
+NAMES = (
+    "decode",
+    "log",
+    "relay",
+    "herd",
+    "idle",
+    "pipeline",
+    "stalled",
+    "udp",
+    "recovery",
+    "latency",
+    "overload",
+    "balance",
+)
 
 
 @click.command()

@@ -195,12 +195,15 @@ class Fleet:
                 link=f"{address}:4740",
                 control=f"{address}:0",
                 serves_coordinator=first,
+                handoff=False,
                 budget_bytes=BUDGET_BYTES,
                 spool=not first,  # the first one is without: both ways run beside each other
                 spool_bytes=8 * MIB,
                 sources=tuple(SourceConfig(f"10.0.4.{n}/32", self._org_of(n)) for n in range(1, 250)),
             ),
-            collector=evolve(CollectorConfig(), link=f"{address}:0", live=f"{address}:0", budget_bytes=BUDGET_BYTES),
+            collector=evolve(
+                CollectorConfig(), link=f"{address}:0", live=f"{address}:0", budget_bytes=BUDGET_BYTES, handoff=False
+            ),
             phloem=evolve(
                 PhloemConfig(),
                 consume=f"{address}:4741",

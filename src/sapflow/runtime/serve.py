@@ -18,12 +18,16 @@ log = structlog.get_logger()
 
 _OUT_OF_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 ACCEPT_PAUSE_S = 0.1
+UNKNOWN_PEER = "?"
+BACKLOG = 4096
+"""Connections in the kernel's accept queue, where net.core.somaxconn allows; of a herd those beyond it try again after
+a second."""
 
 Handler = Callable[[trio.SocketStream, str], Awaitable[None]]
 """What a connection's task runs: its stream and the peer's address."""
 
 
-async def listen(address: str, *, what: str, given: str = "", backlog: int = 1024) -> trio.SocketListener:
+async def listen(address: str, *, what: str, given: str = "", backlog: int = BACKLOG) -> trio.SocketListener:
     """A listening socket on `host:port` (port 0: any free one). Raises ConfigurationError that says what to do.
 
     A name that has several addresses is listened on at its first one. The socket that this process was `given` under
@@ -66,7 +70,7 @@ def peer_of(stream: trio.SocketStream) -> str:
     try:
         host, port = stream.socket.getpeername()[:2]
     except (OSError, ValueError):
-        return "?"
+        return UNKNOWN_PEER
     return join_address(host, port)
 
 
@@ -77,14 +81,17 @@ async def serve(
     max_connections: int,
     what: str,
     until: trio.Event | None = None,
+    slots: trio.CapacityLimiter | None = None,
 ) -> None:
     """Accept for ever, each connection in a task of this function's nursery, at most `max_connections` at a time.
+
+    With `slots` it is those, which others may share.
 
     A handler's exception ends that connection only and is logged once. At the bound, or without free file
     descriptors, the rest wait in the kernel's accept queue. Once `until` is set nothing more is accepted; it returns
     when the last connection has ended.
     """
-    slots = trio.CapacityLimiter(max_connections)
+    slots = slots or trio.CapacityLimiter(max_connections)
     pauses = Seldom()
     async with trio.open_nursery() as nursery:
         with trio.CancelScope() as accepting:
@@ -105,7 +112,7 @@ async def serve(
                         await trio.sleep(ACCEPT_PAUSE_S)
                     continue
                 pauses.over(what)
-                nursery.start_soon(_one, stream, handler, what, slots, ticket)
+                nursery.start_soon(serve_one, stream, peer_of(stream), handler, what, slots, ticket)
 
 
 async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
@@ -113,10 +120,10 @@ async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _one(
-    stream: trio.SocketStream, handler: Handler, what: str, slots: trio.CapacityLimiter, ticket: object
+async def serve_one(
+    stream: trio.SocketStream, peer: str, handler: Handler, what: str, slots: trio.CapacityLimiter, ticket: object
 ) -> None:
-    peer = peer_of(stream)
+    """One connection, which has its ticket for a slot. Raises nothing of its handler's."""
     try:
         tune_bulk(stream)
         await handler(stream, peer)

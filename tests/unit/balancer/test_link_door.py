@@ -1,5 +1,6 @@
 """The link door, before a link is placed: little work for those that say little, and a bound on how many there are."""
 
+import errno
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -14,8 +15,10 @@ from balancer.doors import OVER_FULL, LinkDoor
 from balancer.places import Places
 from sapflow.errors import Unreachable
 from sapflow.link import Connection, Hold, Side
-from sapflow.link.frames import Hint, encode_preamble
+from sapflow.link.frames import MAGIC, Hint, encode_preamble
 from sapflow.runtime.dial import dial
+from sapflow.runtime.proxied import Networks, Proxied
+from sapflow.runtime.proxy_header import encode
 from sapflow.runtime.serve import address_of, listen, serve
 
 
@@ -219,3 +222,59 @@ async def test_c16_a_client_whose_host_is_gone_is_not_waited_for_when_its_collec
             assert not door.links
             await silent.aclose()
         nursery.cancel_scope.cancel()
+
+
+async def test_a_relayed_links_collector_is_told_who_is_at_its_other_end() -> None:
+    peers: list[str] = []
+
+    async def a_collector(stream: trio.SocketStream, peer: str) -> None:
+        peers.append(peer)
+        assert bytes(await stream.receive_some(4)) == MAGIC[:4]
+
+    trusted = Networks(["127.0.0.0/8", "::1/128"])
+    async with trio.open_nursery() as nursery:
+        listener = await listen("[::1]:0", what="a collector")
+        handler = Proxied(trusted, 5.0).possible(a_collector)
+        nursery.start_soon(partial(serve, max_connections=10, what="a collector"), listener, handler)
+        door = LinkDoor(
+            place=lambda *_: ("c1", address_of(listener)), dial=partial(dial, timeout_s=5), left=lambda _: None
+        )
+        doors = await listen("127.0.0.1:0", what="links")
+        behind = Proxied(trusted, 5.0).required(door.serve)
+        nursery.start_soon(partial(serve, max_connections=10, what="link"), doors, behind)
+        sources = ("192.0.2.7:4711", "198.51.100.1:4740"), ("[2001:db8::7]:4711", "[::1]:4740")
+        for count, (source, destination) in enumerate(sources):
+            connection = await dial(address_of(doors), timeout_s=5)
+            await connection.send_all(encode(source, destination) + encode_preamble(Hint("acme", "m1")))
+            await until(lambda count=count: len(peers) > count)
+            await connection.aclose()
+        nursery.cancel_scope.cancel()
+    assert peers == ["192.0.2.7:4711", "[2001:db8::7]:4711"]
+
+
+async def test_a_link_is_relayed_though_its_user_may_have_no_larger_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> int:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("balancer.carry.fcntl.fcntl", refused)
+    heard = bytearray()
+
+    async def a_collector(stream: trio.SocketStream, _peer: str) -> None:
+        async for data in stream:
+            heard.extend(data)
+
+    async with trio.open_nursery() as nursery:
+        listener = await listen("127.0.0.1:0", what="a collector")
+        handler = Proxied(Networks(["127.0.0.0/8"]), 5.0).possible(a_collector)
+        nursery.start_soon(partial(serve, max_connections=10, what="a collector"), listener, handler)
+        door = LinkDoor(
+            place=lambda *_: ("c1", address_of(listener)), dial=partial(dial, timeout_s=5), left=lambda _: None
+        )
+        async with serving(door) as (host, port):
+            connection = await trio.open_tcp_stream(host, port)
+            said = encode_preamble(Hint("acme", "m1")) + bytes(1 << 20)
+            await connection.send_all(said)
+            await until(lambda: len(heard) == len(said))
+            await connection.aclose()
+        nursery.cancel_scope.cancel()
+    assert heard == said

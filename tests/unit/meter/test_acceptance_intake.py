@@ -12,9 +12,9 @@ import trustme
 from tools.fuzz.seeds import ipfix_streams
 from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair, wait_all_tasks_blocked
 
-from balancer.backoff import Backoff, BackoffSettings
-from balancer.doors import ExporterDoor, SourceBinding, SourceBindings
+from meter.backoff import Backoff, BackoffSettings
 from meter.datagrams import DatagramIntake, DatagramSettings
+from meter.exporter_door import ExporterDoor, SourceBinding, SourceBindings
 from meter.intake import Intake, IntakeSettings
 from meter.uplink import FixedTarget, Target, Uplink, UplinkSettings
 from sapflow.flows.columns.batches import decode

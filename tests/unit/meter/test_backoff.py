@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.backoff import Backoff, BackoffSettings
+from meter.backoff import Backoff, BackoffSettings
 
 SETTINGS = BackoffSettings(after=3, first_s=1.0, most_s=60.0, forget_s=600.0, max_sources=8)
 

@@ -14,13 +14,14 @@ import pytest
 import trio
 from attrs import define
 
-from balancer.doors import ExporterDoor, ExporterTls, SourceBinding, SourceBindings
+from meter.exporter_door import ExporterDoor, SourceBinding, SourceBindings
+from meter.exporter_tls import ExporterTls
 from meter.intake import Intake
 from sapflow.flows.ipfix.encode import make_message, make_set, make_template
 from sapflow.flows.reference import reference_work
 from sapflow.flows.wire import VARIABLE_LENGTH
 from sapflow.runtime.serve import address_of, listen, serve
-from tests.unit.balancer.test_doors import a_certificate
+from tests.unit.meter.test_exporter_door import a_certificate
 from tests.unit.meter.test_intake import an_intake
 
 WORK = reference_work(2)

@@ -1,0 +1,193 @@
+"""Accepted sockets given to other processes of this host. `handoff` has the rules.
+
+What cannot be given, for whatever reason, is still the caller's, who relays it: `give` says which, within its deadline,
+and when it says so no other answer can come any more.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import random
+import socket
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+
+import structlog
+import trio
+from attrs import define, field
+
+from sapflow.runtime.each import TaskEach
+from sapflow.runtime.handoff import TAKEN, Handed, is_mine, path_here, short_path
+
+log = structlog.get_logger()
+
+MAX_WAITING = 64
+"""Sockets given to one taker that it has not answered yet; more wait for their turn, within the same deadline."""
+BACKOFF_FIRST_S = 0.1
+BACKOFF_MOST_S = 2.0
+STEADY_S = 5.0
+_BUSY = {errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS, errno.ENOMEM}
+
+
+@define
+class GivingCounts:
+    """What became of sockets that were offered; never goes down."""
+
+    given: int = 0
+    refused: int = 0
+    """The taker had no room."""
+    unanswered: int = 0
+    """It was busy, or gone."""
+
+
+@define(eq=False)
+class _Offer:
+    settled: trio.Event = field(factory=trio.Event)
+    answer: bytes = b""
+
+    def settle(self, answer: bytes) -> None:
+        self.answer = answer
+        self.settled.set()
+
+
+@define(eq=False)
+class _Channel:
+    """A connection to one taker."""
+
+    sock: socket.socket
+    ended: bool = False
+    _turns: trio.Semaphore = field(factory=lambda: trio.Semaphore(MAX_WAITING))
+    _waiting: deque[_Offer] = field(factory=deque)
+
+    async def offer(self, descriptor: int, handed: Handed, deadline: float) -> bytes:
+        """The taker's answer; none when it has not taken it and will not."""
+        offer = None
+        # Whoever is cancelled in between would not know whose the socket is: the deadline is short, and holds.
+        with trio.CancelScope(shield=True, deadline=deadline):
+            async with self._turns:
+                offer = self._send(descriptor, handed)
+                if offer is not None:
+                    await offer.settled.wait()
+        if offer is None:
+            return b""
+        if not offer.settled.is_set():
+            self.end()
+        return offer.answer
+
+    async def read(self) -> None:
+        """Answers, until the taker is gone or one was waited for in vain."""
+        while not self.ended:
+            await trio.lowlevel.wait_readable(self.sock)
+            # All that are there: a pass of the scheduler for each would be felt in a herd.
+            while self._read_some():
+                continue
+
+    def end(self) -> None:
+        """No answer comes any more: those that came are read, and the other sockets are still the giver's."""
+        if self.ended:
+            return
+        self.ended = True
+        try:
+            self.sock.shutdown(socket.SHUT_RD)
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:
+                raise
+        while self._read_some():
+            continue
+        while self._waiting:
+            self._waiting.popleft().settle(b"")
+
+    def _send(self, descriptor: int, handed: Handed) -> _Offer | None:
+        if self.ended:
+            return None
+        passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
+        try:
+            self.sock.sendmsg([handed.encode()], passed, socket.MSG_NOSIGNAL)
+        except OSError as error:
+            if error.errno not in _BUSY:
+                self.end()
+            return None
+        offer = _Offer()
+        self._waiting.append(offer)
+        return offer
+
+    def _read_some(self) -> bool:
+        """One answer; False when there is none now. It ends when there will be no more."""
+        try:
+            answer = self.sock.recv(16)
+        except BlockingIOError:
+            return False
+        except OSError:
+            answer = b""
+        if not answer or not self._waiting:
+            self.end()
+            return False
+        self._waiting.popleft().settle(answer)
+        return True
+
+
+class Giving:
+    """Connections to all takers of this host; `run()` is its task tree."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self.counts = GivingCounts()
+        self._timeout_s = timeout_s
+        self._channels: dict[str, _Channel] = {}
+        self._tasks = TaskEach(self._keep)
+
+    def takers(self, announced: Mapping[str, str]) -> None:
+        """Those that there are now, by name, as `handoff.announced` tells of them: those on this host are used."""
+        here = {name: path_here(told) for name, told in announced.items()}
+        self._tasks.of({name: str(path) for name, path in here.items() if path is not None})
+
+    async def give(self, taker: str, stream: trio.SocketStream, handed: Handed) -> bool:
+        """Give a socket from which nothing was read: whether it is the taker's now, known within the timeout.
+
+        It is for the caller to close its own descriptor then, without a word to the other end.
+        """
+        channel = self._channels.get(taker)
+        if channel is None or channel.ended:
+            return False
+        answer = await channel.offer(stream.socket.fileno(), handed, trio.current_time() + self._timeout_s)
+        if answer == TAKEN:
+            self.counts.given += 1
+        elif answer:
+            self.counts.refused += 1
+        else:
+            self.counts.unanswered += 1
+        return answer == TAKEN
+
+    async def run(self) -> None:
+        """Hold a connection to each taker until cancelled."""
+        await self._tasks.run()
+
+    async def _keep(self, name: str, path: str) -> None:
+        failures = 0
+        while True:
+            began = trio.current_time()
+            reason = "closed by the taker"
+            try:
+                await self._once(name, path)
+            except OSError as error:
+                reason = error.strerror or str(error)
+            failures = failures + 1 if trio.current_time() < began + STEADY_S else 1
+            most = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2.0 ** min(failures, 16))
+            log.info("hand-off not possible now", taker=name, reason=reason, meaning="connections are relayed to it")
+            await trio.sleep(random.uniform(most / 2, most))
+
+    async def _once(self, name: str, path: str) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as sock:
+            with short_path(Path(path)) as short:
+                # It is there or not, at once: a Unix socket whose queue is full says so.
+                sock.connect(short)
+            if not is_mine(sock):
+                raise OSError(errno.EPERM, f"{path} is another user's")
+            channel = self._channels[name] = _Channel(sock)
+            try:
+                await channel.read()
+            finally:
+                channel.end()
+                if self._channels.get(name) is channel:
+                    del self._channels[name]

@@ -1,0 +1,172 @@
+"""Links through the link door to a real collector, which takes their sockets or is relayed to; nothing is lost."""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+from attrs import define
+
+from balancer.doors import LinkDoor
+from balancer.placement import Placement
+from balancer.places import Places
+from balancer.reservations import FADE_S
+from meter.batching import Draft
+from meter.uplink import Uplink
+from sapflow.flows.reference import reference_work
+from sapflow.link import Close, Closed, Connection, Side, Welcomed
+from sapflow.link.frames import Hint
+from sapflow.runtime.dial import dial
+from sapflow.runtime.giving import Giving
+from sapflow.runtime.handoff import announced
+from sapflow.runtime.serve import address_of, listen, serve
+from sapflow.runtime.taking import Taking, listen_handoff
+from tests.small_fleet import TRANSPORTS, SmallFleet, small_fleet
+
+MESSAGE = reference_work(1)
+RECORDS = 24
+
+
+@define
+class Front:
+    """A small fleet behind a link door."""
+
+    fleet: SmallFleet
+    door: LinkDoor
+    places: Places
+    giving: Giving
+    taking: Taking
+
+    def carry_on(self) -> tuple[int, int]:
+        """How many links were handed off, and are carried."""
+        return self.door.counts.handed, self.door.counts.open
+
+
+async def until(holds: object) -> None:
+    assert callable(holds)
+    with trio.fail_after(20):
+        while not holds():
+            await trio.sleep(0.01)
+
+
+@asynccontextmanager
+async def a_front(directory: Path, *, slots: int = 100) -> AsyncIterator[Front]:
+    async with small_fleet(directory) as fleet, trio.open_nursery() as nursery:
+        places = Places("b1")
+        places.policy.members(["c1"], now=trio.current_time())
+        places.addresses = {"c1": fleet.address}
+        giving = Giving(1.0)
+        door = LinkDoor(
+            place=places.place_link,
+            dial=partial(dial, timeout_s=5),
+            left=places.link_left,
+            give=giving.give,
+            handed_off=places.link_handed_off,
+            name="b1",
+        )
+        taking = Taking({"link": fleet.collector.serve_link}, trio.CapacityLimiter(slots))
+        listener, path = listen_handoff(directory / "handoff", "c1")
+        nursery.start_soon(taking.run, listener, path)
+        giving.takers({"c1": announced(path)})
+        nursery.start_soon(giving.run)
+        await until(lambda: taking.counts.givers == 1)
+        links = await listen("127.0.0.1:0", what="links")
+        fleet.address = address_of(links)
+        nursery.start_soon(partial(serve, max_connections=100, what="link"), links, door.serve)
+        yield Front(fleet, door, places, giving, taking)
+        nursery.cancel_scope.cancel()
+
+
+async def send_three(fleet: SmallFleet, transport: str, token: str = "a-token") -> None:
+    uplink: Uplink = fleet.uplink(transport, token)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(uplink.run)
+        stream = uplink.open_stream("acme", "192.0.2.1:9")
+        for _ in range(3):
+            await stream.put(Draft(1, RECORDS, MESSAGE))
+        await stream.drained()
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_a_link_over_any_transport_is_handed_off_and_the_balancer_has_nothing_of_it(
+    tmp_path: Path, transport: str
+) -> None:
+    async with a_front(tmp_path) as front:
+        await send_three(front.fleet, transport)
+        assert sum(entry.records for entry in front.fleet.stored()) == 3 * RECORDS
+        assert front.carry_on() == (1, 0)
+        assert front.door.counts.bytes_in == 0
+        assert not front.door.links
+        assert front.taking.counts.taken == 1
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_a_link_that_its_collector_does_not_take_is_relayed(tmp_path: Path, transport: str) -> None:
+    async with a_front(tmp_path, slots=1) as front:
+        front.taking.slots.acquire_on_behalf_of_nowait("somebody")
+        await send_three(front.fleet, transport)
+        assert sum(entry.records for entry in front.fleet.stored()) == 3 * RECORDS
+        assert front.door.counts.handed == 0
+        assert front.door.counts.bytes_in > 3 * len(MESSAGE)
+        assert front.giving.counts.refused == 1
+
+
+async def test_a_handed_link_goes_on_when_its_balancer_is_gone(tmp_path: Path) -> None:
+    async with a_front(tmp_path) as front:
+        peer = await front.fleet.dial("link")
+        link = Connection(Side.CLIENT)
+        await peer.send_all(link.hello(Hint("acme", "m1"), role="meter", name="m1", token="a-token"))
+        (welcome,) = link.receive(bytes(await peer.receive_some(1000)))
+        assert isinstance(welcome, Welcomed)
+        front.giving.takers({})
+        await until(lambda: front.taking.counts.givers == 0)
+        await peer.send_all(link.ping(1))
+        with trio.fail_after(5):
+            assert await peer.receive_some(1000)
+        await peer.aclose()
+        await until(lambda: front.taking.slots.borrowed_tokens == 0)
+
+
+async def test_a_hint_that_lies_is_placed_by_it_and_harmless(tmp_path: Path) -> None:
+    async with a_front(tmp_path) as front:
+        peer = await front.fleet.dial("link")
+        link = Connection(Side.CLIENT)
+        await peer.send_all(link.hello(Hint("acme", "m1", "c1"), role="meter", name="m1", token="no such token"))
+        with trio.fail_after(5):
+            (event,) = link.receive(bytes(await peer.receive_some(1000)))
+        assert isinstance(event, Closed)
+        assert event.code == Close.UNAUTHORIZED
+        await peer.aclose()
+        assert front.door.counts.handed == 1
+        assert front.fleet.collector.counts.unauthorized == 1
+        await until(lambda: front.fleet.collector.counts.links == 1)  # Phloem's
+
+
+async def test_two_hundred_handed_links_leave_no_descriptor_and_no_slot(tmp_path: Path) -> None:
+    async with a_front(tmp_path) as front:
+        await send_three(front.fleet, "link")
+        await until(lambda: front.taking.slots.borrowed_tokens == 0)
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(4):
+            async with trio.open_nursery() as nursery:
+                for _ in range(50):
+                    nursery.start_soon(send_three, front.fleet, "link")
+        await until(lambda: front.taking.slots.borrowed_tokens == 0)
+        assert front.carry_on() == (201, 0)
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_handed_links_reservation_fades_and_ends_by_itself() -> None:
+    placement = Placement()
+    placement.members(["c1"], now=0.0)
+    placement.place("link", "acme", 0.0, is_link=True)
+    placement.handed_off("link")
+    assert placement.loads(1.0)["c1"] > 0
+    assert "link" in placement.reserved
+    assert placement.loads(FADE_S + 1.0) == {"c1": 0.0}
+    assert "link" not in placement.reserved
+    assert placement.reserved.of_org("acme") == {}
