@@ -292,7 +292,11 @@ def test_what_a_full_spool_of_the_door_gave_up_is_told_to_the_record(tmp_path: P
         assert told.closes, told.differences()
         assert told.total.account.exported == udp.sent
         assert told.total.account.refused[SPOOL_FULL] >= found["dropped_records"] > 0
-        other = the_ledger(fleet, "globex")
+        # What it sent last may not have been read yet when nothing waited.
+        deadline = time.monotonic() + WAIT_S
+        while (other := the_ledger(fleet, "globex")).total.stored < tcp.sent:
+            assert time.monotonic() < deadline, other
+            time.sleep(0.1)
         assert other.total.stored == tcp.sent
         with suppress(OSError):
             tcp.close()

@@ -335,5 +335,5 @@ def test_a_group_is_read_on_at_another_node_when_one_is_killed_and_nothing_is_lo
         assert len(reader.given) == len(set(reader.given)), reader.repeats
     both = set(readers[0].given) & set(readers[1].given)
     # What was given to both was given to the first and not committed when its node was killed or stopped.
-    assert len(both) < 200, len(both)
+    assert len(both) < len(set(readers[0].given) | set(readers[1].given)) / 2, len(both)
     assert {one.generation for one in figures} == {figures[0].generation}
