@@ -276,7 +276,7 @@ class MemoryFleet:
         upstream: trio.abc.Stream,
     ) -> None:
         door = balancer.door
-        door.links.add(carried)
+        door.links[carried] = None
         counts = (carried.carriage, door.carriage.setdefault(carried.collector, Carriage()))
 
         def into(size: int) -> None:
@@ -293,7 +293,7 @@ class MemoryFleet:
                     for source, to, count in ((client, upstream, into), (upstream, client, back)):
                         nursery.start_soon(_pump, source, to, count, nursery.cancel_scope)
         finally:
-            door.links.discard(carried)
+            door.links.pop(carried, None)
             balancer.places.link_left(link)
 
     async def rates(self, seconds: float = 5.0) -> dict[str, float]:

@@ -111,7 +111,8 @@ class LinkDoor:
     unplaced: int = 0
     """Links that have not said, or not found, where they go."""
     counts: DoorCounts = field(factory=DoorCounts)
-    links: set[CarriedLink] = field(factory=set)
+    links: dict[CarriedLink, None] = field(factory=dict)
+    """In the order that they came: what is done to all is done in the same order in every run of a simulation."""
     carriage: dict[str, Carriage] = field(factory=dict)
     """By collector, of all links that it was ever given."""
     _refusals: Seldom = field(factory=Seldom)
@@ -145,14 +146,14 @@ class LinkDoor:
         self, link: object, stream: trio.SocketStream, carried: CarriedLink, upstream: trio.SocketStream
     ) -> None:
         self.counts.open += 1
-        self.links.add(carried)
+        self.links[carried] = None
         of_all = self.carriage.setdefault(carried.collector, Carriage())
         try:
             with carried.scope:
                 async with upstream:
                     await relay(stream, upstream, self.counts, carried.carriage, of_all)
         finally:
-            self.links.discard(carried)
+            self.links.pop(carried, None)
             self.counts.open -= 1
             self.left(link)
 

@@ -99,7 +99,7 @@ class Keeping:
     def _find_owing(self) -> None:
         """What was dropped in an earlier life is told of by the exporter's next batch, or by one of its own."""
         lanes = {(stream.lane.org, stream.lane.exporter): stream.lane for stream in self.streams.values()}
-        for org, exporter in self.spool.owing:
+        for org, exporter in sorted(self.spool.owing):
             lane = lanes.get((org, exporter))
             if lane is not None:
                 lane.owes = True

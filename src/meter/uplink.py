@@ -55,7 +55,8 @@ class Uplink:
         self.chooser = chooser
         self.settings = settings
         self.links: dict[str, TargetLink] = {}
-        self.streams: set[UplinkStream] = set()
+        self.streams: dict[UplinkStream, None] = {}
+        """In the order that they came, and so in the same in every run of a simulation."""
         self.budget = Budget(settings.budget_bytes, settings.org_share)
         self.taken = Traffic()
         self.given = Traffic()
@@ -81,7 +82,7 @@ class Uplink:
         stream = UplinkStream(
             stream_id or StreamId(os.urandom(16)), org, exporter, self.settings, self.budget, self.taken
         )
-        self.streams.add(stream)
+        self.streams[stream] = None
         self.rehome(stream)
         return stream
 
@@ -171,7 +172,7 @@ class Uplink:
 
     def forget(self, stream: UplinkStream) -> None:
         """A stream that ended, with all of it durable."""
-        self.streams.discard(stream)
+        self.streams.pop(stream, None)
         self._homeless.pop(stream.id, None)
         self.chooser.released(stream)
 

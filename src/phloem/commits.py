@@ -91,7 +91,8 @@ class Committer:
         self._engine = engine
         self._commit_bytes = commit_bytes
         self._on_stored = on_stored
-        self.sources: set[Source] = set()
+        self.sources: dict[Source, None] = {}
+        """In the order that they came, and so in the same in every run of a simulation."""
 
     def put(self, commit: Commit) -> None:
         """Have a batch committed. Its bytes were granted as credit, which never exceeds the channel."""

@@ -191,7 +191,7 @@ class _CollectorLink:
             max_unsent_bytes=16 << 20,
         )
         owner.links[self._number] = self
-        owner.committer.sources.add(self)
+        owner.committer.sources[self] = None
         owner.counts.links += 1
         try:
             async with session.open():
@@ -206,7 +206,7 @@ class _CollectorLink:
                     owner.grant()
         finally:
             owner.counts.links -= 1
-            owner.committer.sources.discard(self)
+            owner.committer.sources.pop(self, None)
             del owner.links[self._number]
             self._session = None
             for handle in self._streams:

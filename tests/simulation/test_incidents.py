@@ -56,14 +56,15 @@ def played(hash_seed: str, *arguments: str) -> tuple[int, str]:
 
 
 def test_the_same_seed_gives_the_same_trace_in_any_process(tmp_path: Path) -> None:
+    report = f"{tmp_path}/report.html"
     said = [
-        played(hash_seed, "leak", "--meters", "20", "--minutes", "1", "--seed", seed, "--json", "-o", f"{tmp_path}/r")
+        played(hash_seed, "grey-failure", "--meters", "30", "--minutes", "1", "--seed", seed, "--json", "-o", report)
         for hash_seed, seed in (("1", "5"), ("2", "5"), ("1", "6"))
     ]
     assert [code for code, _ in said] == [0, 0, 0]
     first, again, other = (json.loads(out)["played"][0]["trace"] for _, out in said)
     assert first == again != other
-    assert (tmp_path / "r").read_text().startswith("<!DOCTYPE html>")
+    assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
 
 
 def test_an_incident_in_which_something_does_not_hold_says_so() -> None:

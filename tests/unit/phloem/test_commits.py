@@ -67,7 +67,7 @@ async def test_c08_a_commit_that_failed_is_never_acknowledged_and_the_next_ones_
     source = Source()
     stored: set[str] = set()
     committer = Committer(log, channel_bytes=1000, commit_bytes=1000, on_stored=stored.update)
-    committer.sources.add(source)
+    committer.sources[source] = None
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(committer.run)
