@@ -98,7 +98,7 @@ class Table:
     def found(self, stack: Stack, counts: Offsets | list[int]) -> None:
         """Records that vary, so many of each set."""
         stack.counts[self.first : self.stop] = counts
-        self.records = int(sum(counts))
+        self.records = int(np.sum(counts))
 
     def _read(self, runs: list[NDArray[Any]], varying: list[VariableColumn]) -> None:
         run = 0

@@ -14,7 +14,9 @@ from attrs import define, field, frozen
 from sapflow.flows.wire import OPTIONS_TEMPLATE_SET, TEMPLATE_SET, VARIABLE_LENGTH
 
 MAX_FIELDS_KEPT = 1 << 17
-"""Of all shapes kept: about 13 MiB. When there are more, all are parsed again as they come."""
+"""Of all shapes kept: about 25 MiB, their elements included. When there are more, all are parsed again as they come."""
+VALUE_COSTS_FIELDS = 4
+"""What is kept costs as much as so many fields beside its own."""
 
 _PAIR = struct.Struct("!HH")
 _PEN = struct.Struct("!I")
@@ -40,10 +42,11 @@ class Kept(Generic[K, V]):
 
     def keep(self, key: K, value: V, fields: int) -> None:
         """When there is no room, everything else goes."""
-        if self.fields + fields > self.max_fields:
+        cost = fields + VALUE_COSTS_FIELDS
+        if self.fields + cost > self.max_fields:
             self._values.clear()
             self.fields = 0
-        self.fields += fields
+        self.fields += cost
         self._values[key] = value
 
 
