@@ -18,7 +18,6 @@ from balancer.hints import MAX_HINT_BYTES, read_hint
 from sapflow.errors import LinkError, Unreachable
 from sapflow.link import LinkLimits
 from sapflow.link.frames import MAGIC, Close, Frame, Hint, encode_json
-from sapflow.runtime.addresses import join_address
 from sapflow.runtime.handoff import Handed
 from sapflow.runtime.peek import peek
 from sapflow.runtime.proxy_header import encode
@@ -209,30 +208,31 @@ class LinkDoor:
             if await self.give(name, stream, Handed("link", peer, self.name)):
                 return None
             try:
-                upstream = await self._relayed(address, stream, peer)
+                upstream, seen_as = await self._relayed(address, stream, peer)
             except Unreachable as error:
                 self.left(link)
                 tried.add(name)
                 log.info("collector not reached", collector=name, reason=str(error))
                 continue
-            seen_as = own_address(upstream) if peer == UNKNOWN_PEER else peer
             return CarriedLink(name, hint, seen_as=seen_as), upstream
 
-    async def _relayed(self, address: str, stream: trio.SocketStream, peer: str) -> trio.SocketStream:
-        """A connection to a collector, which is told who is at the other end. Raises Unreachable."""
+    async def _relayed(self, address: str, stream: trio.SocketStream, peer: str) -> tuple[trio.SocketStream, str]:
+        """A connection to a collector, which is told who is at the other end, and whom it sees there then.
+
+        Raises Unreachable.
+        """
+        here = own_address(stream)
+        header = b"" if UNKNOWN_PEER in (peer, here) else encode(peer, here)
         upstream = await self.dial(address)
         assert isinstance(upstream, trio.SocketStream)
         try:
-            with trio.fail_after(self.place_timeout_s):
-                if peer != UNKNOWN_PEER:
-                    await upstream.send_all(encode(peer, join_address(*stream.socket.getsockname()[:2])))
-        except (trio.BrokenResourceError, OSError) as error:
+            await upstream.send_all(header)
+        except BaseException as error:
             await trio.aclose_forcefully(upstream)
-            raise Unreachable(f"{address} closed the connection at once") from error
-        except BaseException:
-            await trio.aclose_forcefully(upstream)
+            if isinstance(error, trio.BrokenResourceError):
+                raise Unreachable(f"{address} closed the connection at once") from error
             raise
-        return upstream
+        return upstream, peer if header else own_address(upstream)
 
     async def _place_in_turn(self, link: object, hint: Hint, tried: set[str]) -> tuple[str, str]:
         """In the order that they came: while the first of them finds no collector, the others wait behind it."""

@@ -61,7 +61,7 @@ def own_address(stream: trio.SocketStream) -> str:
     try:
         host, port = stream.socket.getsockname()[:2]
     except (OSError, ValueError):
-        return "?"
+        return UNKNOWN_PEER
     return join_address(host, port)
 
 
