@@ -139,6 +139,8 @@ class MemoryBalancer:
     rounds: Rounds
     told: bool = True
     """Whether it is still told of the fleet by the coordinator."""
+    gives: bool = False
+    """Whether links are given to their collectors, socket and all, and not carried."""
 
 
 class MemoryFleet:
@@ -262,6 +264,9 @@ class MemoryFleet:
         except Unreachable:
             balancer.places.link_left(link)
             raise
+        if balancer.gives:
+            balancer.places.link_handed_off(link)
+            return upstream
         ours, theirs = memory_stream_pair()
         carried = CarriedLink(placed[0], hint)
         self.nursery.start_soon(self._carry, balancer, link, carried, ours, upstream)

@@ -18,6 +18,7 @@ from attrs import define, field, frozen
 
 MOST_PAUSE_S = 300.0
 FORGET_S = 900.0
+LATELY_S = 45.0
 """One that was left so long ago is as one that never was."""
 
 
@@ -82,6 +83,11 @@ class IdleCollectors:
             return []
         self._found_out = not working
         return [self._leave(name, waited[name], working, now) for name in sorted(stalled)]
+
+    def is_left_lately(self, name: str, now: float) -> bool:
+        """Whether it was left so lately that meters which had just moved there may not have obeyed a move yet."""
+        left = self._left.get(name)
+        return left is not None and now < left.at + LATELY_S
 
     def _leave(self, name: str, waited_s: float, others_work: bool, now: float) -> Idle:
         before = self._left.get(name)

@@ -31,6 +31,9 @@ log = structlog.get_logger()
 LEAST_UNANSWERED_BYTES = 4096
 """Of links carried to a collector: less may be the end of a stream, which needs no answer."""
 
+ASK_AGAIN_S = 10.0
+"""Meters that are still at a collector which was left are asked again after so long: one may have moved just before."""
+
 
 @define
 class RoundCounts:
@@ -69,6 +72,8 @@ class Rounds:
     _carried: Readings[str] = field(factory=Readings)
     _answers: dict[str, _Carried] = field(factory=dict)
     _rates: dict[StreamId, float] = field(factory=dict)
+    _asked: dict[str, float] = field(factory=dict)
+    """When the meters of a collector that was left lately were last asked to leave it too."""
 
     async def run(self) -> None:
         """Until cancelled; several balancers do not do it all at the same moment."""
@@ -80,6 +85,7 @@ class Rounds:
         """One round."""
         self._measure(now)
         self._leave_idle(now)
+        self._ask_meters_to_leave(now)
         self._rebalance(now)
         self.steering.ask_for_signs(now)
 
@@ -126,7 +132,6 @@ class Rounds:
             moved = self._move_all(found.collector)
             cut = self.door.cut(found.collector)
             self.counts.links_cut += cut
-            asked = self._ask_all(found.collector, now)
             log.warning(
                 "collector left",
                 collector=found.collector,
@@ -134,7 +139,6 @@ class Rounds:
                 seconds=round(found.until - now),
                 streams_moved=moved,
                 links_cut=cut,
-                meters_asked=asked,
                 meaning="nothing is lost: what was not acknowledged is sent again to others",
             )
 
@@ -183,18 +187,29 @@ class Rounds:
                 self.uplink.move(stream, target)
         return len(streams)
 
+    def _ask_meters_to_leave(self, now: float) -> None:
+        """Links that were handed off cannot be cut here: their meters are asked, again and again for a while."""
+        left = [name for name in self.places.addresses if self.idle.is_left_lately(name, now)]
+        self._asked = {name: at for name, at in self._asked.items() if name in left}
+        for name in left:
+            if now >= self._asked.get(name, -ASK_AGAIN_S) + ASK_AGAIN_S:
+                self._asked[name] = now
+                if asked := self._ask_all(name, now):
+                    log.info("meters asked to leave", collector=name, streams=asked)
+
     def _ask_all(self, collector: str, now: float) -> int:
-        """Have the meters' streams of a collector taken elsewhere: links that were handed off cannot be cut here."""
+        """Have the meters' streams of a collector taken elsewhere: how many."""
         asked = 0
         policy = self.places.policy
         for source, stream in self.places.told_lately(now):
-            if source != collector or not stream.movable or not self._is_my_part(stream.id):
+            if source != collector or not self._is_my_part(stream.id):
                 continue
             key = ("asked", stream.id)
             decision = policy.place(key, stream.org, now, exclude={collector})
             policy.handed_off(key)
             if isinstance(decision, Decision):
-                asked += self.steering.ask(collector, stream.id, decision.collector, self._address(decision.collector))
+                address = self._address(decision.collector)
+                asked += self.steering.ask(collector, stream.id, decision.collector, address, leaves=True)
         self.counts.meters_moved += asked
         return asked
 

@@ -101,11 +101,15 @@ class Steering:
         """The collectors that there are now: link addresses by name."""
         self._tasks.of(addresses)
 
-    def ask(self, collector: str, stream: bytes, to: str, address: str) -> bool:
-        """Have a collector ask a stream's meter to take it to another one. False when there is no link to it now."""
+    def ask(self, collector: str, stream: bytes, to: str, address: str, *, leaves: bool = False) -> bool:
+        """Have a collector ask a stream's meter to take it to another one. False when there is no link to it now.
+
+        `leaves`: the collector does not work, so that it goes however lately it came.
+        """
         session = self._sessions.get(collector)
         if session is not None:
-            session.send(session.connection.notice(kind="move", stream=stream.hex(), to=to, address=address))
+            fields = {"stream": stream.hex(), "to": to, "address": address, "leaves": leaves}
+            session.send(session.connection.notice(kind="move", **fields))
         return session is not None
 
     def ask_for_signs(self, now: float) -> None:

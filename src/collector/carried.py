@@ -4,6 +4,7 @@ No await here; the clock is given. Streams of balancers' intakes are not among t
 
 Rule 1: a stream that came by a move, or was asked to move, is not to be moved again for a while. So two balancers that
         disagree, or one that was restarted and has forgotten, cannot send a meter round in circles.
+        One that leaves a collector which does not work is moved all the same: where it is, nothing of it goes on.
 Rule 2: a stream that is still here `timeout_s` after it was asked to go ignored it, or its meter could not make another
         link. With the `most_ignored`-th time it is left alone for long: what it has works, and all others go round it.
 """
@@ -109,12 +110,15 @@ class Carried:
         """Whether a balancer may have it moved now."""
         return stream.asked_at is None and now >= stream.rest_until
 
-    def ask(self, stream_id: bytes, to: str, address: str, now: float) -> str:
-        """Ask a stream's meter to take it to another collector: "", or why it was not asked."""
+    def ask(self, stream_id: bytes, to: str, address: str, now: float, *, leaves: bool = False) -> str:
+        """Ask a stream's meter to take it to another collector: "", or why it was not asked.
+
+        `leaves`: it goes since this collector does not work for it.
+        """
         stream = self._by_id.get(StreamId(stream_id))
         if stream is None:
             return "it is not here"
-        if not self.is_movable(stream, now):
+        if stream.asked_at is not None or not (leaves or self.is_movable(stream, now)):
             return "it was moved or asked to move lately"
         stream.asked_at, stream.asked_to = now, to
         self.moves_asked += 1

@@ -195,7 +195,10 @@ class Link:
     def _move(self, fields: dict[str, object]) -> None:
         stream, to, address = (str(fields.get(key, "")) for key in ("stream", "to", "address"))
         try:
-            refused = self._collector.carried.ask(bytes.fromhex(stream), to, address, trio.current_time())
+            leaves = fields.get("leaves") is True
+            refused = self._collector.carried.ask(
+                bytes.fromhex(stream), to, address, trio.current_time(), leaves=leaves
+            )
         except ValueError:
             refused = "it is no stream's id"
         if refused:

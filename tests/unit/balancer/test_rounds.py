@@ -133,6 +133,32 @@ async def test_c18_a_collector_that_says_idle_and_stalls_is_left_within_ten_seco
         nursery.cancel_scope.cancel()
 
 
+async def test_c18_meters_whose_links_were_handed_off_are_asked_to_leave_a_collector_that_stalls(
+    autojump_clock: MockClock,
+) -> None:
+    """Its links are its own, and cannot be cut; of its work the balancer sees that of its own streams."""
+    async with trio.open_nursery() as nursery:
+        fleet, balancer = await a_fleet(nursery)
+        balancer.gives = True
+        streams = [*await exporters(fleet, balancer, 6), *await meters(fleet, balancer, 15)]
+        await trio.sleep(10)
+        stalled = fleet.collectors["c1"]
+        stalled.acknowledging = False
+        stalled.reporting.says = {"bytes_per_s": 0.0, "held_bytes": 0}
+        await trio.sleep(5)
+        stuck = {stream for stream in streams if len(stream.outbox) > 2}
+        assert stuck
+        # A meter that moved just before obeys no other move for half a minute.
+        with trio.fail_after(60):
+            while stuck:
+                await trio.sleep(0.5)
+                stuck = {stream for stream in stuck if len(stream.outbox) > 2}
+        assert not balancer.door.links
+        assert balancer.rounds.counts.links_cut == 0
+        assert balancer.rounds.counts.meters_moved > 0
+        nursery.cancel_scope.cancel()
+
+
 async def test_while_the_log_takes_nothing_no_collector_is_left_for_it(autojump_clock: MockClock) -> None:
     async with trio.open_nursery() as nursery:
         fleet, balancer = await a_fleet(nursery)

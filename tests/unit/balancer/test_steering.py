@@ -87,7 +87,7 @@ async def test_nonsense_ends_its_own_link_which_is_made_again_with_pauses(autoju
         assert not steering.ask("c3", b"s" * 16, "c2", "")
         assert steering.ask("c2", b"s" * 16, "c1", "")
         await trio.sleep(1)
-        assert good.asked == [{"kind": "move", "stream": (b"s" * 16).hex(), "to": "c1", "address": ""}]
+        assert good.asked == [{"kind": "move", "stream": (b"s" * 16).hex(), "to": "c1", "address": "", "leaves": False}]
         steering.collectors({})
         await trio.sleep(1)
         assert not steering.ask("c2", b"s" * 16, "c1", "")
