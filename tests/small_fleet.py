@@ -1,7 +1,7 @@
 """A collector and a Phloem node in this process, on real sockets and a real log: for link cases over any transport."""
 
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -53,8 +53,8 @@ class SmallFleet:
 
 
 @asynccontextmanager
-async def small_fleet(directory: Path) -> AsyncIterator[SmallFleet]:
-    """Run one, with a certificate of its own for 127.0.0.1."""
+async def small_fleet(directory: Path, *, proxy_from: Sequence[str] = ("127.0.0.0/8",)) -> AsyncIterator[SmallFleet]:
+    """Run one, with a certificate of its own for 127.0.0.1; it believes relays of these networks."""
     authority = trustme.CA()
     server_tls, client_tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
     authority.issue_cert("127.0.0.1").configure_cert(server_tls)
@@ -74,7 +74,7 @@ async def small_fleet(directory: Path) -> AsyncIterator[SmallFleet]:
     try:
         with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
-                serve_link = Proxied(Networks(["127.0.0.0/8"]), 5.0).possible(collector.serve_link)
+                serve_link = Proxied(Networks(proxy_from), 5.0).possible(collector.serve_link)
                 nursery.start_soon(partial(serve, max_connections=100, what="link"), listener, serve_link)
                 nursery.start_soon(connections.run)
                 nursery.start_soon(committer.run)

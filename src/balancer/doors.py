@@ -69,8 +69,8 @@ class CarriedLink:
     scope: trio.CancelScope = field(factory=trio.CancelScope)
     answered: Carriage = field(factory=Carriage)
     """As it was when bytes last came back."""
-    seen_as: str = ""
-    """The address that its collector sees it come from."""
+    seen_as: tuple[str, ...] = ()
+    """The addresses that its collector may see it come from: the meter's if it believes us, else ours."""
 
     def is_answered(self) -> bool:
         """Whether bytes came back since this was asked last."""
@@ -208,19 +208,16 @@ class LinkDoor:
             if await self.give(name, stream, Handed("link", peer, self.name)):
                 return None
             try:
-                upstream, seen_as = await self._relayed(address, stream, peer)
+                upstream = await self._relayed(address, stream, peer)
             except Unreachable as error:
                 self.left(link)
                 tried.add(name)
                 log.info("collector not reached", collector=name, reason=str(error))
                 continue
-            return CarriedLink(name, hint, seen_as=seen_as), upstream
+            return CarriedLink(name, hint, seen_as=(peer, own_address(upstream))), upstream
 
-    async def _relayed(self, address: str, stream: trio.SocketStream, peer: str) -> tuple[trio.SocketStream, str]:
-        """A connection to a collector, which is told who is at the other end, and whom it sees there then.
-
-        Raises Unreachable.
-        """
+    async def _relayed(self, address: str, stream: trio.SocketStream, peer: str) -> trio.SocketStream:
+        """A connection to a collector, which is told who is at the other end. Raises Unreachable."""
         here = own_address(stream)
         header = b"" if UNKNOWN_PEER in (peer, here) else encode(peer, here)
         upstream = await self.dial(address)
@@ -232,7 +229,7 @@ class LinkDoor:
             if isinstance(error, trio.BrokenResourceError):
                 raise Unreachable(f"{address} closed the connection at once") from error
             raise
-        return upstream, peer if header else own_address(upstream)
+        return upstream
 
     async def _place_in_turn(self, link: object, hint: Hint, tried: set[str]) -> tuple[str, str]:
         """In the order that they came: while the first of them finds no collector, the others wait behind it."""

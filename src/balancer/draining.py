@@ -40,6 +40,8 @@ class BalancerDrain:
     """Whether there are other balancers."""
     doors_shut: trio.Event = field(factory=trio.Event)
     """Set when the doors are to take nothing more."""
+    datagrams_ended: trio.Event = field(factory=trio.Event)
+    """Set when the UDP door has handed on what came, or there is none."""
     first: trio.CancelScope = field(factory=trio.CancelScope)
     """What ends at once: its membership, and the coordinator that it serves; its UDP door, which hands on what came."""
 
@@ -59,6 +61,7 @@ class BalancerDrain:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._send_links_away, drain)
                 await self.intake.stop()
+                await self.datagrams_ended.wait()
                 await self.uplink.until_durable()
                 if not (drain.is_succeeded or self.has_others()):
                     nursery.cancel_scope.cancel()
@@ -74,8 +77,10 @@ class BalancerDrain:
         told: set[object] = set()
         while self.door.links or self.door.unplaced:
             new = [link for link in self.door.links if link not in told]
-            told.update(new)
-            for collector in {link.collector for link in new}:
-                seen_as = [link.seen_as for link in new if link.collector == collector]
-                self.steering.send_away(collector, seen_as, drain.left_s)
+            for collector in dict.fromkeys(link.collector for link in new):
+                links = [link for link in new if link.collector == collector]
+                seen_as = [address for link in links for address in link.seen_as]
+                # One without a control link now is asked the next time.
+                if self.steering.send_away(collector, seen_as, drain.left_s):
+                    told.update(links)
             await trio.sleep(ASK_AGAIN_S)

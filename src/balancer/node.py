@@ -289,7 +289,7 @@ async def _run(
         nursery.start_soon(rounds.run)
         announce({"event": "ready", "name": name, "role": "balancer", "addresses": addresses})
         await machine.may_begin.wait()
-        nursery.start_soon(_first_to_end, drain.first, member, server, server_listener, udp_door)
+        nursery.start_soon(_first_to_end, drain, member, server, server_listener, udp_door)
         doors = partial(serve, max_connections=mine.max_connections, until=drain.doors_shut)
         nursery.start_soon(
             partial(doors, what="exporter"),
@@ -310,19 +310,22 @@ async def _run(
 
 
 async def _first_to_end(
-    scope: trio.CancelScope,
+    drain: BalancerDrain,
     member: Coordinator,
     server: CoordinatorServer | None,
     server_listener: trio.SocketListener | None,
     udp_door: UdpDoor | None,
 ) -> None:
     """What a successor does from its first moment: no two do it."""
-    with scope:
+    with drain.first:
         async with trio.open_nursery() as nursery:
             if server is not None and server_listener is not None:
                 nursery.start_soon(server.run)
                 coordinators = partial(serve, max_connections=1000, what="coordinator")
                 nursery.start_soon(coordinators, server_listener, server.serve)
             nursery.start_soon(member.run)
-            if udp_door is not None:
-                nursery.start_soon(udp_door.run)
+            try:
+                if udp_door is not None:
+                    await udp_door.run()
+            finally:
+                drain.datagrams_ended.set()

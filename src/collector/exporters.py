@@ -18,7 +18,7 @@ from typing import Any
 import attrs
 import trio
 
-from collector.sessions import Collector
+from collector.sessions import OWN_EXPORTERS, Collector
 from meter.backoff import Backoff, BackoffSettings
 from meter.exporter_door import ExporterDoor, SourceBinding, SourceBindings
 from meter.exporter_tls import ExporterTls
@@ -93,6 +93,11 @@ class Exporters:
             **{f"{kind.replace('-', '_')}_door": attrs.asdict(door.counts) for kind, door in self.doors.items()},
         }
 
+    async def drain(self) -> None:
+        """End all sessions, and wait until what was read is durable."""
+        await self.intake.stop()
+        await self.uplink.until_durable()
+
     async def run(self) -> None:
         """Until cancelled."""
         async with trio.open_nursery() as self._nursery:
@@ -104,7 +109,7 @@ class Exporters:
         ours, theirs = (trio.SocketStream(one) for one in trio.socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM))
         ticket = object()
         self._slots.acquire_on_behalf_of_nowait(ticket)
-        what = "its own exporters"
-        self._nursery.start_soon(serve_one, theirs, what, self._collector.serve_link, what, self._slots, ticket)
+        own, serve = OWN_EXPORTERS, self._collector.serve_link
+        self._nursery.start_soon(serve_one, theirs, own, serve, own, self._slots, ticket)
         await trio.lowlevel.checkpoint()
         return ours

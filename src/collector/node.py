@@ -155,7 +155,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce, m
         nursery.start_soon(member.run)
         announce({"event": "ready", "name": name, "role": "collector", "addresses": addresses})
         await machine.drain.asked()
-        clean = await drain_collector(collector, reporting, machine.drain)
+        clean = await drain_collector(collector, reporting, machine.drain, exporters)
         announce({"event": "drained", "name": name, "clean": clean})
         nursery.cancel_scope.cancel()
 

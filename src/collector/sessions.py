@@ -30,6 +30,11 @@ from sapflow.runtime.transport import accept_link
 log = structlog.get_logger()
 
 
+OWN_EXPORTERS = "its own exporters"
+"""The peer of the link that a collector has with itself, for exporters' connections that it was given."""
+DRAINED = "this collector is being drained"
+
+
 @frozen
 class CollectorSettings:
     """Bounds of a collector."""
@@ -132,11 +137,11 @@ class Collector:
         """Whether nothing more is to come here."""
         return self.drain is not None
 
-    def send_away(self, reason: str) -> None:
+    def send_away(self) -> None:
         """Tell all links that bring streams to take them elsewhere by the drain's deadline."""
         assert self.drain is not None
         for session in self.carrying.values():
-            session.send(session.connection.go_away(round(self.drain.left_s, 3), reason))
+            session.send(session.connection.go_away(round(self.drain.left_s, 3), DRAINED))
 
     def send_away_from(self, fields: Mapping[str, Any]) -> None:
         """A balancer that is to end has links carried here that are seen to come from these addresses."""
@@ -150,9 +155,11 @@ class Collector:
 
     def carries(self, number: int, session: LinkSession) -> None:
         """A link of a meter or intake was welcomed; one that comes while this is drained is sent away at once."""
+        if session.peer == OWN_EXPORTERS:
+            return  # it has nowhere else to go
         self.carrying[number] = session
         if self.drain is not None:
-            session.send(session.connection.go_away(round(self.drain.left_s, 3), "this collector is being drained"))
+            session.send(session.connection.go_away(round(self.drain.left_s, 3), DRAINED))
 
     def grant(self) -> None:
         """Tell senders what the budget allows them now."""

@@ -88,7 +88,7 @@ async def serve(
     With `slots` it is those, which others may share.
 
     A handler's exception ends that connection only and is logged once. At the bound, or without free file
-    descriptors, the rest wait in the kernel's accept queue. Once `until` is set nothing more is accepted; it returns
+    descriptors, the rest wait in the kernel's accept queue. Once `until` is set the listener is closed; it returns
     when the last connection has ended.
     """
     slots = slots or trio.CapacityLimiter(max_connections)
@@ -113,6 +113,8 @@ async def serve(
                     continue
                 pauses.over(what)
                 nursery.start_soon(serve_one, stream, peer_of(stream), handler, what, slots, ticket)
+        # Whoever comes now is refused, and not kept waiting for nobody; one that shares the socket accepts it.
+        listener.socket.close()
 
 
 async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:

@@ -1,7 +1,8 @@
 """Links through the link door to a real collector, which takes their sockets or is relayed to; nothing is lost."""
 
+import gc
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from balancer.reservations import FADE_S
 from meter.batching import Draft
 from meter.uplink import Uplink
 from sapflow.flows.reference import reference_work
-from sapflow.link import Close, Closed, Connection, Side, Welcomed
+from sapflow.link import Close, Closed, Connection, GoAway, Side, Welcomed
 from sapflow.link.frames import Hint
 from sapflow.runtime.dial import dial
 from sapflow.runtime.giving import Giving
@@ -53,8 +54,10 @@ async def until(holds: object) -> None:
 
 
 @asynccontextmanager
-async def a_front(directory: Path, *, slots: int = 100) -> AsyncIterator[Front]:
-    async with small_fleet(directory) as fleet, trio.open_nursery() as nursery:
+async def a_front(
+    directory: Path, *, slots: int = 100, proxy_from: Sequence[str] = ("127.0.0.0/8",)
+) -> AsyncIterator[Front]:
+    async with small_fleet(directory, proxy_from=proxy_from) as fleet, trio.open_nursery() as nursery:
         places = Places("b1")
         places.policy.members(["c1"], now=trio.current_time())
         places.addresses = {"c1": fleet.address}
@@ -115,6 +118,25 @@ async def test_a_link_that_its_collector_does_not_take_is_relayed(tmp_path: Path
         assert front.giving.counts.refused == 1
 
 
+@pytest.mark.parametrize("proxy_from", [("127.0.0.0/8",), ("192.0.2.0/24",)])
+async def test_a_balancer_that_drains_has_relayed_links_sent_away_whomever_their_collector_believes(
+    tmp_path: Path, proxy_from: Sequence[str]
+) -> None:
+    async with a_front(tmp_path, slots=1, proxy_from=proxy_from) as front:
+        front.taking.slots.acquire_on_behalf_of_nowait("somebody")
+        peer = await front.fleet.dial("link")
+        link = Connection(Side.CLIENT)
+        await peer.send_all(link.hello(Hint("acme", "m1"), role="meter", name="m1", token="a-token"))
+        (welcome,) = link.receive(bytes(await peer.receive_some(1000)))
+        assert isinstance(welcome, Welcomed)
+        (carried,) = front.door.links
+        front.fleet.collector.send_away_from({"peers": list(carried.seen_as), "deadline_s": 3.0})
+        with trio.fail_after(5):
+            (away,) = link.receive(bytes(await peer.receive_some(1000)))
+        assert isinstance(away, GoAway)
+        await peer.aclose()
+
+
 async def test_a_handed_link_goes_on_when_its_balancer_is_gone(tmp_path: Path) -> None:
     async with a_front(tmp_path) as front:
         peer = await front.fleet.dial("link")
@@ -150,6 +172,7 @@ async def test_two_hundred_handed_links_leave_no_descriptor_and_no_slot(tmp_path
     async with a_front(tmp_path) as front:
         await send_three(front.fleet, "link")
         await until(lambda: front.taking.slots.borrowed_tokens == 0)
+        gc.collect()  # what other tests left open is none of this one's
         before = len(os.listdir("/proc/self/fd"))
         for _ in range(4):
             async with trio.open_nursery() as nursery:

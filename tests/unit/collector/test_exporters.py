@@ -11,12 +11,16 @@ from attrs import define
 
 from balancer.exporter_carry import ExporterCarry
 from balancer.places import Places
+from collector.draining import drain_collector
 from collector.exporters import Exporters
+from collector.reporting import Reporting
 from meter.exporter_door import ExporterDoor, SourceBinding, SourceBindings
 from meter.exporter_tls import ExporterTls
 from meter.intake import Intake
 from sapflow.config import BalancerConfig, Config, IntakeConfig, SourceConfig
 from sapflow.flows.reference import reference_work
+from sapflow.monitor.process import ProcessFigures
+from sapflow.runtime.drain import Drain
 from sapflow.runtime.giving import Giving
 from sapflow.runtime.handoff import announced
 from sapflow.runtime.serve import address_of, listen, serve
@@ -117,6 +121,23 @@ async def test_a_collector_reads_what_its_balancer_gave_it_unread_and_it_is_dura
         assert (front.plain.handed, front.tls.handed) == (1, 1)
         assert held(front.itself) == (0, 0)
         await until(lambda: front.taking.slots.borrowed_tokens == 0)
+
+
+async def test_a_collector_that_drains_reads_what_carried_exporters_sent_and_ends_their_sessions(
+    tmp_path: Path,
+) -> None:
+    async with a_front(tmp_path) as front:
+        exporter = await connect(front, "plain")
+        await exporter.send_all(reference_work(10))
+        await until(lambda: front.exporters.intake.counts.exporters == 1)
+        drain = Drain()
+        drain.ask(10.0)
+        collector = front.fleet.collector
+        with trio.fail_after(8):
+            assert await drain_collector(collector, Reporting(collector, ProcessFigures(), 1.0), drain, front.exporters)
+            assert await exporter.receive_some(1) == b"", "its session has ended"
+        assert front.stored() == 240
+        assert front.exporters.uplink.links, "nobody sent the collector's own link away"
 
 
 async def test_what_no_collector_takes_the_balancer_reads_itself(tmp_path: Path) -> None:

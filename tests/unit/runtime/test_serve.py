@@ -168,6 +168,7 @@ async def test_of_a_name_with_several_addresses_nothing_is_left_listening_but_th
 async def test_a_listener_that_is_shut_accepts_nothing_more_and_ends_with_its_last_connection() -> None:
     listener = await listen("127.0.0.1:0", what="tests")
     host, port = listener.socket.getsockname()
+    shared = listener.socket.dup()
     shut, served = trio.Event(), 0
 
     async def echo(stream: trio.SocketStream, peer: str) -> None:
@@ -195,6 +196,9 @@ async def test_a_listener_that_is_shut_accepts_nothing_more_and_ends_with_its_la
                 await first.send_all(b"c")
                 assert await first.receive_some(1) == b"c"
                 assert served == 1
+                shared.close()
+                with pytest.raises(OSError, match="failed"):
+                    await trio.open_tcp_stream(host, port)
                 await first.aclose()
                 await trio.sleep_forever()
     assert nursery.cancel_scope.cancel_called
