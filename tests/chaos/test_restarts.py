@@ -82,8 +82,11 @@ def events(fleet: Fleet) -> list[dict[str, object]]:
 
 
 @pytest.mark.timeout(500)
-def test_c21_a_rolling_restart_of_every_role_loses_and_doubles_nothing(tmp_path: Path) -> None:
-    with running(tmp_path, collectors=3) as fleet:
+@pytest.mark.parametrize("handoff", ["true", "false"], ids=["handed off", "relayed"])
+def test_c21_a_rolling_restart_of_every_role_loses_and_doubles_nothing(tmp_path: Path, handoff: str) -> None:
+    config = tmp_path / "sapflow.toml"
+    config.write_text(f"[collector]\nhandoff = {handoff}\n")
+    with running(tmp_path, collectors=3, config=config) as fleet:
         before = fleet.processes()
         arguments = ["restart", "--all", "--within", "10", "--json", "--data", str(tmp_path)]
         account, ratios, done = trio.run(partial(restarting, fleet, arguments, meters=40))
