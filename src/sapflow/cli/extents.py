@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 from sapflow.client import Extent
+
+
+def groups_of(statuses: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each consumer group once, as processes tell of them: nodes that share a log all know it.
+
+    The one with most of its members knows it best.
+    """
+    groups: dict[tuple[str, str], dict[str, Any]] = {}
+    for group in (group for status in statuses for group in status.get("groups", ())):
+        known = groups.setdefault((group["org"], group["group"]), group)
+        if group["members"] > known["members"]:
+            groups[group["org"], group["group"]] = group
+    return list(groups.values())
 
 
 def batches(extent: Extent) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from sapflow.cli.extents import batches, mebibytes, not_read, records
+from sapflow.cli.extents import batches, groups_of, mebibytes, not_read, records
 from sapflow.cli.fleet_file import read_fleet, read_status
 from sapflow.cli.ledger import asked_for, ledger_options, show_ledger
 from sapflow.cli.why import say_why
@@ -57,16 +57,11 @@ def status_command(data: str, as_json: bool, why: str | None, **ledger: Any) -> 
 
 def _show_groups(statuses: dict[str, dict[str, Any]]) -> None:
     """Consumer groups by org, and how far behind they are, as of two seconds ago at most."""
-    groups: dict[tuple[str, str], dict[str, Any]] = {}
-    for group in (group for status in statuses.values() for group in status.get("groups", ())):
-        # Nodes that share a log all know it; the one with most of its members knows it best.
-        known = groups.setdefault((group["org"], group["group"]), group)
-        if group["members"] > known["members"]:
-            groups[group["org"], group["group"]] = group
+    groups = groups_of(statuses.values())
     if not groups:
         return
     click.echo(f"\n{'org':<14}{'group':<24}{'members':>8}{'position':>12}{'lag batches':>13}{'records':>13}{'MiB':>9}")
-    for group in groups.values():
+    for group in groups:
         lag, gap = Extent(**group["lag"]), Extent(**group["gap"]) if group["gap"] else None
         click.echo(
             f"{group['org']:<14}{group['group']:<24}{group['members']:>8}{group['position']:>12,}"

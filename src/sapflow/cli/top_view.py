@@ -13,6 +13,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sapflow.cli.extents import batches, groups_of, mebibytes
+from sapflow.client import Extent
+
 APART = 0.05
 """A ratio that is further than this, of what it should be, from it …"""
 APART_S = 10.0
@@ -93,7 +96,7 @@ class Top:
             if "error" not in status
         }
         parts: list[RenderableType] = [self._processes(now, flows), self._orgs(before, now, seconds)]
-        groups = [one for status in now.statuses.values() for one in status.get("groups", ()) if self._is_of(one)]
+        groups = [one for one in groups_of(now.statuses.values()) if self._is_of(one)]
         if groups:
             parts.append(_groups(groups))
         if lost is not None:
@@ -204,16 +207,10 @@ def _of_losses(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> 
 
 def _groups(groups: list[dict[str, Any]]) -> Table:
     table = _table("org", "group", "members", "position", "lag batches", "lag MiB")
-    for one in sorted(groups, key=lambda group: -group["lag"]["bytes"]):
-        lag = one["lag"]
-        table.add_row(
-            one["org"],
-            one["group"],
-            str(one["members"]),
-            f"{one['position']:,}",
-            f"{lag['entries']:,}",
-            f"{lag['bytes'] / 2**20:.1f}",
-        )
+    for one in sorted(groups, key=lambda group: -int(group["lag"]["positions"])):
+        lag = Extent(**one["lag"])
+        members, position = str(one["members"]), f"{one['position']:,}"
+        table.add_row(one["org"], one["group"], members, position, batches(lag), mebibytes(lag))
     return table
 
 

@@ -69,6 +69,15 @@ def test_what_somebody_should_look_at_is_said(now: Reading, said: str) -> None:
     assert said in shown(Top(), at(0, a_collector(0, 0)), now)
 
 
+def test_a_group_that_several_nodes_know_is_one_row_however_much_of_its_lag_is_known() -> None:
+    lag = {"positions": 1234, "entries": None, "records": None, "bytes": None}
+    group = {"org": "acme", "group": "exit.lake", "members": 0, "position": 7, "lag": lag, "gap": None}
+    one, other = ({**a_collector(0, 0), "groups": [{**group, "members": members}]} for members in (0, 1))
+    now = Reading(1, {"phloem-1": one, "phloem-2": other})
+    (row,) = [line for line in shown(Top(), now, now).splitlines() if "exit.lake" in line]
+    assert row.split() == ["acme", "exit.lake", "1", "7", "<=1,234", "-"]
+
+
 def test_of_one_org_no_other_is_shown() -> None:
     readings = at(0, a_collector(0, 0)), at(1, a_collector(2_000_000, 2_000_000))
     assert "globex" in shown(Top(), *readings)
