@@ -275,7 +275,9 @@ def _fleet(supervisor: Supervisor) -> dict[str, Any]:
     children = supervisor.children
     balancer = children["balancer"].addresses
     there = {name: child for name, child in children.items() if child.state != "drained"}
-    consume = [child.addresses["consume"] for name, child in children.items() if name.startswith("phloem")]
+    phloems = [child for name, child in children.items() if name.startswith("phloem")]
+    serving = [child for child in phloems if child.name in there] or phloems
+    consume = [child.addresses["consume"] for child in serving]
     collectors = [child for name, child in children.items() if name.startswith("collector")]
     collector = next((child for child in collectors if child.name in there), collectors[0])
     return {
