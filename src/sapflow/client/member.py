@@ -236,6 +236,7 @@ class Member:
     def _begin(self, joined: Joined) -> None:
         """It is our turn: what became of the group meanwhile, and what that means for what we did."""
         before, self._joined = self._joined, joined
+        self.options = []  # all that was told is given again
         uncommitted = self.position > self.committed
         if before is None:
             self.position = joined.position

@@ -89,6 +89,25 @@ def test_a_group_s_member_is_given_it_before_its_first_batch(backend: str, tmp_p
         anyio.run(work, backend=backend)
 
 
+def test_a_member_that_takes_nothing_of_it_keeps_no_more_with_each_connection(tmp_path: Path) -> None:
+    async def work() -> None:
+        with anyio.fail_after(20):
+            async with consume(door.url, "acme", "a-token", group="billing", at=3) as member:
+                await anext(member)
+                for seq in (5, 6, 7):
+                    before = len(member.options)
+                    door.stop()
+                    store(door, seq, flow(seq), tells=False)
+                    door.start()
+                    while (await anext(member)).payload != flow(seq):
+                        continue
+                    assert len(member.options) == before == 2
+
+    with a_door(tmp_path) as door:
+        a_log(door)
+        anyio.run(work, backend="trio")
+
+
 def test_a_slow_reader_is_given_no_more_of_it_than_it_has_credit_for(tmp_path: Path) -> None:
     """4,000 streams' worth is more than fits any buffer: it waits for the reader, and all of it comes."""
 
