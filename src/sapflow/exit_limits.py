@@ -6,7 +6,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 from sapflow.config import ExitConfig
 from sapflow.orgs import ORG_NAME
@@ -86,13 +85,9 @@ def _security(one: ExitConfig) -> Iterator[tuple[str, str]]:
             yield f"properties: {key}", f"what may be set is {', '.join(PROPERTIES)}"
         elif not re.fullmatch(PROPERTIES[key], value):
             yield f"properties: {key}", f"{PROPERTIES[key].replace('|', ', ')}; is {value!r}"
-        elif key in FILE_PROPERTIES and (why := _unreadable(value)):
-            yield f"properties: {key}", f"{value} cannot be read: {why}"
-    for key, path in one.secrets.items():
+    for key in one.secrets:
         if key not in SECRETS:
             yield f"secrets: {key}", f"what may stand in a file is {', '.join(SECRETS)}"
-        elif why := _unreadable(path):
-            yield f"secrets: {key}", f"{path} cannot be read: {why}"
     protocol = one.properties.get("security.protocol", "PLAINTEXT")
     needed = {"sasl.username": one.properties, "sasl.password": one.secrets}
     if protocol.startswith("SASL"):
@@ -105,11 +100,3 @@ def _security(one: ExitConfig) -> Iterator[tuple[str, str]]:
         yield "properties", "sasl.… has no effect without security.protocol SASL_SSL or SASL_PLAINTEXT"
     if not protocol.endswith("SSL") and any(key.startswith("ssl.") for key in (*one.properties, *one.secrets)):
         yield "properties", "ssl.… has no effect without security.protocol SSL or SASL_SSL"
-
-
-def _unreadable(path: str) -> str | None:
-    try:
-        Path(path).read_bytes()
-    except OSError as error:
-        return error.strerror or str(error)
-    return None
