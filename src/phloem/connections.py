@@ -10,7 +10,7 @@ make a link wait; what the engine said comes back as acknowledgements, one a str
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Set
+from collections.abc import Awaitable, Callable, Iterable, Set
 
 import structlog
 import trio
@@ -79,8 +79,12 @@ class Connections:
         dial: Callable[[str], Awaitable[trio.abc.Stream]],
         *,
         chooses_orgs: bool = False,
+        always: Iterable[str] = (),
     ) -> None:
-        """With `chooses_orgs` those are subscribed to that `hold` is called with, else all."""
+        """With `chooses_orgs` those are subscribed to that `hold` is called with, else all.
+
+        `always`: orgs that there is work for without a stream of theirs.
+        """
         self.settings = settings
         self.committer = committer
         self.counts = ConnectionCounts()
@@ -88,8 +92,9 @@ class Connections:
         self.pool = CreditPool(settings.budget_bytes, org_share=settings.org_share)
         self.links: dict[int, _CollectorLink] = {}
         self.dial = dial
-        self.orgs: set[str] = set()
-        """Orgs that are known of: told by collectors, or their streams have come here."""
+        self.always = frozenset(always)
+        self.orgs: set[str] = set(self.always)
+        """Orgs that are known of: those, told by collectors, or their streams have come here."""
         self.on_org: Callable[[str], None] = lambda _org: None
         """Called with each org that was not known of before."""
         self.held: frozenset[str] | None = frozenset() if chooses_orgs else None
@@ -150,7 +155,7 @@ class Connections:
         if not self.links:
             return []  # nobody is there to tell
         told = set().union(*(link.told for link in self.links.values()))
-        self._untold = {org: self._untold.get(org, now) for org in self.orgs - told}
+        self._untold = {org: self._untold.get(org, now) for org in self.orgs - told - self.always}
         found = sorted(org for org, since in self._untold.items() if now - since >= GONE_S)
         self.orgs.difference_update(found)
         return found

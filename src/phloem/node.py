@@ -95,6 +95,7 @@ async def _run(
         committer,
         partial(dial, timeout_s=config.fleet.connect_timeout_s),
         chooses_orgs=_divides_orgs(config, engine),
+        always=(exit_.org for exit_ in mine.exits),
     )
     exits = open_exits(mine.exits, consumers.serve, fleet_token)
     claims = None

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import random
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, Literal
 
@@ -21,10 +21,10 @@ from attrs import define, frozen
 
 from phloem.consume import RESERVED
 from phloem.exits.opening import Serve
-from phloem.exits.sending import Alone, Given, Sending, SentCounts
+from phloem.exits.sending import Alone, Given, Interrupted, Sending, SentCounts
 from sapflow.client.member import Member, joined
 from sapflow.client.missing import Gap, Missing
-from sapflow.client.subscription import ConsumedBatch, open_subscription
+from sapflow.client.subscription import ConsumedBatch, OptionsData, open_subscription
 from sapflow.config import ExitConfig
 from sapflow.errors import Fenced, MalformedMessage, SapflowError, first_of
 from sapflow.flows.columns.records import Context
@@ -73,8 +73,14 @@ class Publishing:
     make: Make
     dictionaries: Dictionaries
 
-    def give(self, batch: ConsumedBatch) -> None:
-        """Make its messages and send them. Raises ExitFailed, MalformedMessage."""
+    def give(self, batch: ConsumedBatch, told: Sequence[OptionsData] = ()) -> None:
+        """Make its messages and send them; exporters had `told` something before it.
+
+        Raises ExitFailed, MalformedMessage.
+        """
+        for one in told:
+            with suppress(MalformedMessage):  # then it describes nothing
+                self.dictionaries.registry_for(Context(one.org, one.exporter, one.stream.hex()), one.payload)
         context = Context(batch.org, batch.exporter, batch.stream.hex(), batch.position)
         with using(self.dictionaries.registry_for(context, batch.payload)):
             made = self.make(batch.payload, context, self.sending.most_bytes)
@@ -148,8 +154,8 @@ class Exit:
                 failed = False
                 try:
                     await self._publish()
-                except* Alone:
-                    pass  # at once, from where it was committed
+                except* (Alone, Interrupted):
+                    pass  # at once, from where it was committed; or this ends
                 except* Fenced:
                     log.info("exit set elsewhere", org=self.config.org, exit=self.config.name)
                 except* Exception as group:
@@ -219,7 +225,7 @@ class Exit:
         self.read.read_entries += 1
         self.read.read_records += batch.records
         try:
-            await self._thread.run(partial(self._publishing.give, batch))
+            await self._thread.run(partial(self._publishing.give, batch, member.take_options()))
         except MalformedMessage as error:
             member.quarantine(batch, f"it cannot be decoded: {error}")
 

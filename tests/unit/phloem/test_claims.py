@@ -214,6 +214,15 @@ async def test_an_org_that_no_collector_has_a_stream_of_is_let_go_of_and_claimed
     assert node.member.wanted == {"acme", "globex"}
 
 
+async def test_an_org_that_there_is_work_for_is_wanted_without_a_stream_of_it(node: Node, soon_gone: None) -> None:
+    """An exit has a backlog to publish, whether its exporters still send or not."""
+    node.connections.always = frozenset({"acme"})
+    node.connections.met("acme")
+    node.collectors["c1"].endpoint("globex")
+    await trio.sleep(GONE_S + 4)
+    assert node.member.wanted == {"acme", "globex"}
+
+
 async def test_a_collector_that_is_gone_for_good_tells_of_no_org(node: Node, soon_gone: None) -> None:
     one, other = node.collectors.values()
     one.endpoint("acme"), other.endpoint("globex")

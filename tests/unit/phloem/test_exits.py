@@ -18,16 +18,18 @@ from phloem.engine.embedded import EmbeddedLog
 from phloem.engine.layout import Place
 from phloem.exits.exit import Exit
 from phloem.exits.exits import Exits
-from phloem.exits.sending import Sending
+from phloem.exits.sending import Interrupted, Sending
 from sapflow.client import consume
 from sapflow.config import ExitConfig
 from sapflow.entry import LogEntry
 from sapflow.errors import Refused
 from sapflow.flows.formats.messages import maker
+from sapflow.flows.ipfix.encode import Encoder, make_template
 from sapflow.flows.reference import reference_work
 from sapflow.flows.registry import registry
 from sapflow.link import Close
 from sapflow.runtime.threads import ThreadKind, instead
+from tests.unit.flows.test_typeinfo import ACME, described
 from tests.unit.phloem.fake_topic import FakeTopic
 
 STREAM = b"0123456789abcdef"
@@ -147,6 +149,49 @@ def test_what_is_published_is_what_tail_gives_of_it(tmp_path: Path) -> None:
             "sourceIPv4Address": json.loads(first.value)["sourceIPv4Address"],
         }
         assert [one.place for one in topic.stored] == [(at, part) for at in (1, 2) for part in range(RECORDS)]
+
+    run(tmp_path, test)
+
+
+def test_one_that_begins_behind_what_an_exporter_told_has_its_names_all_the_same(tmp_path: Path) -> None:
+    """As every exit does when its node is started again."""
+
+    async def test(node: Node, nursery: trio.Nursery) -> None:
+        topic = FakeTopic()
+        told = LogEntry(STREAM, 1, "192.0.2.1:9", 1000, 2, 1, described(5, b"acmeTime"), tells=True)
+        node.engine.append([("acme", told)])
+        node.stored = 1
+        nursery.start_soon(node.exit("lake", topic, at="latest").run)
+        await until(lambda: node.position("lake") == 1 or bool(node.consumers.counts.options_out))
+        template = make_template(300, [(ACME, 5, 4)])
+        encoder = Encoder()
+        records = encoder.records(template, [b"\0\0\0\7"], export_time=1)
+        node.store(1, encoder.templates([template], export_time=1) + records, records=1)
+        await until(lambda: node.position("lake") == 2)
+        assert json.loads(topic.once()[0].value)["acmeTime"] == 7
+
+    run(tmp_path, test)
+
+
+def test_an_exit_that_is_ended_while_its_thread_waits_has_not_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interruptions = [Interrupted("this process ends")]
+
+    async def interrupted() -> None:
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled:
+            if interruptions:
+                raise interruptions.pop() from None
+            raise
+
+    async def test(node: Node, nursery: trio.Nursery) -> None:
+        exit_ = node.exit("lake", FakeTopic())
+        monkeypatch.setattr(exit_, "_publish", interrupted)
+        with trio.move_on_after(10):
+            await exit_.run()
+        assert (exit_.state, exit_.reason, exit_._failures) == ("starting", "", 0)
 
     run(tmp_path, test)
 
