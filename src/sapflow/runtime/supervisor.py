@@ -269,6 +269,11 @@ class _Keeper:
                 f"{self._child.name} runs on as it was: its successor did not start: {successor.why}; its log "
                 f"({self._child.log_place}) says why"
             )
+        if self._life is not before or before.over.is_set():
+            # It died meanwhile, and is started anew as whoever dies: there are not to be two.
+            successor.kill()
+            await successor.over.wait()
+            raise SapflowError(f"{self._child.name} ended before its successor was ready, and is started anew")
         self._took_over(successor, "restarted")
         drained = await self._drain(before, within_s, successor)
         self._tell_end(before)

@@ -254,6 +254,20 @@ async def test_a_successor_that_does_not_start_leaves_the_one_that_is_there(tmp_
         assert await kept.until(1) == ["started"]
 
 
+async def test_one_that_dies_while_its_successor_starts_is_started_anew_and_there_are_not_two(tmp_path: Path) -> None:
+    known, all_of_them = tmp_path / "known", tmp_path / "all"
+    first = f"echo $$ >> {all_of_them}; if test -e {known}; then "
+    first += f"pid=$(cat {known}); rm {known}; kill -9 $pid; sleep 0.5; else echo $$ > {known}; fi; "
+    kept = Kept(first + READY + WAIT)
+    kept.child.successor_first = True
+    async with kept.running():
+        with pytest.raises(SapflowError, match="ended before its successor was ready, and is started anew"):
+            await kept.supervisor.restart("one", 1)
+        assert await kept.until(3) == ["started", "died", "restarted"]
+        running = [pid for pid in map(int, all_of_them.read_text().split()) if alive(pid)]
+        assert running == [kept.child.pid]
+
+
 async def test_a_child_that_does_not_end_when_it_is_to_be_drained_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LATE_S", 0.2)
     kept = Kept(READY + WAIT)
