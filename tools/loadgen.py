@@ -12,6 +12,7 @@ import json
 import random
 import sys
 import time
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,9 @@ QUANTILES = (50, 90, 99, 99.9)
 MAX_LATENCIES = 1_000_000
 MAX_RECORDS = 1000
 """In a message of at most 65,535 bytes."""
+
+Reach = Callable[[str], str]
+"""The address at which meters of an org connect now."""
 
 
 @define
@@ -118,12 +122,13 @@ class Meter:
     """One simulated meter: its own link and one stream."""
 
     def __init__(
-        self, name: str, org: str, token: str, address: str, ledger: Ledger, *, idle_timeout_s: float = 30.0
+        self, name: str, org: str, token: str, door: str | Reach, ledger: Ledger, *, idle_timeout_s: float = 30.0
     ) -> None:
         self.org = org
+        reach = door if callable(door) else lambda org: door
         self.uplink = Uplink(
-            FixedTarget(Target("the door", address)),
-            lambda target: dial(target.address, timeout_s=5.0),
+            FixedTarget(Target("the door", "")),
+            lambda target: dial(reach(org), timeout_s=5.0),
             UplinkSettings(
                 hello={"role": "meter", "token": token, "name": name},
                 hint=Hint(org=org, name=name),
@@ -189,7 +194,7 @@ async def export(number: int, address: str, ledger: Ledger, stop: trio.Event, pa
 
 
 async def load(
-    door: str,
+    door: str | Reach,
     tokens: dict[str, str],
     ledger: Ledger,
     stop: trio.Event,
@@ -200,18 +205,20 @@ async def load(
     ramp_s: float = 0.0,
     exporters: int = 0,
     exporter_door: str = "",
+    paces: Mapping[str, Pace] | None = None,
 ) -> None:
     """Meters spread over the orgs of `tokens`, and exporters, until `stop` and all that meters sent is durable.
 
-    They start evenly over `ramp_s` seconds.
+    They start evenly over `ramp_s` seconds. Orgs that have a pace in `paces` keep that one, also as it changes.
     """
-    orgs = list(tokens)
+    orgs, paces = list(tokens), paces or {}
     pace = Pace(interval_s, records)
     async with trio.open_nursery() as nursery:
         for number in range(meters + exporters):
             if number < meters:
                 org = orgs[number % len(orgs)]
-                nursery.start_soon(Meter(f"meter-{number}", org, tokens[org], door, ledger).run, stop, pace)
+                meter = Meter(f"meter-{number}", org, tokens[org], door, ledger)
+                nursery.start_soon(meter.run, stop, paces.get(org, pace))
             else:
                 nursery.start_soon(export, number, exporter_door, ledger, stop, pace)
             if ramp_s:

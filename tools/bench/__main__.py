@@ -12,6 +12,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from sapflow.cli import start_log
+
 NAMES = (
     "decode",
     "log",
@@ -34,6 +36,7 @@ NAMES = (
 @click.option("--write", type=click.Path(path_type=Path), help="Append the table, with date and command, to this file.")
 def main(names: tuple[str, ...], as_json: bool, write: Path | None) -> None:
     """Run benchmarks (all of them, if none is named)."""
+    start_log("warning")
     console = Console(stderr=True)
     for name in names or NAMES:
         console.print(f"{name} …")
