@@ -32,37 +32,49 @@ class RelayCounts(Protocol):
     bytes_back: int
 
 
+Counters = tuple[RelayCounts, ...]
+Count = Callable[[Counters, int], None]
+
+
 async def relay(
     client: trio.SocketStream, upstream: trio.SocketStream, *counters: RelayCounts, pipe_bytes: int = PIPE_BYTES
 ) -> None:
     """Carry bytes both ways until both directions have ended, or one side was reset; all `counters` count them."""
 
-    def taken(size: int) -> None:
-        for counts in counters:
-            counts.bytes_in += size
-
-    def given(size: int) -> None:
-        for counts in counters:
-            counts.bytes_out += size
-
-    def back(size: int) -> None:
-        for counts in counters:
-            counts.bytes_back += size
-
-    def nothing(_size: int) -> None: ...
-
     one_way = carrier.get()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(one_way, client, upstream, taken, given, pipe_bytes, nursery.cancel_scope)
-        await one_way(upstream, client, nothing, back, pipe_bytes, nursery.cancel_scope)
+        nursery.start_soon(one_way, client, upstream, counters, _taken, _given, pipe_bytes, nursery.cancel_scope)
+        await one_way(upstream, client, counters, _nothing, _back, pipe_bytes, nursery.cancel_scope)
         nursery.cancel_scope.deadline = trio.current_time() + HALF_CLOSED_S
+
+
+# An idle link is two frames that wait: what is the same for all links is not made for each.
+
+
+def _taken(counters: Counters, size: int) -> None:
+    for counts in counters:
+        counts.bytes_in += size
+
+
+def _given(counters: Counters, size: int) -> None:
+    for counts in counters:
+        counts.bytes_out += size
+
+
+def _back(counters: Counters, size: int) -> None:
+    for counts in counters:
+        counts.bytes_back += size
+
+
+def _nothing(_counters: Counters, _size: int) -> None: ...
 
 
 async def splice_one_way(
     source: trio.SocketStream,
     destination: trio.SocketStream,
-    read: Callable[[int], None],
-    wrote: Callable[[int], None],
+    counters: Counters,
+    read: Count,
+    wrote: Count,
     pipe_bytes: int,
     both: trio.CancelScope,
 ) -> None:
@@ -72,18 +84,25 @@ async def splice_one_way(
         from_fd, to_fd = source.socket.fileno(), destination.socket.fileno()
         is_small = True
         while True:
-            moved = await _splice(from_fd, in_end, pipe_bytes, wait_read=from_fd, wait_write=None)
+            moved = _splice(from_fd, in_end, pipe_bytes)
+            if moved is None:
+                await trio.lowlevel.wait_readable(from_fd)
+                continue
             if not moved:
                 break
-            read(moved)
+            read(counters, moved)
             if is_small and moved >= BULK_BYTES:
                 is_small = False
                 _widen(in_end, pipe_bytes)
             left = moved
             while left:
-                gone = await _splice(out_end, to_fd, left, wait_read=None, wait_write=to_fd)
-                wrote(gone)
-                left -= gone
+                gone = _splice(out_end, to_fd, left)
+                if gone is None:
+                    await trio.lowlevel.wait_writable(to_fd)
+                else:
+                    wrote(counters, gone)
+                    left -= gone
+            await trio.lowlevel.checkpoint()
         await destination.send_eof()
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         both.cancel()
@@ -96,6 +115,14 @@ async def splice_one_way(
         os.close(in_end)
 
 
+def _splice(source: int, destination: int, size: int) -> int | None:
+    """How much went; None when nothing can now. Who waits does so outside: an error being handled keeps its frames."""
+    try:
+        return os.splice(source, destination, size, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
+    except BlockingIOError:
+        return None
+
+
 def _widen(pipe: int, pipe_bytes: int) -> None:
     try:
         fcntl.fcntl(pipe, F_SETPIPE_SZ, pipe_bytes)
@@ -105,22 +132,8 @@ def _widen(pipe: int, pipe_bytes: int) -> None:
 
 
 OneWay = Callable[
-    [trio.SocketStream, trio.SocketStream, Callable[[int], None], Callable[[int], None], int, trio.CancelScope],
+    [trio.SocketStream, trio.SocketStream, Counters, Count, Count, int, trio.CancelScope],
     Awaitable[None],
 ]
 carrier: ContextVar[OneWay] = ContextVar("carrier", default=splice_one_way)
 """How this context carries one direction: sockets that the kernel does not know, as in a simulation, need another."""
-
-
-async def _splice(source: int, destination: int, size: int, *, wait_read: int | None, wait_write: int | None) -> int:
-    while True:
-        try:
-            moved = os.splice(source, destination, size, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
-        except BlockingIOError:
-            if wait_read is not None:
-                await trio.lowlevel.wait_readable(wait_read)
-            if wait_write is not None:
-                await trio.lowlevel.wait_writable(wait_write)
-            continue
-        await trio.lowlevel.checkpoint()
-        return moved

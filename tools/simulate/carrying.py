@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import trio
+
+from balancer.carry import Count, Counters
 
 
 async def copy_one_way(
     source: trio.SocketStream,
     destination: trio.SocketStream,
-    read: Callable[[int], None],
-    wrote: Callable[[int], None],
+    counters: Counters,
+    read: Count,
+    wrote: Count,
     pipe_bytes: int,
     both: trio.CancelScope,
 ) -> None:
     """As `balancer.carry.splice_one_way`."""
     try:
         while data := await source.receive_some(pipe_bytes):
-            read(len(data))
+            read(counters, len(data))
             await destination.send_all(data)
-            wrote(len(data))
+            wrote(counters, len(data))
         await destination.send_eof()
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         both.cancel()
