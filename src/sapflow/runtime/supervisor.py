@@ -30,7 +30,8 @@ log = structlog.get_logger()
 
 READY_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
-STEADY_S = 5.0
+STEADY_S = 2.0
+"""A process that lasted so long did start: its end is no reason to wait before the next."""
 BACKOFF_MOST_S = 5.0
 LATE_S = 5.0
 """So long after its deadline a child that was to be drained is killed."""

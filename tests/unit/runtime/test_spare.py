@@ -22,8 +22,8 @@ import json, socket, sys
 from sapflow.runtime.spare import await_order
 order = await_order(socket.socket(fileno=int(sys.argv[-1])))
 if order is not None:
-    names = {name: socket.socket(fileno=number).getsockname()[1] for name, number in order.sockets.items()}
-    print(json.dumps([order.arguments, names]), flush=True)
+    doors = {name: socket.socket(fileno=number) for name, number in order.sockets.items()}
+    print(json.dumps([order.arguments, {name: door.getsockname()[1] for name, door in doors.items()}]), flush=True)
     sys.stdin.read()
 """
 
@@ -90,13 +90,32 @@ async def test_where_there_is_no_spare_none_is_given() -> None:
 
 
 async def test_a_spare_that_is_killed_is_replaced_and_one_that_is_not_needed_ends() -> None:
-    spare = a_spare()
+    spare, before = a_spare(), os.listdir("/proc/self/fd")
     async with kept(spare):
         pid = await loaded(spare)
         os.kill(pid, signal.SIGKILL)
         another = await loaded(spare, but=pid)
     assert not is_alive(another)
     assert spare.pid == 0
+    assert os.listdir("/proc/self/fd") == before
+
+
+async def test_a_spare_has_its_pipes_and_its_socket_and_keeps_only_what_it_was_ordered() -> None:
+    def open_in(pid: int) -> list[str]:
+        return [os.readlink(f"/proc/{pid}/fd/{number}").partition(":")[0] for number in os.listdir(f"/proc/{pid}/fd")]
+
+    spare = a_spare()
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        async with kept(spare):
+            pid = await loaded(spare)
+            assert sorted(name for name in open_in(pid) if name in ("pipe", "socket")) == ["pipe", "pipe", "socket"]
+            process = await spare.take(Order(["role"], {"door": door.fileno()}))
+            assert process is not None
+            await first_line(process)
+            assert open_in(pid).count("socket") == 1
+            sockets = [os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd")]
+            assert os.readlink(f"/proc/self/fd/{door.fileno()}") in sockets
+            await ended(process)
 
 
 async def test_a_spare_that_dies_at_the_moment_of_its_order_is_not_waited_for() -> None:
