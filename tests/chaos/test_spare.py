@@ -145,7 +145,7 @@ def test_where_another_version_was_installed_since_a_spare_begins_anew(
     monkeypatch.setenv("PYTHONPATH", str(copy))
     with running(tmp_path / "data", collectors=1) as fleet:
         spare = until(lambda: spare_of(fleet))
-        with (copy / "collector" / "node.py").open("a") as file:
+        with (copy / "collector" / "sessions.py").open("a") as file:
             file.write("\nprint('this is the new version', file=__import__('sys').stderr)\n")
         fleet.kill("collector-1")
         until(lambda: is_back_as(fleet, "collector-1", spare))
