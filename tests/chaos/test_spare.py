@@ -13,6 +13,7 @@ import pytest
 from tools.fleet import Fleet, running
 
 import sapflow
+from sapflow.cli.fleet_control import ask_fleet
 from sapflow.cli.spare import IDLE
 
 
@@ -107,15 +108,9 @@ def test_a_role_that_is_killed_while_there_is_no_spare_is_started_anew(fleet: Fl
 def test_a_restarted_role_is_the_spare_too_and_has_handed_on_all(fleet: Fleet) -> None:
     for name in ("phloem-1", "balancer"):
         spare = until(lambda: spare_of(fleet))
-        found = sapflow_restart(fleet, name)
+        found = ask_fleet(str(fleet.data), "restart", name, 20.0)
         assert found["clean"], found
         assert is_back_as(fleet, name, spare)
-
-
-def sapflow_restart(fleet: Fleet, name: str) -> dict[str, Any]:
-    from sapflow.cli.fleet_control import ask_fleet
-
-    return ask_fleet(str(fleet.data), "restart", name, 20.0)
 
 
 def test_a_spare_ends_when_its_supervisor_is_killed(tmp_path: Path) -> None:
