@@ -49,12 +49,6 @@ CASES = worst_cases() | {
         *_one((0, 4, 1), record=b"\x06"),
     ],
 }
-SLOW_IN_VIEWS = (
-    "a set for each of 1,500 templates of different fields",
-    "a set for each of 4,096 templates of another element",
-    "a set for each of 4,096 templates of another element that varies",
-)
-"""A view takes a millisecond of each, each time that others stand between: ten seconds for 64 KiB of them."""
 
 
 class Nowhere(io.BytesIO):
@@ -100,7 +94,7 @@ def test_the_worst_messages_are_written_within_their_memory(case: str, format_: 
     assert peak < MOST_BYTES + (tables.LOOK_AHEAD_BYTES if format_ in ("arrow", "parquet") else 0)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case not in SLOW_IN_VIEWS])
+@pytest.mark.parametrize("case", CASES)
 def test_the_worst_messages_are_viewed_within_their_memory(case: str) -> None:
     peak = peak_of(payload_of(case), "jsonl", [View()])
     print(f"{case}: {peak / (1 << 20):.1f} MiB")

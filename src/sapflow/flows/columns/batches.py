@@ -9,8 +9,8 @@ records under thousands of template ids cost little more than those of one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from attrs import field, frozen
@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 
 @frozen
 class FlowBatch:
-    """Records of one domain, column by column, whose templates have the same fields: of one template, as a rule."""
+    """Records of one domain, column by column, whose templates have the same fields: of one template, as a rule.
+
+    What a view makes of them may be of several domains, and of templates of any fields.
+    """
 
     domain: int
     template: Template
@@ -51,6 +54,8 @@ class FlowBatch:
     """When each record was exported, in seconds since 1970; empty for a batch that was not decoded from messages."""
     template_ids: NDArray[np.uint16] = field(factory=lambda: np.empty(0, np.uint16))
     """The template of each record; empty when all are of `template`."""
+    domains: NDArray[np.uint32] = field(factory=lambda: np.empty(0, np.uint32))
+    """The observation domain of each record; empty when all are of `domain`: only what was joined has several."""
 
     @property
     def records(self) -> int:
@@ -66,9 +71,10 @@ class FlowBatch:
         self, which: slice | NDArray[np.intp], columns: dict[str, Column], elements: tuple[InformationElement, ...]
     ) -> FlowBatch:
         """Other columns for some of its records, which may be named more than once."""
-        order, times, ids = self.order[which], self.export_times, self.template_ids
+        order, times, ids, domains = self.order[which], self.export_times, self.template_ids, self.domains
         times, ids = times[which] if len(times) else times, ids[which] if len(ids) else ids
-        return FlowBatch(self.domain, self.template, elements, columns, order, self.templates, times, ids)
+        domains = domains[which] if len(domains) else domains
+        return FlowBatch(self.domain, self.template, elements, columns, order, self.templates, times, ids, domains)
 
     def to_arrow(self, context: Context | None = None) -> pyarrow.RecordBatch:
         """The records for Arrow, without copying where its layout is ours (see `sapflow.flows.columns.arrow`).
@@ -78,6 +84,34 @@ class FlowBatch:
         from sapflow.flows.columns.arrow import record_batch
 
         return record_batch(self, context)
+
+
+def joined(batches: Sequence[FlowBatch]) -> FlowBatch:
+    """The records of some batches, of one behind those of another, without their columns. There must be a batch."""
+    first = batches[0]
+    counts = [batch.records for batch in batches]
+    domains, ids = [batch.domain for batch in batches], [batch.template.id for batch in batches]
+    template_ids, each_domain, times = first.template_ids[:0], first.domains[:0], first.export_times[:0]
+    if len(set(ids)) > 1 or any(len(batch.template_ids) for batch in batches):
+        template_ids = np.repeat(np.array(ids, np.uint16), counts)
+        _put(template_ids, [batch.template_ids for batch in batches], counts)
+    if len(set(domains)) > 1 or any(len(batch.domains) for batch in batches):
+        each_domain = np.repeat(np.array(domains, np.uint32), counts)
+        _put(each_domain, [batch.domains for batch in batches], counts)
+    if any(len(batch.export_times) for batch in batches):
+        times = np.zeros(sum(counts), np.int64)
+        _put(times, [batch.export_times for batch in batches], counts)
+    order = np.concatenate([batch.order for batch in batches])
+    return FlowBatch(first.domain, first.template, (), {}, order, {}, times, template_ids, each_domain)
+
+
+def _put(into: NDArray[Any], parts: Sequence[NDArray[Any]], counts: Sequence[int]) -> None:
+    """Write those parts that are not empty where they belong."""
+    first = 0
+    for part, count in zip(parts, counts, strict=True):
+        if len(part):
+            into[first : first + count] = part
+        first += count
 
 
 def decode(data: bytes, session: Session | None = None) -> list[FlowBatch]:

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from sapflow.flows.columns.batches import FlowBatch
-from sapflow.flows.columns.records import Context, column_values, context_fields, list_values
+from sapflow.flows.columns.records import Context, column_values, context_columns, context_fields, list_values
 from sapflow.flows.formats.cells import ROW, Cells, Notation, cells_of, encoded
 from sapflow.flows.formats.lines import Part, in_order, lines
 from sapflow.flows.formats.pieces import CONTEXT_COLUMNS, STAGED_COLUMNS, Costs, leave_out, pieces, weigh_text
@@ -22,12 +22,12 @@ _EMPTY_BYTES = 3
 
 
 def text_columns(batch: FlowBatch, names: Sequence[str], notation: Notation) -> dict[str, Cells]:
-    """The text of those of a batch's columns that are named, and of `_template` where records differ in it."""
+    """The text of those of a batch's columns that are named, and of the context's where records differ in it."""
     wanted = set(names)
     cells: dict[str, Cells] = {}
-    if len(batch.template_ids) and "_template" in wanted:
-        found = cells_of(batch.template_ids, "unsigned16", notation)
-        cells["_template"] = found or encoded(batch.template_ids.tolist(), notation)
+    for name, numbers in context_columns(batch).items():
+        if name in wanted:
+            cells[name] = cells_of(numbers, "unsigned32", notation) or encoded(numbers.tolist(), notation)
     for (name, column), element in zip(batch.columns.items(), batch.elements, strict=True):
         if name in wanted:
             if element.is_list:
