@@ -10,7 +10,6 @@ import numpy as np
 from attrs import frozen
 
 from sapflow.flows.ipfix.shapes import Kept
-from sapflow.flows.ipfix.structured import holds_lists
 from sapflow.flows.ipfix.templates import Template
 from sapflow.flows.registry import InformationElement, Registry, registry
 from sapflow.flows.wire import VARIABLE_LENGTH
@@ -22,6 +21,8 @@ MAX_KINDS_KEPT = 4096
 
 UNSIGNED = frozenset({"unsigned8", "unsigned16", "unsigned32", "unsigned64"})
 SIGNED = frozenset({"signed8", "signed16", "signed32", "signed64"})
+_USUAL = {**dict.fromkeys(UNSIGNED, "unsigned64"), **dict.fromkeys(SIGNED, "signed64"), "float32": "float64"}
+"""The type that stands for all that are converted as it is: by their length."""
 
 
 @frozen(eq=False)
@@ -31,7 +32,7 @@ class Kind:
     wire: np.dtype[Any]
     """As it came."""
     type: str
-    """The element's; where octets stay what they are, octetArray."""
+    """The element's, or one that is converted alike; where octets stay what they are, octetArray."""
     length: int
 
 
@@ -89,33 +90,40 @@ _layouts: Kept[tuple[Registry, bytes], Layout] = Kept(MAX_FIELDS_KEPT)
 
 
 def _layout(template: Template) -> Layout:
-    lookup = registry().lookup
-    elements = tuple([lookup(pen, number) for pen, number, _ in template.fields])
+    known = registry()
+    lookup = known.lookup
+    fields = template.shape.fields
+    elements = tuple([lookup(pen, number) for pen, number, _ in fields])
     names = distinct_names(elements)
-    kinds = []
+    kinds: list[Kind | None] = []
     alike: dict[Kind | None, tuple[list[str], list[int]]] = {}
     run = offset = 0
-    for name, element, (_, _, length) in zip(names, elements, template.fields, strict=True):
+    for name, element, (_, _, length) in zip(names, elements, fields, strict=True):
         if length == VARIABLE_LENGTH:
-            kind, size = None, 0
+            kind = None
             run, offset = run + 1, 0
         else:
-            kind, size = kind_of(element.type, length), length
+            kind = kind_of(element.type, length)
         group = alike.get(kind)
         if group is None:
-            group = alike[kind] = ([], [])
-        group[0].append(name)
-        group[1].extend((run, offset))
+            alike[kind] = ([name], [run, offset])
+        else:
+            group[0].append(name)
+            group[1].extend((run, offset))
         kinds.append(kind)
-        offset += size
-    groups = tuple([Alike(kind, tuple(names), tuple(places)) for kind, (names, places) in alike.items()])
-    return Layout(names, elements, tuple(kinds), groups, holds_lists(template))
+        if kind is not None:
+            offset += length
+    # Half the time of a call with arguments, and a hostile message has thousands.
+    make = Alike._make
+    groups = tuple([make((kind, tuple(names), tuple(places))) for kind, (names, places) in alike.items()])
+    lists = not known.list_elements.isdisjoint(template.shape.elements)
+    return Layout(names, elements, tuple(kinds), groups, lists)
 
 
 def distinct_names(elements: tuple[InformationElement, ...]) -> tuple[str, ...]:
     """The elements' names; one that is repeated gets `_2`, `_3`, …"""
     plain = tuple([element.name for element in elements])
-    if len(set(plain)) == len(plain):
+    if len(plain) == 1 or len(set(plain)) == len(plain):
         return plain
     times = Counter[str]()
     taken = set(plain)
@@ -132,10 +140,11 @@ def distinct_names(elements: tuple[InformationElement, ...]) -> tuple[str, ...]:
 
 @lru_cache(MAX_KINDS_KEPT)
 def kind_of(type_name: str, length: int) -> Kind:
-    """The kind of a fixed field of a type and length."""
+    """The kind of a fixed field of a type and length: types that are converted alike have one."""
     wire = np.dtype(_wire_type(type_name, length))
     stays = wire.kind == "V" and not (type_name in UNSIGNED | SIGNED and 1 <= length <= 8)
-    return kind_of("octetArray", length) if stays and type_name != "octetArray" else Kind(wire, type_name, length)
+    usual = "octetArray" if stays else _USUAL.get(type_name, type_name)
+    return Kind(wire, type_name, length) if usual == type_name else kind_of(usual, length)
 
 
 def _wire_type(kind: str, length: int) -> str:

@@ -16,10 +16,10 @@ from sapflow.errors import MalformedMessage
 from sapflow.flows.ipfix.mending import Cut
 from sapflow.flows.ipfix.messages import MessageSets, OnData
 from sapflow.flows.ipfix.sequences import Numbers, SequenceCounter
-from sapflow.flows.ipfix.structured import holds_lists
 from sapflow.flows.ipfix.telling import tells
 from sapflow.flows.ipfix.templates import Template
 from sapflow.flows.limits import FlowLimits
+from sapflow.flows.registry import registry
 from sapflow.flows.wire import (
     FIRST_DATA_SET,
     MAX_MESSAGE_BYTES,
@@ -237,43 +237,54 @@ class Session:
 
         How many of them are defined over another that was not withdrawn.
         """
-        limits = self._limits
-        size, count = self._template_bytes, len(self.templates)
+        if not sets.changes:
+            self._used.update(sets.used)
+            return 0
+        limits, templates = self._limits, self.templates
+        size, count = self._template_bytes, len(templates)
         for key, template in sets.changes.items():
-            old = self.templates.get(key)
-            size += (template.raw_bytes if template else 0) - (old.raw_bytes if old else 0)
-            count += (template is not None) - (old is not None)
+            if template is not None:
+                size += template.raw_bytes
+                count += 1
+            if (old := templates.get(key)) is not None:
+                size -= old.raw_bytes
+                count -= 1
         if count > limits.max_templates or size > limits.max_template_bytes:
             what = f"{count:,} templates of {size:,} bytes in one session (limits {limits.max_templates:,} and "
             raise MalformedMessage(f"{what}{limits.max_template_bytes:,})", offset=start, reason="templates")
         redefined = 0
+        lists = registry().list_elements
         for key, template in sets.changes.items():
-            old = self.templates.pop(key, None)
-            domain.keys.discard(key)
-            self._fixed.pop(key, None)
-            self._note_lists(key, domain_id, old, template)
-            self.changes += template is None or old is None or not old.same_as(template)
+            old = templates.pop(key, None)
+            same = old is not None and template is not None and old.same_as(template)
+            if old is not None:
+                domain.keys.discard(key)
+                self._fixed.pop(key, None)
+            self._before.setdefault(key, old)
+            self._note_lists(key, domain_id, template, lists, same=same)
+            self.changes += not same
             if template is not None:
-                redefined += old is not None and not old.same_as(template)
+                shape = template.shape
+                redefined += old is not None and not same
                 result.may_tell = result.may_tell or tells(template)
-                self.templates[key] = template
+                templates[key] = template
                 domain.keys.add(key)
-                if template.record_bytes and not template.shape.sparse:
-                    self._fixed[key] = template.record_bytes
+                if shape.record_bytes and not shape.sparse:
+                    self._fixed[key] = shape.record_bytes
         self._template_bytes = size
         self._used.update(sets.used)
         return redefined
 
-    def _note_lists(self, key: int, domain_id: int, old: Template | None, new: Template | None) -> None:
-        self._before.setdefault(key, old)
+    def _note_lists(
+        self, key: int, domain_id: int, new: Template | None, elements: frozenset[tuple[int, int]], *, same: bool
+    ) -> None:
         listed = key in self._listing
-        same = old is not None and new is not None and old.same_as(new)
-        lists = listed if same else new is not None and holds_lists(new)
+        lists = listed if same else new is not None and not elements.isdisjoint(new.shape.elements)
         if lists or listed:
             self._whole.add(domain_id)
         if lists:
             self._listing.add(key)
-        else:
+        elif listed:
             self._listing.discard(key)
 
 
