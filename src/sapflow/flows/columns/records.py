@@ -46,6 +46,8 @@ def context_fields(batch: FlowBatch, context: Context) -> dict[str, str | int | 
 
 def context_columns(batch: FlowBatch) -> dict[str, NDArray[Any]]:
     """Of the context, what records of one batch differ in."""
+    if not len(batch.domains) and not len(batch.template_ids):
+        return {}
     columns: dict[str, NDArray[Any]] = {"_domain": batch.domains, "_template": batch.template_ids}
     return {name: column for name, column in columns.items() if len(column)}
 
