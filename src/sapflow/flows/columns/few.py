@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from attrs import define, field
 
-from sapflow.flows.columns.layouts import Kind
+from sapflow.flows.columns.layouts import PLACE, Kind
 from sapflow.flows.columns.ranges import Offsets, ranges
 from sapflow.flows.columns.tables import Column, Stack, Table
 from sapflow.flows.columns.typed import typed
@@ -31,7 +31,7 @@ class _Fields:
     """The table of each."""
     names: list[str] = field(factory=list)
     places: list[int] = field(factory=list)
-    """Two numbers for each: see `Alike`."""
+    """As a layout has them."""
 
 
 def is_small(table: Table) -> bool:
@@ -88,7 +88,7 @@ class Few:
         octets = padded(self._data)
         for kind, fields in _by_kind(tables).items():
             which = np.array(fields.tables)
-            run, offset = np.array(fields.places, np.intp).reshape(-1, 2).T
+            run, offset = np.divmod(np.array(fields.places, np.intp), PLACE)
             counts = records[which]
             at = ranges(firsts[which] + run, counts, runs[which] if self._varying else None)
             begins = anchors[at]
@@ -128,11 +128,12 @@ def _by_kind(tables: list[Table]) -> dict[Kind | None, _Fields]:
     kinds: dict[Kind | None, _Fields] = {}
     for index, table in enumerate(tables):
         table.columns = dict.fromkeys(table.layout.names, _NOT_YET)
-        for kind, names, places in table.layout.alike:
+        layout = table.layout
+        for kind, name, place in zip(layout.kinds, layout.names, layout.places, strict=True):
             fields = kinds.get(kind)
             if fields is None:
                 fields = kinds[kind] = _Fields()
-            fields.tables += [index] * len(names)
-            fields.names += names
-            fields.places += places
+            fields.tables.append(index)
+            fields.names.append(name)
+            fields.places.append(place)
     return kinds

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
-from attrs import frozen
+from attrs import define, frozen
 
 from sapflow.flows.ipfix.shapes import Kept
 from sapflow.flows.ipfix.templates import Template
@@ -18,6 +18,8 @@ MAX_FIELDS_KEPT = 180_000
 """Of all layouts kept: those of 10,000 templates of 14 fields, about 24 MiB. When there are more, all are worked out
 again."""
 MAX_KINDS_KEPT = 4096
+PLACE = 1 << 16
+"""More octets than a record has."""
 
 UNSIGNED = frozenset({"unsigned8", "unsigned16", "unsigned32", "unsigned64"})
 SIGNED = frozenset({"signed8", "signed16", "signed32", "signed64"})
@@ -36,43 +38,37 @@ class Kind:
     length: int
 
 
-class Alike(NamedTuple):
-    """The fields of one kind."""
-
-    kind: Kind | None
-    """None for those of variable length."""
-    names: tuple[str, ...]
-    places: tuple[int, ...]
-    """Two numbers for each: its run of fixed fields, and how far behind the beginning of that it begins, in octets.
-
-    There is run 0, and one more behind each element of variable length, which stands right before its own run.
-    """
-
-
-@frozen(eq=False, slots=False)
+@define(eq=False)
 class Layout:
-    """What templates of the same fields have in common."""
+    """What templates of the same fields have in common. Nobody changes it."""
 
     names: tuple[str, ...]
     """A name that is repeated in the template gets `_2`, `_3`, …"""
     elements: tuple[InformationElement, ...]
     kinds: tuple[Kind | None, ...]
     """Of each field; None when its length varies."""
-    alike: tuple[Alike, ...]
-    """The fields again, by kind."""
+    places: tuple[int, ...]
+    """Of each field: its run of fixed fields, times PLACE, and how many octets behind the beginning of that it begins.
+
+    There is run 0, and one more behind each element of variable length, which stands right before its own run.
+    """
     holds_lists: bool
     """Whether records need other templates of their domain, or may (RFC 6313)."""
 
-    @cached_property
+    _runs: tuple[np.dtype[Any], ...] | None = None
+
+    @property
     def runs(self) -> tuple[np.dtype[Any], ...]:
         """The fixed fields before each element of variable length, and after the last: `f0`, `f1`, … by their place."""
-        runs: list[list[tuple[str, np.dtype[Any]]]] = [[]]
-        for index, kind in enumerate(self.kinds):
-            if kind is None:
-                runs.append([])
-            else:
-                runs[-1].append((f"f{index}", kind.wire))
-        return tuple(map(np.dtype, runs))
+        if self._runs is None:
+            runs: list[list[tuple[str, np.dtype[Any]]]] = [[]]
+            for index, kind in enumerate(self.kinds):
+                if kind is None:
+                    runs.append([])
+                else:
+                    runs[-1].append((f"f{index}", kind.wire))
+            self._runs = tuple(map(np.dtype, runs))
+        return self._runs
 
 
 def layout_of(template: Template) -> Layout:
@@ -96,28 +92,19 @@ def _layout(template: Template) -> Layout:
     elements = tuple([lookup(pen, number) for pen, number, _ in fields])
     names = distinct_names(elements)
     kinds: list[Kind | None] = []
-    alike: dict[Kind | None, tuple[list[str], list[int]]] = {}
-    run = offset = 0
-    for name, element, (_, _, length) in zip(names, elements, fields, strict=True):
+    places = []
+    place = 0
+    for element, (_, _, length) in zip(elements, fields, strict=True):
         if length == VARIABLE_LENGTH:
-            kind = None
-            run, offset = run + 1, 0
+            kinds.append(None)
+            place += PLACE - place % PLACE
+            places.append(place)
         else:
-            kind = kind_of(element.type, length)
-        group = alike.get(kind)
-        if group is None:
-            alike[kind] = ([name], [run, offset])
-        else:
-            group[0].append(name)
-            group[1].extend((run, offset))
-        kinds.append(kind)
-        if kind is not None:
-            offset += length
-    # Half the time of a call with arguments, and a hostile message has thousands.
-    make = Alike._make
-    groups = tuple([make((kind, tuple(names), tuple(places))) for kind, (names, places) in alike.items()])
+            kinds.append(kind_of(element.type, length))
+            places.append(place)
+            place += length
     lists = not known.list_elements.isdisjoint(template.shape.elements)
-    return Layout(names, elements, tuple(kinds), groups, lists)
+    return Layout(names, elements, tuple(kinds), tuple(places), lists)
 
 
 def distinct_names(elements: tuple[InformationElement, ...]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 
-from attrs import frozen
+from attrs import define, frozen
 
 from sapflow.errors import MalformedMessage
 from sapflow.flows.ipfix.shapes import Field, Shape, shape_end, shape_of
@@ -18,9 +18,12 @@ _OPTIONS_HEAD = struct.Struct("!HHH")
 MAX_RECORD_BYTES = 65_515
 
 
-@frozen(eq=False)
+@define(eq=False)
 class Template:
-    """A template: an id for a shape. `raw` is the template record as it came; two are the same when that is."""
+    """A template: an id for a shape. `raw` is the template record as it came; two are the same when that is.
+
+    Nobody changes it. It is not frozen, for a hostile message makes thousands.
+    """
 
     id: int
     shape: Shape
