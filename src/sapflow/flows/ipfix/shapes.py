@@ -44,10 +44,14 @@ class Kept(Generic[K, V]):
         """When there is no room, everything else goes."""
         cost = fields + VALUE_COSTS_FIELDS
         if self.fields + cost > self.max_fields:
-            self._values.clear()
-            self.fields = 0
+            self.clear()
         self.fields += cost
         self._values[key] = value
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._values.clear()
+        self.fields = 0
 
 
 class Field(NamedTuple):
