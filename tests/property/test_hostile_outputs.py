@@ -1,6 +1,6 @@
 """No message of 64 KiB costs an output more than 8 MiB beside what its format keeps, nor does a run of them.
 
-Nor does one hold up whoever writes for longer than its columns take to make: what records there are is written in pieces.
+Nor does one hold up whoever writes for longer than its columns take to make: what there is is written in pieces.
 
 What formats keep: Arrow and Parquet what is looked ahead at and a row group, IPFIX Files the templates they defined.
 `pytest -s` shows the figures.
