@@ -1,9 +1,9 @@
 """No message of 64 KiB costs a decoder much time or more than 8 MiB, and none gets another error than MalformedMessage.
 
-Time is told in ticks (`tests.hostile.tick`), since machines are slow and busy: ten are some 50 ms of a quiet one. Whole
-messages that come first, with nothing known of their templates, take less than that, but for the columns of 4,096
-templates that all have different fields, their definitions in another message included: 9 to 16. As Arrow each of those
-is a record batch of its own, which takes 30 to 50. Only readers make either; the rest is a margin.
+Time is told in ticks (`tests.hostile.tick`, of 8 to 20 ms where these were taken), since machines are slow and busy.
+Most messages, with nothing known of their templates, take less than 6; columns of 4,096 templates that all have
+different fields, their definitions in another message included, take 9 to 23, and are beyond 50 ms on such a machine.
+As Arrow each of those is a record batch of its own, which takes 30 to 50. Only readers make either.
 `pytest -s` shows the figures.
 """
 
