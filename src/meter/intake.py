@@ -3,19 +3,25 @@
 Backpressure is TCP's own: while a stream may hold no more unacknowledged bytes its exporter is not read from.
 A malformed message ends its exporter's session; what came whole before it is kept. A set that cannot be read within a
 message that can is left out, counted and told, and the session goes on.
+
+A process that ends may leave its sessions to its successor (`left` says what goes with a socket): at the end of a batch
+a session is read from no more, and goes on there. What cannot be left, as TLS, is read until it is quiet, and ended.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 import structlog
 import trio
 from attrs import define, frozen
 
 from meter.batching import FEED_BYTES, Batcher, Draft
-from meter.exporter_stream import StreamSource
+from meter.exporter_stream import ExporterStream, StreamSource
 from meter.faults import Faults
+from meter.left import LeftSession
 from sapflow.errors import MalformedMessage
 from sapflow.flows.limits import FlowLimits
 from sapflow.runtime.addresses import split_address
@@ -29,6 +35,11 @@ QUIET_S = 0.2
 """… or until it has said nothing for so long; …"""
 EMPTY_S = 0.005
 """… then what has come is read, and nothing more."""
+SETTLES_WITHIN_S = 1.0
+"""What was read of a session that is left is waited for so long to be durable: what is not goes with it."""
+
+Leave = Callable[[trio.SocketStream, LeftSession], Awaitable[bool]]
+"""Leaves a session to a successor, with its socket: whether it is that one's now."""
 
 
 @frozen
@@ -49,6 +60,10 @@ class IntakeCounts:
 
     exporters: int = 0
     sessions: int = 0
+    resumed: int = 0
+    """Sessions that another process began."""
+    left: int = 0
+    """Sessions left to another process."""
     bytes: int = 0
     messages: int = 0
     records: int = 0
@@ -76,23 +91,34 @@ class Intake:
         self._sessions: set[_ExporterSession] = set()
         self._emptier = trio.lowlevel.ParkingLot()
         self._is_stopping = False
+        self._leave: Leave | None = None
 
-    async def stop(self) -> None:
-        """Read what exporters have sent, and end their sessions; returns when all have ended."""
-        self._is_stopping = True
-        for session in self._sessions:
-            session.stop()
+    async def stop(self, leave: Leave | None = None) -> None:
+        """Leave sessions to a successor, or read what was sent and end them; returns when none is here any more."""
+        self._is_stopping, self._leave = True, leave
+        for session in list(self._sessions):
+            session.stop(leave)
         while self._sessions:
             await self._emptier.park()
 
     async def session(self, stream: trio.abc.Stream, peer: str, org: str) -> MalformedMessage | None:
         """Carry one exporter's transport session until it ends: what was malformed, when that ended it."""
-        reader = _ExporterSession(self, stream, peer, org)
+        self.counts.sessions += 1
+        batcher = Batcher(self.settings.limits, batch_bytes=self.settings.batch_bytes)
+        return await self._carry(_ExporterSession(self, stream, peer, org, batcher, self.uplink.open_stream(org, peer)))
+
+    async def resume(self, stream: trio.abc.Stream, left: LeftSession) -> MalformedMessage | None:
+        """As `session`, for one that another process has left: it goes on as if nothing had been."""
+        self.counts.resumed += 1
+        batcher = Batcher.resumed(left.batcher, self.settings.limits, batch_bytes=self.settings.batch_bytes)
+        goes_to = self.uplink.resume_stream(left.org, left.peer, left.stream)
+        return await self._carry(_ExporterSession(self, stream, left.peer, left.org, batcher, goes_to))
+
+    async def _carry(self, reader: _ExporterSession) -> MalformedMessage | None:
         self._sessions.add(reader)
         if self._is_stopping:
-            reader.stop()
+            reader.stop(self._leave)
         self.counts.exporters += 1
-        self.counts.sessions += 1
         try:
             return await reader.run()
         finally:
@@ -107,30 +133,47 @@ class _Silent(Exception):
 
 
 class _ExporterSession:
-    def __init__(self, intake: Intake, transport: trio.abc.Stream, peer: str, org: str) -> None:
+    def __init__(
+        self,
+        intake: Intake,
+        transport: trio.abc.Stream,
+        peer: str,
+        org: str,
+        batcher: Batcher,
+        stream: ExporterStream,
+    ) -> None:
         self._intake = intake
         self._settings = intake.settings
         self._transport = transport
         self._peer = peer
         self._org = org
-        self._batcher = Batcher(self._settings.limits, batch_bytes=self._settings.batch_bytes)
-        self._stream = intake.uplink.open_stream(org, peer)
+        self._batcher = batcher
+        self._stream = stream
         self._unput: Draft | None = None
         """What waits for room."""
         self._refused = 0
         self._noted: Counter[str] = Counter()
         self._waiting = trio.CancelScope()
         self._stops_at = float("inf")
+        self._leave: Leave | None = None
+        self._is_left = False
 
-    def stop(self) -> None:
-        """End the session when what the exporter has sent is read."""
-        self._stops_at = trio.current_time() + STOPS_WITHIN_S
+    def stop(self, leave: Leave | None = None) -> None:
+        """Leave the session to a successor, if that can be; else end it when what the exporter has sent is read."""
+        if isinstance(self._transport, trio.SocketStream):
+            self._leave = leave
+        if self._leave is None:
+            self._stops_at = trio.current_time() + STOPS_WITHIN_S
         self._waiting.cancel()
 
     async def run(self) -> MalformedMessage | None:
         ended = "the exporter closed"
         try:
-            await self._read()
+            while not await self._read():
+                if await self._is_taken_over():
+                    self._intake.counts.left += 1
+                    return None
+                self.stop()
             if self._stops_at < float("inf"):
                 ended = "this door is being drained"
         except MalformedMessage as fault:
@@ -156,7 +199,10 @@ class _ExporterSession:
         except trio.BrokenResourceError:
             ended = "the connection broke"
         finally:
-            self._last_words()
+            if not self._is_left:
+                self._put_last()
+                self._stream.end()
+            self._add_up()
         log.info(
             "exporter left",
             peer=self._peer,
@@ -188,27 +234,55 @@ class _ExporterSession:
                 "out of step with its data",
             )
 
-    def _last_words(self) -> None:
+    async def _is_taken_over(self) -> bool:
+        """Whether a successor has the session now, with all that it needs to go on."""
+        leave, self._leave = self._leave, None
+        assert leave is not None
+        assert isinstance(self._transport, trio.SocketStream)
+        self._put_last()
+        with trio.move_on_after(SETTLES_WITHIN_S):
+            await self._stream.settled()
+        stream = self._stream.state()
+        if stream is not None:
+            left = LeftSession(self._org, self._peer, stream, self._batcher.state())
+            self._is_left = await leave(self._transport, left)
+        if self._is_left:
+            self._stream.leave()
+        return self._is_left
+
+    def _put_last(self) -> None:
         """What came whole is delivered even after the session ended; the stream's outbox has room for one more."""
         if self._unput is not None:
             self._stream.put_now(self._unput)
+            self._unput = None
         draft = self._batcher.last()
         if draft is not None:
             self._count(draft.messages, draft.records)
             self._stream.put_now(draft)
+
+    def _add_up(self) -> None:
         counts, total = self._batcher.counts, self._intake.counts
         total.lost_records += counts.lost_records
         total.undecodable_sets += counts.undecodable_sets
         total.redefined_templates += counts.redefined_templates
         total.stray_withdrawals += counts.stray_withdrawals
-        self._stream.end()
 
-    async def _read(self) -> None:
+    @contextmanager
+    def _wait(self, deadline: float = float("inf")) -> Iterator[trio.CancelScope]:
+        """For what is waited for no longer when the session is to be left, or stopped."""
+        with trio.CancelScope(deadline=deadline) as self._waiting:
+            yield self._waiting
+
+    async def _read(self) -> bool:
+        """Until the session is over; False when it is to be left to a successor."""
         settings, batcher, counts = self._settings, self._batcher, self._intake.counts
         message_since = flush_since = trio.current_time()
         while True:
             before = trio.current_time()
-            await self._stream.room()
+            with self._wait():
+                await self._stream.room()
+            if self._leave is not None:
+                return False
             now = trio.current_time()
             # While it was not read from, an exporter could not send the rest of its message.
             message_since += now - before
@@ -221,13 +295,14 @@ class _ExporterSession:
             if stopping:
                 deadline = now + (QUIET_S if now < self._stops_at else EMPTY_S)
             data = b""
-            with trio.move_on_at(deadline) as scope:
-                self._waiting = scope
+            with self._wait(deadline) as scope:
                 data = bytes(await self._transport.receive_some(settings.receive_bytes))
             now = trio.current_time()
             if scope.cancelled_caught:
+                if self._leave is not None:
+                    return False
                 if stopping:
-                    return
+                    return True
                 if self._stops_at < float("inf"):
                     await _say_no_more(self._transport)
                     continue
@@ -240,7 +315,7 @@ class _ExporterSession:
                 else:
                     continue
             elif not data:
-                return
+                return True
             else:
                 counts.bytes += len(data)
                 was_waiting, was_partial = batcher.waiting_bytes, batcher.partial_bytes
@@ -254,13 +329,21 @@ class _ExporterSession:
                     message_since = now
             if draft is not None:
                 self._count(draft.messages, draft.records)
-                self._unput = draft
-                await self._stream.put(draft)
-                self._unput = None
+                await self._put(draft)
                 message_since += trio.current_time() - now
                 flush_since = trio.current_time()
             if batcher.fault is not None:
                 raise batcher.fault
+
+    async def _put(self, draft: Draft) -> None:
+        """A session that is to be left or stopped does not wait for room."""
+        self._unput = draft
+        with self._wait():
+            await self._stream.put(draft)
+            self._unput = None
+        if self._unput is not None:
+            self._unput = None
+            self._stream.put_now(draft)
 
     def _count(self, messages: int, records: int) -> None:
         counts = self._intake.counts

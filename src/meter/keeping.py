@@ -24,6 +24,7 @@ from meter.debts import Debts
 from meter.droppable import Droppable
 from meter.keeping_settings import KeepingSettings
 from meter.lanes import KeptStream, Lane
+from meter.left import LeftStream
 from meter.pending import Pending
 from meter.room import Room
 from meter.spool import Spool
@@ -119,6 +120,30 @@ class Keeping:
             lane.closed = False
         return lane
 
+    def resume(self, org: str, exporter: str, left: LeftStream, now_us: int) -> Lane:
+        """The lane of a stream that another process left, most often with all of it on disk.
+
+        A new one where some of it is neither here nor durable: nothing behind it would ever be stored.
+        """
+        stream = self.streams.get(left.id)
+        if stream is not None:
+            stream.lane.closed, stream.lane.users = False, 1
+            return stream.lane
+        lane = Lane(org, exporter)
+        if not left.is_whole:
+            return lane
+        # What is acknowledged was let go of: it begins again behind that.
+        self.finished = [one for one in self.finished if one.id != left.id]
+        self._ended.discard(left.id)
+        self._order += 1
+        before = left.last - len(left.batches)
+        stream = KeptStream(left.id, lane, self._order, before, before, before, before, offered=True)
+        lane.streams.append(stream)
+        self._enter(stream)
+        for batch in left.batches:
+            self._number(lane, Draft(batch.messages, batch.records, batch.payload, batch.account), now_us)
+        return lane
+
     def sources(self) -> list[Lane]:
         """Files that were being read in an earlier life."""
         return [lane for lane in self._lanes.values() if lane.source]
@@ -208,8 +233,14 @@ class Keeping:
             stream = self.streams[put.stream]
             if not stream.stored:
                 lane = stream.lane
-                changes.opened[stream.id] = StreamRecord(
-                    stream.id, stream.id, lane.org, lane.exporter, stream.order, lane.source, lane.droppable
+                through = put.batch.seq - 1  # of a stream that goes on, what was before is acknowledged
+                changes.opened.setdefault(
+                    stream.id,
+                    StreamRecord(
+                        *(stream.id, stream.id, lane.org, lane.exporter, stream.order, lane.source, lane.droppable),
+                        first=through + 1,
+                        last=through,
+                    ),
                 )
         return changes
 

@@ -29,6 +29,7 @@ from sapflow.errors import SapflowError
 from sapflow.monitor.control import serve_control
 from sapflow.orgs import OrgTable
 from sapflow.runtime.serve import listen
+from sapflow.runtime.succession import INTO, OUT_OF, succession_sockets
 from sapflow.runtime.supervisor import Child, Supervisor, role_command
 
 log = structlog.get_logger()
@@ -217,7 +218,8 @@ async def _up(config: Config, as_json: bool, quiet: bool) -> None:
 
 
 async def _door_sockets(config: Config, stack: AsyncExitStack) -> dict[str, int]:
-    """The balancer's listening sockets by name: kept here, so that no connection is refused while it is started anew.
+    """The balancer's listening sockets by name: kept here, so that no connection is refused while it is started anew;
+    and the queue in which one process leaves exporters' connections to the next.
 
     Raises ConfigurationError.
     """
@@ -233,6 +235,9 @@ async def _door_sockets(config: Config, stack: AsyncExitStack) -> dict[str, int]
         ("control", "" if mine.control.endswith(":0") else mine.control, "the control plane of balancer"),
     ]
     sockets: dict[str, int] = {}
+    # What one process leaves to the next waits in it, and is nobody's who ends.
+    for name, end in zip((INTO, OUT_OF), succession_sockets(), strict=True):
+        sockets[name] = stack.enter_context(end).fileno()
     for name, address, what in wanted:
         if address:
             listener = await listen(address, what=what)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import array
 import errno
-import random
 import socket
 from collections import deque
 from collections.abc import Mapping
@@ -20,6 +19,8 @@ from attrs import define, field
 
 from sapflow.runtime.each import TaskEach
 from sapflow.runtime.handoff import TAKEN, Handed, is_mine, path_here, short_path
+from sapflow.runtime.pauses import Pauses
+from sapflow.runtime.seldom import Seldom
 
 log = structlog.get_logger()
 
@@ -28,6 +29,7 @@ MAX_WAITING = 64
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MOST_S = 2.0
 STEADY_S = 5.0
+GONE, SLOW, UNASKED = "closed by the taker", "a socket was not taken in time", "the taker answered what nobody asked"
 _BUSY = {errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS, errno.ENOMEM}
 
 
@@ -58,6 +60,8 @@ class _Channel:
 
     sock: socket.socket
     ended: bool = False
+    why: str = ""
+    """… it did."""
     _turns: trio.Semaphore = field(factory=lambda: trio.Semaphore(MAX_WAITING))
     _waiting: deque[_Offer] = field(factory=deque)
 
@@ -73,7 +77,7 @@ class _Channel:
         if offer is None:
             return b""
         if not offer.settled.is_set():
-            self.end()
+            self.end(SLOW)
         return offer.answer
 
     async def read(self) -> None:
@@ -84,11 +88,11 @@ class _Channel:
             while self._read_some():
                 continue
 
-    def end(self) -> None:
+    def end(self, why: str) -> None:
         """No answer comes any more: those that came are read, and the other sockets are still the giver's."""
         if self.ended:
             return
-        self.ended = True
+        self.ended, self.why = True, why
         try:
             self.sock.shutdown(socket.SHUT_RD)
         except OSError as error:
@@ -107,7 +111,7 @@ class _Channel:
             self.sock.sendmsg([handed.encode()], passed, socket.MSG_NOSIGNAL)
         except OSError as error:
             if error.errno not in _BUSY:
-                self.end()
+                self.end(error.strerror or GONE)
             return None
         offer = _Offer()
         self._waiting.append(offer)
@@ -122,7 +126,7 @@ class _Channel:
         except OSError:
             answer = b""
         if not answer or not self._waiting:
-            self.end()
+            self.end(GONE if not answer else UNASKED)
             return False
         self._waiting.popleft().settle(answer)
         return True
@@ -135,12 +139,18 @@ class Giving:
         self.counts = GivingCounts()
         self._timeout_s = timeout_s
         self._channels: dict[str, _Channel] = {}
+        self._lost = Seldom()
         self._tasks = TaskEach(self._keep)
 
     def takers(self, announced: Mapping[str, str]) -> None:
         """Those that there are now, by name, as `handoff.announced` tells of them: those on this host are used."""
         here = {name: path_here(told) for name, told in announced.items()}
         self._tasks.of({name: str(path) for name, path in here.items() if path is not None})
+
+    def reaches(self, taker: str) -> bool:
+        """Whether a connection to it is up, so that a socket may be given."""
+        channel = self._channels.get(taker)
+        return channel is not None and not channel.ended
 
     async def give(self, taker: str, stream: trio.SocketStream, handed: Handed) -> bool:
         """Give a socket from which nothing was read: whether it is the taker's now, known within the timeout.
@@ -164,20 +174,28 @@ class Giving:
         await self._tasks.run()
 
     async def _keep(self, name: str, path: str) -> None:
-        failures = 0
+        pauses = Pauses(BACKOFF_FIRST_S, BACKOFF_MOST_S, STEADY_S)
         while True:
             began = trio.current_time()
-            reason = "closed by the taker"
             try:
-                await self._once(name, path)
+                reason = await self._once(name, path)
             except OSError as error:
                 reason = error.strerror or str(error)
-            failures = failures + 1 if trio.current_time() < began + STEADY_S else 1
-            most = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2.0 ** min(failures, 16))
-            log.info("hand-off not possible now", taker=name, reason=reason, meaning="connections are relayed to it")
-            await trio.sleep(random.uniform(most / 2, most))
+            lasted_s = trio.current_time() - began
+            if lasted_s >= STEADY_S:
+                self._lost.over(name)
+            if times := self._lost.again(name):
+                log.info(
+                    "hand-off not possible now",
+                    taker=name,
+                    reason=reason,
+                    times=times,
+                    meaning="connections are relayed to it",
+                )
+            await trio.sleep(pauses.after(lasted_s))
 
-    async def _once(self, name: str, path: str) -> None:
+    async def _once(self, name: str, path: str) -> str:
+        """A connection to a taker, until it ends: why it did."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as sock:
             with short_path(Path(path)) as short:
                 # It is there or not, at once: a Unix socket whose queue is full says so.
@@ -188,6 +206,7 @@ class Giving:
             try:
                 await channel.read()
             finally:
-                channel.end()
+                channel.end(GONE)
                 if self._channels.get(name) is channel:
                     del self._channels[name]
+        return channel.why

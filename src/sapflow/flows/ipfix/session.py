@@ -16,6 +16,7 @@ from sapflow.errors import MalformedMessage
 from sapflow.flows.ipfix.mending import Cut
 from sapflow.flows.ipfix.messages import MessageSets, OnData
 from sapflow.flows.ipfix.sequences import Numbers, SequenceCounter
+from sapflow.flows.ipfix.session_state import DomainState, SessionState
 from sapflow.flows.ipfix.structured import holds_lists
 from sapflow.flows.ipfix.telling import tells
 from sapflow.flows.ipfix.templates import Template
@@ -98,6 +99,29 @@ class Session:
         """Templates held whose records have lists."""
         self._whole: set[int] = set()
         """Domains in which this batch defined or withdrew such templates."""
+
+    @classmethod
+    def resumed(cls, state: SessionState, limits: FlowLimits | None = None, *, mends: bool = False) -> Session:
+        """One that goes on where another was."""
+        session = cls(limits, mends=mends)
+        for number, its in state.domains.items():
+            session._domains[number] = _Domain(its.expected, sequences=its.sequences)
+        for key, template in state.templates.items():
+            session._hold(key, template, session._domains.setdefault(key >> 16, _Domain()))
+            session._template_bytes += template.raw_bytes
+            if holds_lists(template):
+                session._listing.add(key)
+        session.changes, session._walked = state.changes, state.walked
+        session._unread, session._unread_in_a_row = state.unread, state.unread_in_a_row
+        return session
+
+    def state(self) -> SessionState:
+        """What another needs to go on with it, right after a `cut`."""
+        assert not self._used
+        assert all(domain.first_sequence is None for domain in self._domains.values())
+        domains = {number: DomainState(its.expected, its.sequences) for number, its in self._domains.items()}
+        counts = (self.changes, self._walked, self._unread, self._unread_in_a_row)
+        return SessionState(self.templates, domains, *counts)
 
     def walk(self, data: bytes) -> Walk:
         """Go through whole messages, learning their templates. Never raises for what the data say."""
@@ -256,13 +280,16 @@ class Session:
             if template is not None:
                 redefined += old is not None and not old.same_as(template)
                 result.may_tell = result.may_tell or tells(template)
-                self.templates[key] = template
-                domain.keys.add(key)
-                if template.record_bytes and not template.shape.sparse:
-                    self._fixed[key] = template.record_bytes
+                self._hold(key, template, domain)
         self._template_bytes = size
         self._used.update(sets.used)
         return redefined
+
+    def _hold(self, key: int, template: Template, domain: _Domain) -> None:
+        self.templates[key] = template
+        domain.keys.add(key)
+        if template.record_bytes and not template.shape.sparse:
+            self._fixed[key] = template.record_bytes
 
     def _note_lists(self, key: int, domain_id: int, old: Template | None, new: Template | None) -> None:
         self._before.setdefault(key, old)

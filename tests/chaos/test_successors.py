@@ -1,0 +1,144 @@
+"""A balancer that is restarted under load on real processes: exporters over TCP keep the connections that they have, and
+every record is in the log once."""
+
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from tools.chaos.account import Account, count
+from tools.fleet import Fleet, running
+from tools.loadgen import Ledger, load
+
+from sapflow.client.ledger import ledger as accounts
+from tests.chaos.test_balance import stored_of_exporters
+
+COMMAND = (sys.executable, "-m", "sapflow")
+EXPORTERS = 12
+
+
+def restart(fleet: Fleet) -> "subprocess.CompletedProcess[str]":
+    command = [*COMMAND, "restart", "balancer", "--within", "10", "--data", str(fleet.data)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def intake(fleet: Fleet) -> dict[str, Any]:
+    status = fleet.status()["balancer"]
+    return {} if "error" in status else status["counts"]["intake"]
+
+
+async def until(holds: object) -> None:
+    assert callable(holds)
+    with trio.fail_after(60):
+        while not await trio.to_thread.run_sync(holds):
+            await trio.sleep(0.2)
+
+
+async def under_load(fleet: Fleet, during: Any, ledger: Ledger) -> Account:
+    """Exporters and meters send while `during` runs; all that was sent is counted."""
+    account, stop = Account(), trio.Event()
+    tokens = {"org-0": fleet.token("org-0")}
+    await trio.sleep(1.5)  # collectors read the org table once a second
+    async with trio.open_nursery() as nursery:
+        sending = partial(load, fleet.doors["link"], tokens, ledger, stop, meters=4, interval_s=0.1, records=50)
+        nursery.start_soon(partial(sending, exporters=EXPORTERS, exporter_door=fleet.doors["ipfix_tcp"]))
+        await until(lambda: intake(fleet).get("exporters") == EXPORTERS)
+        await during()
+        await trio.sleep(1.0)
+        stop.set()
+    assert await stored_of_exporters(fleet, ledger.exported_records) == (ledger.exported_records, 0)
+    told = await accounts(f"link://{fleet.doors['consume']}", "default", fleet.fleet_token())
+    its = told.total.account
+    assert (its.exported, its.lost, its.repeated) == (ledger.exported_records, 0, 0)
+    assert told.closes, told.differences()
+    assert told.streams == EXPORTERS + ledger.exporters_cut
+    await count(fleet, ledger, account)
+    return account
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("spool", ["false", "true"], ids=["in memory", "in a spool"])
+def test_exporters_keep_their_connections_over_restarts_and_no_record_is_lost_or_doubled(
+    tmp_path: Path, spool: str
+) -> None:
+    config, ledger = tmp_path / "fleet.toml", Ledger()
+    config.write_text(f"[balancer]\nspool = {spool}\n")
+    with running(tmp_path / "data", collectors=2, config=config) as fleet:
+        held: list[int] = []
+
+        async def during() -> None:
+            for _ in range(3):
+                done = await trio.to_thread.run_sync(restart, fleet)
+                assert done.returncode == 0, done.stderr
+                assert "with all handed on" in done.stdout
+                await until(lambda: intake(fleet).get("resumed") == EXPORTERS)
+                held.append(descriptors(fleet.processes()["balancer"]))
+
+        account = trio.run(partial(under_load, fleet, during, ledger))
+        counts = intake(fleet)
+    assert ledger.exporters_cut == 0
+    assert (counts["sessions"], counts["resumed"], counts["lost_records"]) == (0, EXPORTERS, 0)
+    assert max(held) <= min(held) + 3
+    assert account.clean, account
+    assert ledger.exported_records > 5_000
+
+
+@pytest.mark.timeout(300)
+def test_what_is_not_durable_goes_with_the_sessions_when_nothing_can_be_stored(tmp_path: Path) -> None:
+    """Phloem stands still from before the restart until after it."""
+    ledger = Ledger()
+    with running(tmp_path / "data", collectors=2) as fleet:
+
+        async def during() -> None:
+            phloem = fleet.processes()["phloem-1"]
+            os.kill(phloem, signal.SIGSTOP)
+            try:
+                await trio.sleep(1.0)
+                done = await trio.to_thread.run_sync(restart, fleet)
+                assert done.returncode == 0, done.stderr
+                await until(lambda: intake(fleet).get("resumed") == EXPORTERS)
+                assert fleet.status()["balancer"]["gauges"]["unacknowledged_bytes"] > 0
+            finally:
+                os.kill(phloem, signal.SIGCONT)
+
+        account = trio.run(partial(under_load, fleet, during, ledger))
+    assert ledger.exporters_cut == 0
+    assert account.clean, account
+
+
+@pytest.mark.timeout(300)
+def test_a_successor_that_is_killed_before_it_took_up_the_sessions_costs_none_of_them(tmp_path: Path) -> None:
+    """It stands still from the moment in which it is there, and dies so; what was left waits for the one after it."""
+    ledger = Ledger()
+    with running(tmp_path / "data", collectors=2) as fleet:
+
+        async def kill_the_successor(old: int) -> None:
+            with trio.fail_after(60):
+                while (new := fleet.processes().get("balancer", old)) == old:
+                    await trio.sleep(0.001)
+            os.kill(new, signal.SIGSTOP)
+            with trio.move_on_after(20):
+                while Path(f"/proc/{old}").exists():
+                    await trio.sleep(0.05)
+            os.kill(new, signal.SIGKILL)
+
+        async def during() -> None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(kill_the_successor, fleet.processes()["balancer"])
+                await trio.to_thread.run_sync(restart, fleet)
+            await until(lambda: intake(fleet).get("exporters") == EXPORTERS)
+
+        account = trio.run(partial(under_load, fleet, during, ledger))
+        counts = intake(fleet)
+    # It may have taken some up before it stood still; none of those was lost unnoticed by its exporter.
+    assert counts["resumed"] + ledger.exporters_cut >= EXPORTERS
+    assert account.clean, account
