@@ -23,7 +23,7 @@ from meter.batching import Draft, telling
 from meter.debts import Debts
 from meter.droppable import Droppable
 from meter.keeping_settings import KeepingSettings
-from meter.lanes import KeptStream, Lane
+from meter.lanes import KeptStream, Lane, reopened, resumed
 from meter.left import LeftStream
 from meter.pending import Pending
 from meter.room import Room
@@ -78,21 +78,9 @@ class Keeping:
         self.window = Window(self.settings)
         self.room = Room(self.spool, self.settings, self.pending)
         self._droppable = Droppable(lambda stream: self.streams.get(stream.id) is stream)
-        for record in sorted(self.spool.records.values(), key=lambda record: (record.order, record.first)):
-            key = (record.org, record.exporter, record.source)
-            lane = self._lanes.get(key) if record.droppable or record.source else None
-            if lane is None:
-                lane = Lane(record.org, record.exporter, record.droppable, record.source, not record.source, 0)
-                if record.droppable or record.source:
-                    self._lanes[key] = lane
-            before = record.first - 1
-            stream = KeptStream(
-                record.id, lane, record.order, record.last, record.last, before, before, record.offered, True
-            )
-            stream.offset = record.offset
-            lane.streams.append(stream)
+        for stream in reopened(self.spool.records.values(), self._lanes):
             self._enter(stream)
-            self._order = record.order
+            self._order = stream.order
         self._find_owing()
         for stream in list(self.streams.values()):
             self._settle(stream)
@@ -136,10 +124,7 @@ class Keeping:
         self.finished = [one for one in self.finished if one.id != left.id]
         self._ended.discard(left.id)
         self._order += 1
-        before = left.last - len(left.batches)
-        stream = KeptStream(left.id, lane, self._order, before, before, before, before, offered=True)
-        lane.streams.append(stream)
-        self._enter(stream)
+        self._enter(resumed(left, lane, self._order))
         for batch in left.batches:
             self._number(lane, Draft(batch.messages, batch.records, batch.payload, batch.account), now_us)
         return lane
