@@ -7,17 +7,21 @@ or relays the bytes to one elsewhere, and to one that cannot take the socket now
 from __future__ import annotations
 
 import random
+import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import structlog
 import trio
-from attrs import define, evolve, field
+from attrs import define, evolve, field, frozen
 
 from balancer.carry import relay
 from balancer.hints import MAX_HINT_BYTES, read_hint
 from sapflow.errors import LinkError, Unreachable
 from sapflow.link import LinkLimits
 from sapflow.link.frames import MAGIC, Close, Frame, Hint, encode_json
+from sapflow.runtime.fresh import Fresh
+from sapflow.runtime.giving import Settled
 from sapflow.runtime.handoff import Handed
 from sapflow.runtime.peek import peek
 from sapflow.runtime.proxy_header import encode
@@ -28,6 +32,8 @@ log = structlog.get_logger()
 
 OVER_FULL = "too many links wait to be placed"
 NO_ROOM = "no collector can take it now"
+AT_ONCE_BYTES = 2048
+"""Looked at of a link that has no task yet: a preamble, or a usual ClientHello."""
 PLACE_AGAIN_S = 0.05
 HOLD_S = 5.0
 """A link that found no collector in time is told to come back after so long, jittered."""
@@ -85,7 +91,21 @@ class CarriedLink:
         return self.carriage.bytes_in - self.answered.bytes_in
 
 
+@frozen
+class _Begun:
+    """A link that was placed before it had a task."""
+
+    link: object
+    hint: Hint
+    name: str
+    address: str
+
+
 async def _nobody_takes(_collector: str, _stream: trio.SocketStream, _handed: Handed) -> bool:
+    return False
+
+
+async def _nothing_is_sent(_collector: str, _descriptor: int, _handed: Handed, _settled: Settled) -> bool:
     return False
 
 
@@ -100,6 +120,8 @@ class LinkDoor:
     """What was placed for a link is free again."""
     give: Callable[[str, trio.SocketStream, Handed], Awaitable[bool]] = _nobody_takes
     """Whether a collector has taken the socket itself; if not, it is relayed."""
+    offer: Callable[[str, int, Handed, Settled], Awaitable[bool]] = _nothing_is_sent
+    """Whether a socket is on its way to a collector, without a task that waits for the answer."""
     handed_off: Callable[[object], None] = lambda _link: None
     """Of what was placed for a link nothing more will be heard."""
     name: str = ""
@@ -117,11 +139,54 @@ class LinkDoor:
     _refusals: Seldom = field(factory=Seldom)
     _turn: trio.StrictFIFOLock = field(factory=trio.StrictFIFOLock)
 
+    async def at_once(self, fresh: Fresh) -> bool:
+        """Place a link that has said where it goes, and send its socket there: one of a herd costs no task.
+
+        False for one that has to be waited for, or waits behind others: it is for `serve`.
+        """
+        if self._turn.locked():
+            return False
+        hint = self._said(fresh.sock)
+        if hint is None:
+            return False
+        link = object()
+        placed = self.place(link, hint, set())
+        if placed is None:
+            return False
+        begun, is_sent = _Begun(link, hint, *placed), False
+        try:
+            handed = Handed("link", fresh.peer, self.name)
+            is_sent = await self.offer(begun.name, fresh.sock.fileno(), handed, partial(self._settled, fresh, begun))
+        finally:
+            if not is_sent:
+                fresh.serve(partial(self._serve, begun=begun))
+        return True
+
+    def _said(self, sock: socket.socket) -> Hint | None:
+        """What a link hints at, if all of that is here already and it is a link."""
+        try:
+            data = sock.recv(AT_ONCE_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            return read_hint(data, self.limits) if data else None
+        except (OSError, LinkError):
+            return None
+
+    def _settled(self, fresh: Fresh, begun: _Begun, is_taken: bool) -> None:
+        if not is_taken:
+            fresh.serve(partial(self._serve, begun=begun))
+            return
+        fresh.close()
+        self.counts.accepted += 1
+        self.counts.handed += 1
+        self.handed_off(begun.link)
+
     async def serve(self, stream: trio.SocketStream, peer: str) -> None:
         """One link, from its preamble until either side ends it."""
-        link = object()
+        await self._serve(stream, peer)
+
+    async def _serve(self, stream: trio.SocketStream, peer: str, begun: _Begun | None = None) -> None:
+        link = object() if begun is None else begun.link
         try:
-            placed = await self._placed(link, stream, peer)
+            placed = await self._placed(link, stream, peer, begun)
         except (LinkError, trio.TooSlowError) as error:
             # It may have been placed, and its collector not reached in time.
             self.left(link)
@@ -175,18 +240,21 @@ class LinkDoor:
                 return
 
     async def _placed(
-        self, link: object, stream: trio.SocketStream, peer: str
+        self, link: object, stream: trio.SocketStream, peer: str, begun: _Begun | None
     ) -> tuple[CarriedLink, trio.SocketStream] | None:
         """How a link is carried; None when its socket is a collector's now, and not to be touched any more."""
         if self.unplaced >= self.max_unplaced:
             raise LinkError(OVER_FULL, code=Close.OVERLOADED)
         self.unplaced += 1
         try:
-            with trio.fail_after(self.preamble_timeout_s):
-                hint = await self._peek(stream)
+            if begun is None:
+                with trio.fail_after(self.preamble_timeout_s):
+                    hint = await self._peek(stream)
+            else:
+                hint = begun.hint
             try:
                 with trio.fail_after(self.place_timeout_s):
-                    return await self._reach(link, stream, peer, hint)
+                    return await self._reach(link, stream, peer, hint, begun)
             except trio.TooSlowError:
                 raise LinkError(NO_ROOM, code=Close.OVERLOADED) from None
         finally:
@@ -200,11 +268,14 @@ class LinkDoor:
         return hint
 
     async def _reach(
-        self, link: object, stream: trio.SocketStream, peer: str, hint: Hint
+        self, link: object, stream: trio.SocketStream, peer: str, hint: Hint, begun: _Begun | None
     ) -> tuple[CarriedLink, trio.SocketStream] | None:
         tried: set[str] = set()
         while True:
-            name, address = await self._place_in_turn(link, hint, tried)
+            if begun is not None:
+                name, address, begun = begun.name, begun.address, None
+            else:
+                name, address = await self._place_in_turn(link, hint, tried)
             if await self.give(name, stream, Handed("link", peer, self.name)):
                 return None
             try:

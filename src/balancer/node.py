@@ -51,6 +51,7 @@ from sapflow.link.frames import Hint
 from sapflow.monitor.control import drain_action
 from sapflow.monitor.machine import REAL, Machine
 from sapflow.runtime.dial import dial
+from sapflow.runtime.fresh import serve_fresh
 from sapflow.runtime.giving import Giving
 from sapflow.runtime.proxied import Networks, Proxied
 from sapflow.runtime.serve import address_of, listen, serve
@@ -142,6 +143,7 @@ async def _run(
         dial=connect,
         left=places.link_left,
         give=giving.give,
+        offer=giving.offer,
         handed_off=places.link_handed_off,
         name=name,
         preamble_timeout_s=mine.preamble_timeout_s,
@@ -316,7 +318,11 @@ async def _run(
                 tls_listener,
                 proxied.required(secured.serve if carries else tls_door.serve),
             )
-        nursery.start_soon(partial(doors, what="link"), link_listener, proxied.required(link_door.serve))
+        if mine.handoff and not proxied.trusted:
+            of_links = partial(serve_fresh, at_once=link_door.at_once, max_connections=mine.max_connections)
+            nursery.start_soon(partial(of_links, what="link", until=drain.doors_shut), link_listener, link_door.serve)
+        else:
+            nursery.start_soon(partial(doors, what="link"), link_listener, proxied.required(link_door.serve))
         await machine.drain.asked()
         clean = await drain.run(name, machine.drain)
         announce({"event": "drained", "name": name, "clean": clean})

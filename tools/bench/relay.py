@@ -1,4 +1,7 @@
-"""Carrying bytes: our relay (one process, one thread) beside HAProxy with one thread and splicing, in turn."""
+"""Carrying bytes: our relay (one process, one thread) beside HAProxy with one thread and splicing, in turn.
+
+Throughput, and what each adds to the time of a question and its answer, beside none of them.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import trio
@@ -27,27 +31,38 @@ from tools.peers import find
 SECONDS = 2.0
 ROUNDS = 5
 CHUNK = bytes(1 << 20)
+QUESTIONS = 2000
+"""Asked and answered in a round, one after the other, over connections in turn."""
+QUESTION = bytes(512)
 
 
 def run() -> list[dict[str, Any]]:
-    """Medians of rounds that alternate, Gbit/s, with 1 and 16 connections."""
-    rows = []
-    with _sink() as backend:
-        ports = {"sapflow": free_port(socket.SOCK_STREAM)}
-        with _started([sys.executable, "-m", "tools.bench.relay", str(ports["sapflow"]), str(backend)]):
-            await_port(ports["sapflow"])
-            if find("haproxy") is None:
-                return [_row("sapflow", connections, _rates(ports, connections)) for connections in (1, 16)]
-            ports["haproxy"] = free_port(socket.SOCK_STREAM)
-            with tempfile.NamedTemporaryFile("w", suffix=".cfg") as config:
-                config.write(_haproxy(ports["haproxy"], backend))
-                config.flush()
-                with _started([str(find("haproxy")), "-db", "-f", config.name]):
-                    await_port(ports["haproxy"])
-                    for connections in (1, 16):
-                        rates = _rates(ports, connections)
-                        rows += [_row(name, connections, rates) for name in ports]
+    """Medians of rounds that alternate: Gbit/s with 1 and 16 connections, then delays."""
+    with _backend(_drain) as sink, _relays(sink) as ports:
+        rows = []
+        for connections in (1, 16):
+            rates = _rates(ports, connections)
+            rows += [_row(name, connections, rates) for name in ports]
+    with _backend(_echo) as echo, _relays(echo) as ports:
+        rows += _delays({"none": echo, **ports})
     return rows
+
+
+@contextmanager
+def _relays(backend: int) -> Iterator[dict[str, int]]:
+    """The ports of ours, and of HAProxy's if it is installed."""
+    ports = {"sapflow": free_port(socket.SOCK_STREAM)}
+    with ExitStack() as stack:
+        stack.enter_context(_started([sys.executable, "-m", "tools.bench.relay", str(ports["sapflow"]), str(backend)]))
+        await_port(ports["sapflow"])
+        if find("haproxy") is not None:
+            ports["haproxy"] = free_port(socket.SOCK_STREAM)
+            config = stack.enter_context(tempfile.NamedTemporaryFile("w", suffix=".cfg"))
+            config.write(_haproxy(ports["haproxy"], backend))
+            config.flush()
+            stack.enter_context(_started([str(find("haproxy")), "-db", "-f", config.name]))
+            await_port(ports["haproxy"])
+        yield ports
 
 
 def _row(name: str, connections: int, rates: dict[str, list[float]]) -> dict[str, Any]:
@@ -57,7 +72,49 @@ def _row(name: str, connections: int, rates: dict[str, list[float]]) -> dict[str
         "what": f"{name}, {connections} connection{'s' if connections > 1 else ''}",
         "Gbit/s": round(middle[name], 2),
         "ratio to haproxy": round(middle[name] / peer, 2) if peer else "-",
+        "p50 added, ms": "-",
+        "p99 added, ms": "-",
     }
+
+
+def _delays(ports: dict[str, int]) -> list[dict[str, Any]]:
+    """What is added to the median, and to the 99th percentile, of a question's time: medians of rounds."""
+    found: dict[str, list[list[float]]] = {name: [] for name in ports}
+    for _ in range(ROUNDS):
+        for name, port in ports.items():
+            found[name].append(_ask(port, 16))
+
+    def quantile(name: str, q: float) -> float:
+        return median(took[int(q * len(took))] for took in found[name])
+
+    return [
+        {
+            "what": f"{name}, 16 connections, questions of {len(QUESTION)} bytes",
+            "Gbit/s": "-",
+            "ratio to haproxy": "-",
+            "p50 added, ms": round((quantile(name, 0.5) - quantile("none", 0.5)) * 1e3, 3),
+            "p99 added, ms": round((quantile(name, 0.99) - quantile("none", 0.99)) * 1e3, 3),
+        }
+        for name in ports
+        if name != "none"
+    ]
+
+
+def _ask(port: int, connections: int) -> list[float]:
+    """Seconds until each answer was there, sorted."""
+    took = []
+    with ExitStack() as stack:
+        asking = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(connections)]
+        for one in asking:
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for number in range(QUESTIONS):
+            one, began = asking[number % connections], time.perf_counter()
+            one.sendall(QUESTION)
+            left = len(QUESTION)
+            while left:
+                left -= len(one.recv(left))
+            took.append(time.perf_counter() - began)
+    return sorted(took)
 
 
 def _rates(ports: dict[str, int], connections: int) -> dict[str, list[float]]:
@@ -98,10 +155,22 @@ def _drain(listener: socket.socket) -> None:
         threading.Thread(target=one, args=(connection,), daemon=True).start()
 
 
+def _echo(listener: socket.socket) -> None:
+    def one(connection: socket.socket) -> None:
+        with connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while data := connection.recv(1 << 16):
+                connection.sendall(data)
+
+    while True:
+        connection, _ = listener.accept()
+        threading.Thread(target=one, args=(connection,), daemon=True).start()
+
+
 @contextmanager
-def _sink() -> Iterator[int]:
+def _backend(serve_all: Callable[[socket.socket], None]) -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        process = multiprocessing.get_context("fork").Process(target=_drain, args=(listener,), daemon=True)
+        process = multiprocessing.get_context("fork").Process(target=serve_all, args=(listener,), daemon=True)
         process.start()
         try:
             yield listener.getsockname()[1]

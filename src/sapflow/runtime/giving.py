@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import array
 import errno
+import math
 import socket
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import structlog
 import trio
-from attrs import define, field
+from attrs import define, field, frozen
 
 from sapflow.runtime.each import TaskEach
 from sapflow.runtime.handoff import TAKEN, Handed, is_mine, path_here, short_path
@@ -25,7 +26,9 @@ from sapflow.runtime.seldom import Seldom
 log = structlog.get_logger()
 
 MAX_WAITING = 64
-"""Sockets given to one taker that it has not answered yet; more wait for their turn, within the same deadline."""
+"""Sockets given to one taker that it has not answered yet; more wait for their turn."""
+TURN_S = 0.05
+"""So long whoever accepts for all waits until fewer are on their way."""
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MOST_S = 2.0
 STEADY_S = 5.0
@@ -44,49 +47,56 @@ class GivingCounts:
     """It was busy, or gone."""
 
 
-@define(eq=False)
-class _Offer:
-    settled: trio.Event = field(factory=trio.Event)
-    answer: bytes = b""
+Settled = Callable[[bool], None]
+"""Called once with what became of a socket that is on its way: whether it is the taker's now."""
 
-    def settle(self, answer: bytes) -> None:
-        self.answer = answer
-        self.settled.set()
+
+@frozen
+class _Offer:
+    until: float
+    """When no answer is waited for any longer."""
+    settled: Callable[[bytes], None]
 
 
 @define(eq=False)
 class _Channel:
-    """A connection to one taker."""
+    """A connection to one taker. Its answers come in the order of the offers, so that the first is the one overdue."""
 
     sock: socket.socket
     ended: bool = False
     why: str = ""
     """… it did."""
-    _turns: trio.Semaphore = field(factory=lambda: trio.Semaphore(MAX_WAITING))
+    turns: trio.Semaphore = field(factory=lambda: trio.Semaphore(MAX_WAITING))
+    """One for each socket that may be on its way: who offers has one, and the answer gives it back."""
     _waiting: deque[_Offer] = field(factory=deque)
+    _in_time: trio.CancelScope = field(factory=trio.CancelScope)
 
-    async def offer(self, descriptor: int, handed: Handed, deadline: float) -> bytes:
-        """The taker's answer; none when it has not taken it and will not."""
-        offer = None
-        # Whoever is cancelled in between would not know whose the socket is: the deadline is short, and holds.
-        with trio.CancelScope(shield=True, deadline=deadline):
-            async with self._turns:
-                offer = self._send(descriptor, handed)
-                if offer is not None:
-                    await offer.settled.wait()
-        if offer is None:
-            return b""
-        if not offer.settled.is_set():
-            self.end(SLOW)
-        return offer.answer
+    def offer(self, descriptor: int, handed: Handed, until: float, settled: Callable[[bytes], None]) -> bool:
+        """Send a socket: False when that is not possible now. `settled` hears the answer, none if there is none."""
+        if self.ended:
+            return False
+        passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
+        try:
+            self.sock.sendmsg([handed.encode()], passed, socket.MSG_NOSIGNAL)
+        except OSError as error:
+            if error.errno not in _BUSY:
+                self.end(error.strerror or GONE)
+            return False
+        if not self._waiting:
+            self._in_time.deadline = until
+        self._waiting.append(_Offer(until, settled))
+        return True
 
     async def read(self) -> None:
         """Answers, until the taker is gone or one was waited for in vain."""
         while not self.ended:
-            await trio.lowlevel.wait_readable(self.sock)
+            with trio.CancelScope(deadline=self._waiting[0].until if self._waiting else math.inf) as self._in_time:
+                await trio.lowlevel.wait_readable(self.sock)
             # All that are there: a pass of the scheduler for each would be felt in a herd.
             while self._read_some():
                 continue
+            if self._in_time.cancelled_caught and self._waiting and self._waiting[0].until <= trio.current_time():
+                self.end(SLOW)
 
     def end(self, why: str) -> None:
         """No answer comes any more: those that came are read, and the other sockets are still the giver's."""
@@ -101,21 +111,11 @@ class _Channel:
         while self._read_some():
             continue
         while self._waiting:
-            self._waiting.popleft().settle(b"")
+            self._settle(b"")
 
-    def _send(self, descriptor: int, handed: Handed) -> _Offer | None:
-        if self.ended:
-            return None
-        passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
-        try:
-            self.sock.sendmsg([handed.encode()], passed, socket.MSG_NOSIGNAL)
-        except OSError as error:
-            if error.errno not in _BUSY:
-                self.end(error.strerror or GONE)
-            return None
-        offer = _Offer()
-        self._waiting.append(offer)
-        return offer
+    def _settle(self, answer: bytes) -> None:
+        self.turns.release()
+        self._waiting.popleft().settled(answer)
 
     def _read_some(self) -> bool:
         """One answer; False when there is none now. It ends when there will be no more."""
@@ -128,8 +128,18 @@ class _Channel:
         if not answer or not self._waiting:
             self.end(GONE if not answer else UNASKED)
             return False
-        self._waiting.popleft().settle(answer)
+        self._settle(answer)
         return True
+
+
+async def _has_turn(turns: trio.Semaphore, within_s: float) -> bool:
+    try:
+        turns.acquire_nowait()
+    except trio.WouldBlock:
+        with trio.move_on_after(within_s) as waited:
+            await turns.acquire()
+        return not waited.cancelled_caught
+    return True
 
 
 class Giving:
@@ -152,22 +162,46 @@ class Giving:
         channel = self._channels.get(taker)
         return channel is not None and not channel.ended
 
-    async def give(self, taker: str, stream: trio.SocketStream, handed: Handed) -> bool:
-        """Give a socket from which nothing was read: whether it is the taker's now, known within the timeout.
+    async def offer(
+        self, taker: str, descriptor: int, handed: Handed, settled: Settled, *, turn_s: float = TURN_S
+    ) -> bool:
+        """Send a socket from which nothing was read, once not too many are on their way: False if it was not sent.
 
-        It is for the caller to close its own descriptor then, without a word to the other end.
+        `settled` is called within the timeout, and not from in here. If it is the taker's then, it is for the caller to
+        close its own descriptor, without a word to the other end. Who is cancelled in here has sent nothing.
         """
         channel = self._channels.get(taker)
-        if channel is None or channel.ended:
+        if channel is None or channel.ended or not await _has_turn(channel.turns, turn_s):
             return False
-        answer = await channel.offer(stream.socket.fileno(), handed, trio.current_time() + self._timeout_s)
-        if answer == TAKEN:
-            self.counts.given += 1
-        elif answer:
-            self.counts.refused += 1
-        else:
-            self.counts.unanswered += 1
-        return answer == TAKEN
+
+        def counted(answer: bytes) -> None:
+            if answer == TAKEN:
+                self.counts.given += 1
+            elif answer:
+                self.counts.refused += 1
+            else:
+                self.counts.unanswered += 1
+            settled(answer == TAKEN)
+
+        if channel.offer(descriptor, handed, trio.current_time() + self._timeout_s, counted):
+            return True
+        channel.turns.release()
+        return False
+
+    async def give(self, taker: str, stream: trio.SocketStream, handed: Handed) -> bool:
+        """As `offer`, until it is known whose the socket is: whether it is the taker's."""
+        known, taken = trio.Event(), False
+
+        def settled(is_taken: bool) -> None:
+            nonlocal taken
+            taken = is_taken
+            known.set()
+
+        if await self.offer(taker, stream.socket.fileno(), handed, settled, turn_s=self._timeout_s):
+            # Whoever is cancelled in between would not know whose the socket is; the channel's own deadline holds.
+            with trio.CancelScope(shield=True):
+                await known.wait()
+        return taken
 
     async def run(self) -> None:
         """Hold a connection to each taker until cancelled."""

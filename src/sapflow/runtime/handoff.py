@@ -24,7 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from attrs import asdict, frozen
+from attrs import frozen
 
 from sapflow.errors import LinkError
 from sapflow.link.frames import Close
@@ -48,7 +48,7 @@ class Handed:
 
     def encode(self) -> bytes:
         """As a message."""
-        return json.dumps(asdict(self)).encode()
+        return json.dumps({"door": self.door, "peer": self.peer, "by": self.by}).encode()
 
     @classmethod
     def decode(cls, data: bytes) -> Handed:

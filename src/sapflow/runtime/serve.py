@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 import trio
+from attrs import define, field
 
 from sapflow.errors import ConfigurationError
 from sapflow.runtime.addresses import join_address, split_address
@@ -22,6 +23,27 @@ UNKNOWN_PEER = "?"
 BACKLOG = 4096
 """Connections in the kernel's accept queue, where net.core.somaxconn allows; of a herd those beyond it try again after
 a second."""
+
+
+@define
+class Pauses:
+    """What an accept loop does about errors: it never ends of one, and waits a moment where nothing else helps."""
+
+    what: str
+    _told: Seldom = field(factory=Seldom)
+
+    async def after(self, error: OSError) -> None:
+        """Of a connection that is gone already, nothing; without free descriptors or memory, wait."""
+        if error.errno in _OUT_OF_FILES:
+            if times := self._told.again(self.what):
+                reason, retry_s = str(error), ACCEPT_PAUSE_S
+                log.warning("accept paused", listener=self.what, reason=reason, retry_s=retry_s, times=times)
+            await trio.sleep(ACCEPT_PAUSE_S)
+
+    def over(self) -> None:
+        """One was accepted."""
+        self._told.over(self.what)
+
 
 Handler = Callable[[trio.SocketStream, str], Awaitable[None]]
 """What a connection's task runs: its stream and the peer's address."""
@@ -92,11 +114,11 @@ async def serve(
     when the last connection has ended.
     """
     slots = slots or trio.CapacityLimiter(max_connections)
-    pauses = Seldom()
+    pauses = Pauses(what)
     async with trio.open_nursery() as nursery:
         with trio.CancelScope() as accepting:
             if until is not None:
-                nursery.start_soon(_cancel_when, until, accepting)
+                nursery.start_soon(cancel_when, until, accepting)
             while True:
                 ticket = object()
                 await slots.acquire_on_behalf_of(ticket)
@@ -104,20 +126,16 @@ async def serve(
                     stream = await listener.accept()
                 except OSError as error:
                     slots.release_on_behalf_of(ticket)
-                    if error.errno in _OUT_OF_FILES:
-                        if times := pauses.again(what):
-                            log.warning(
-                                "accept paused", listener=what, reason=str(error), retry_s=ACCEPT_PAUSE_S, times=times
-                            )
-                        await trio.sleep(ACCEPT_PAUSE_S)
+                    await pauses.after(error)
                     continue
-                pauses.over(what)
+                pauses.over()
                 nursery.start_soon(serve_one, stream, peer_of(stream), handler, what, slots, ticket)
         # Whoever comes now is refused, and not kept waiting for nobody; one that shares the socket accepts it.
         listener.socket.close()
 
 
-async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
+async def cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
+    """Cancel a scope once an event is set."""
     await event.wait()
     scope.cancel()
 

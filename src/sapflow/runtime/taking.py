@@ -20,8 +20,7 @@ from attrs import define, field
 from sapflow.errors import ConfigurationError, LinkError
 from sapflow.link.frames import Close
 from sapflow.runtime.handoff import MAX_MESSAGE_BYTES, REFUSED, TAKEN, Door, Handed, is_mine, short_path
-from sapflow.runtime.seldom import Seldom
-from sapflow.runtime.serve import ACCEPT_PAUSE_S, Handler, serve_one
+from sapflow.runtime.serve import Handler, Pauses, serve_one
 
 log = structlog.get_logger()
 
@@ -98,10 +97,10 @@ class Taking:
     handlers: dict[Door, Handler]
     slots: trio.CapacityLimiter
     counts: TakingCounts = field(factory=TakingCounts)
-    _pauses: Seldom = field(factory=Seldom)
 
     async def run(self, listener: socket.socket, path: Path) -> None:
         """Until cancelled; closes the listener, and removes its path."""
+        pauses = Pauses("hand-off")
         try:
             async with trio.open_nursery() as nursery:
                 while True:
@@ -111,10 +110,9 @@ class Taking:
                     except BlockingIOError:
                         continue
                     except OSError as error:
-                        if times := self._pauses.again("accept"):
-                            log.warning("accept paused", listener="hand-off", reason=str(error), times=times)
-                        await trio.sleep(ACCEPT_PAUSE_S)
+                        await pauses.after(error)
                         continue
+                    pauses.over()
                     self._admit(giver, nursery)
         finally:
             _unlisten(listener, path)

@@ -2,14 +2,15 @@
 
 import gc
 import os
+import socket
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
-from attrs import define
+from attrs import define, field
 
 from balancer.doors import LinkDoor
 from balancer.placement import Placement
@@ -20,10 +21,12 @@ from meter.uplink import Uplink
 from sapflow.flows.reference import reference_work
 from sapflow.link import Close, Closed, Connection, GoAway, Side, Welcomed
 from sapflow.link.frames import Hint
+from sapflow.runtime.addresses import split_address
 from sapflow.runtime.dial import dial
+from sapflow.runtime.fresh import serve_fresh
 from sapflow.runtime.giving import Giving
 from sapflow.runtime.handoff import announced
-from sapflow.runtime.serve import address_of, listen, serve
+from sapflow.runtime.serve import address_of, listen
 from sapflow.runtime.taking import Taking, listen_handoff
 from tests.small_fleet import TRANSPORTS, SmallFleet, small_fleet
 
@@ -40,6 +43,8 @@ class Front:
     places: Places
     giving: Giving
     taking: Taking
+    tasks: list[str] = field(factory=list)
+    """Links that could not be placed as they were accepted."""
 
     def carry_on(self) -> tuple[int, int]:
         """How many links were handed off, and are carried."""
@@ -67,6 +72,7 @@ async def a_front(
             dial=partial(dial, timeout_s=5),
             left=places.link_left,
             give=giving.give,
+            offer=giving.offer,
             handed_off=places.link_handed_off,
             name="b1",
         )
@@ -78,8 +84,14 @@ async def a_front(
         await until(lambda: taking.counts.givers == 1)
         links = await listen("127.0.0.1:0", what="links")
         fleet.address = address_of(links)
-        nursery.start_soon(partial(serve, max_connections=100, what="link"), links, door.serve)
-        yield Front(fleet, door, places, giving, taking)
+        front = Front(fleet, door, places, giving, taking)
+
+        async def serve(stream: trio.SocketStream, peer: str) -> None:
+            front.tasks.append(peer)
+            await door.serve(stream, peer)
+
+        nursery.start_soon(partial(serve_fresh, max_connections=400, what="link"), links, serve, door.at_once)
+        yield front
         nursery.cancel_scope.cancel()
 
 
@@ -135,6 +147,72 @@ async def test_a_balancer_that_drains_has_relayed_links_sent_away_whomever_their
             (away,) = link.receive(bytes(await peer.receive_some(1000)))
         assert isinstance(away, GoAway)
         await peer.aclose()
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_link_is_handed_off_whether_its_hint_is_there_when_it_is_accepted_or_later(
+    tmp_path: Path, at_once: bool
+) -> None:
+    async with a_front(tmp_path) as front:
+        hello = Connection(Side.CLIENT).hello(Hint("acme", "m1"), role="meter", name="m1", token="a-token")
+        with socket.create_connection(split_address(front.fleet.address)) as meter:
+            if at_once:
+                # Nobody has run since it connected.
+                meter.sendall(hello)
+            else:
+                meter.sendall(hello[:7])
+                await until(lambda: front.door.unplaced == 1)
+                meter.sendall(hello[7:])
+            await until(lambda: front.door.counts.handed == 1)
+            assert front.door.counts.accepted == 1
+            assert front.door.unplaced == 0
+            with trio.fail_after(5):
+                assert await trio.to_thread.run_sync(meter.recv, 1000)
+        assert front.places.policy.reserved.of_org("acme")
+
+
+async def test_a_link_that_is_refused_when_it_was_placed_at_once_is_placed_once(tmp_path: Path) -> None:
+    placed: list[str] = []
+    async with a_front(tmp_path, slots=1) as front:
+        place = front.door.place
+
+        def noted(link: object, hint: Hint, tried: set[str]) -> tuple[str, str] | None:
+            placed.append(hint.name)
+            return place(link, hint, tried)
+
+        front.door.place = noted
+        front.taking.slots.acquire_on_behalf_of_nowait("somebody")
+        with socket.create_connection(split_address(front.fleet.address)) as meter:
+            meter.sendall(Connection(Side.CLIENT).hello(Hint("acme", "m1"), role="meter", name="m1", token="a-token"))
+            await until(lambda: front.door.counts.open == 1)
+            with trio.fail_after(5):
+                assert await trio.to_thread.run_sync(meter.recv, 1000)
+        await until(lambda: not front.door.links)
+        await until(lambda: not front.places.policy.reserved)
+    assert placed == ["m1"]
+
+
+async def test_a_herd_is_handed_off_by_no_task_of_its_own(tmp_path: Path) -> None:
+    async with a_front(tmp_path, slots=400) as front:
+        hello = Connection(Side.CLIENT).hello(Hint("acme", "m1"), role="meter", name="m1", token="a-token")
+        with ExitStack() as stack:
+            herd = [
+                stack.enter_context(socket.create_connection(split_address(front.fleet.address))) for _ in range(300)
+            ]
+            for meter in herd:
+                meter.sendall(hello)
+            # None has been accepted: nothing has run since they came.
+            await until(lambda: front.door.counts.handed == 300)
+            assert not front.tasks
+            await until(lambda: front.fleet.collector.counts.links == 301)
+
+
+async def test_a_hint_that_is_no_link_is_refused_and_told(tmp_path: Path) -> None:
+    async with a_front(tmp_path) as front:
+        with socket.create_connection(split_address(front.fleet.address)) as stranger:
+            stranger.sendall(b"EHLO there\r\n")
+            await until(lambda: front.door.counts.refused == 1)
+        assert front.door.counts.accepted == 0
 
 
 async def test_a_handed_link_goes_on_when_its_balancer_is_gone(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from attrs import define, field
 from trio.testing import MockClock
 
 from sapflow.errors import ConfigurationError, LinkError
-from sapflow.runtime.giving import SLOW, Giving, _Channel
+from sapflow.runtime.giving import MAX_WAITING, SLOW, Giving, _Channel
 from sapflow.runtime.handoff import REFUSED, TAKEN, Handed, announced, host_id, path_here, short_path
 from sapflow.runtime.taking import Taking, check_tcp, listen_handoff
 from tests.peers import needs_root
@@ -169,28 +169,95 @@ async def test_an_answer_that_was_sent_counts_even_if_it_was_not_read_in_time() 
     with ours, theirs, a_connection() as (_client, stream):
         channel = _Channel(ours)
         answers: list[bytes] = []
-
-        async def offer() -> None:
-            answers.append(await channel.offer(stream.socket.fileno(), HANDED, trio.current_time() + 0.2))
-
+        for _ in range(2):
+            channel.turns.acquire_nowait()
+            assert channel.offer(stream.socket.fileno(), HANDED, trio.current_time(), answers.append)
+        # Nobody has read answers: their deadline is over with this one in the queue.
+        theirs.send(TAKEN)
         with trio.fail_after(10):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(offer)
-                await trio.testing.wait_all_tasks_blocked()
-                # Nobody reads answers here: its deadline passes with this one in the queue.
-                theirs.send(TAKEN)
-    assert answers == [TAKEN]
+            await channel.read()
+    assert answers == [TAKEN, b""]
+    assert channel.ended
+
+
+async def test_the_first_of_many_that_is_not_answered_ends_all_in_time(autojump_clock: trio.testing.MockClock) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, SEQPACKET)
+    with ours, theirs, a_connection() as (_client, stream):
+        channel = _Channel(ours)
+        answers: list[tuple[float, bytes]] = []
+        began = trio.current_time()
+
+        def answered(answer: bytes) -> None:
+            answers.append((trio.current_time() - began, answer))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(channel.read)
+            await trio.testing.wait_all_tasks_blocked()
+            for after_s in (1.0, 2.0):
+                channel.turns.acquire_nowait()
+                until_s = trio.current_time() + after_s
+                assert channel.offer(stream.socket.fileno(), HANDED, until_s, answered)
+            await trio.sleep(0.5)
+            assert answers == []
+    assert answers == [(1.0, b""), (1.0, b"")]
 
 
 async def test_who_is_cancelled_in_the_midst_of_it_knows_whose_the_socket_is(tmp_path: Path) -> None:
-    async with a_pair(tmp_path / "handoff") as pair:
-        with a_connection() as (client, stream):
-            with trio.CancelScope() as scope:
-                scope.cancel()
-                given = await pair.giving.give("c1", stream, HANDED)
-            assert given
-            stream.socket.close()
-            assert await echoes(client, b"served")
+    with socket.socket(socket.AF_UNIX, SEQPACKET) as listener, a_connection() as (_client, stream):
+        listener.bind(str(tmp_path / "c1.sock"))
+        listener.listen()
+        giving, given = Giving(5.0), list[bool]()
+        giving.takers({"c1": announced(tmp_path / "c1.sock")})
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(giving.run)
+            await trio.lowlevel.wait_readable(listener)
+            taker, _ = listener.accept()
+            await until(lambda: giving._channels)
+
+            async def give() -> None:
+                given.append(await giving.give("c1", stream, HANDED))
+
+            with taker:
+                async with trio.open_nursery() as inner:
+                    inner.start_soon(give)
+                    await trio.testing.wait_all_tasks_blocked()
+                    inner.cancel_scope.cancel()
+                    taker.send(TAKEN)
+                assert given == [True]
+                # Who is cancelled before it had its turn has sent nothing.
+                taker.setblocking(False)
+                taker.recv(2048)
+                for _ in range(MAX_WAITING):
+                    giving._channels["c1"].turns.acquire_nowait()
+                with trio.move_on_after(0.05) as waited:
+                    await giving.give("c1", stream, HANDED)
+                assert waited.cancelled_caught
+                with pytest.raises(BlockingIOError):
+                    taker.recv(2048)
+            nursery.cancel_scope.cancel()
+
+
+async def test_an_offer_waits_a_moment_for_its_turn_and_no_longer(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, SEQPACKET) as listener, a_connection() as (_client, stream):
+        listener.bind(str(tmp_path / "c1.sock"))
+        listener.listen()
+        giving, heard = Giving(20.0), list[bool]()
+        giving.takers({"c1": announced(tmp_path / "c1.sock")})
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(giving.run)
+            await until(lambda: giving._channels)
+            for _ in range(MAX_WAITING):
+                assert await giving.offer("c1", stream.socket.fileno(), HANDED, heard.append)
+            with trio.fail_after(10):
+                assert not await giving.offer("c1", stream.socket.fileno(), HANDED, heard.append)
+            assert not heard
+            taker, _ = listener.accept()
+            with taker:
+                taker.send(TAKEN)
+                await until(lambda: heard == [True])
+                assert await giving.offer("c1", stream.socket.fileno(), HANDED, heard.append)
+            await until(lambda: heard == [True] + [False] * MAX_WAITING)
+            nursery.cancel_scope.cancel()
 
 
 async def test_a_taker_that_is_killed_with_sockets_in_its_queue_has_none_of_them(tmp_path: Path) -> None:
@@ -418,7 +485,11 @@ async def test_a_taker_that_is_not_there_is_told_seldom_and_with_what_is_wrong(
 
 async def test_a_taker_that_does_not_answer_in_time_is_not_said_to_have_closed() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, SEQPACKET)
+    answers: list[bytes] = []
     with theirs, ours, a_connection() as (_, stream):
         channel = _Channel(ours)
-        assert await channel.offer(stream.socket.fileno(), HANDED, trio.current_time() + 0.05) == b""
-        assert (channel.ended, channel.why) == (True, SLOW)
+        await channel.turns.acquire()
+        assert channel.offer(stream.socket.fileno(), HANDED, trio.current_time() + 0.05, answers.append)
+        with trio.fail_after(10):
+            await channel.read()
+        assert (channel.ended, channel.why, answers) == (True, SLOW, [b""])

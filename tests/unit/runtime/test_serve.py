@@ -3,16 +3,17 @@
 import errno
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import trio
 from structlog.testing import capture_logs
 
 from sapflow.runtime.dial import KEEP_ALIVE, dial
+from sapflow.runtime.fresh import Fresh, _Accepting, serve_fresh
 from sapflow.runtime.serve import Handler, address_of, listen, serve
 from sapflow.runtime.sockets import SOCKETS_VARIABLE
 
@@ -42,18 +43,34 @@ async def test_a_host_that_is_gone_is_found_within_a_minute_on_either_side() -> 
     assert idle + interval * count <= 60
 
 
+async def nothing_at_once(_fresh: Fresh) -> bool:
+    return False
+
+
+async def all_by_tasks(listener: trio.SocketListener, handler: Handler, **how: Any) -> None:
+    await serve_fresh(listener, handler, nothing_at_once, **how)
+
+
+WAYS = pytest.mark.parametrize("way", [serve, all_by_tasks])
+
+
 @asynccontextmanager
-async def server(handler: Handler, *, max_connections: int = 10) -> AsyncIterator[str]:
+async def server(
+    handler: Handler, *, way: Callable[..., Awaitable[None]] = serve, max_connections: int = 10
+) -> AsyncIterator[str]:
     listener = await listen("127.0.0.1:0", what="a test")
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(serve, max_connections=max_connections, what="test"), listener, handler)
+            nursery.start_soon(partial(way, max_connections=max_connections, what="test"), listener, handler)
             yield address_of(listener)
             nursery.cancel_scope.cancel()
     await listener.aclose()
 
 
-async def test_a_handlers_exception_ends_its_connection_only_and_is_logged_once() -> None:
+@WAYS
+async def test_a_handlers_exception_ends_its_connection_only_and_is_logged_once(
+    way: Callable[..., Awaitable[None]],
+) -> None:
     async def handler(stream: trio.SocketStream, peer: str) -> None:
         data = await stream.receive_some(1)
         if data == b"!":
@@ -61,7 +78,7 @@ async def test_a_handlers_exception_ends_its_connection_only_and_is_logged_once(
         await stream.send_all(data)
 
     with capture_logs() as logs:
-        async with server(handler) as address:
+        async with server(handler, way=way) as address:
             bad, good = await dial(address, timeout_s=5), await dial(address, timeout_s=5)
             await bad.send_all(b"!")
             assert not await bad.receive_some(1)
@@ -99,7 +116,10 @@ async def _raise(error: Exception) -> None:
     raise error
 
 
-async def test_beyond_the_bound_connections_wait_until_one_ends() -> None:
+@WAYS
+async def test_beyond_the_bound_connections_wait_until_one_ends(
+    way: Callable[..., Awaitable[None]],
+) -> None:
     open_now: list[trio.SocketStream] = []
     most = 0
 
@@ -111,7 +131,7 @@ async def test_beyond_the_bound_connections_wait_until_one_ends() -> None:
         await stream.receive_some(1)
         open_now.remove(stream)
 
-    async with server(handler, max_connections=2) as address:
+    async with server(handler, way=way, max_connections=2) as address:
         first, second, third = [await dial(address, timeout_s=5) for _ in range(3)]
         assert [await stream.receive_some(2) for stream in (first, second)] == [b"in", b"in"]
         with trio.move_on_after(0.2) as waited:
@@ -151,6 +171,117 @@ async def test_without_free_file_descriptors_the_server_pauses_and_goes_on() -> 
     assert [line["event"] for line in logs].count("accept paused") == 2
 
 
+async def test_without_free_file_descriptors_a_listener_of_herds_pauses_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failures = 2
+    accept = _Accepting.accept
+
+    async def exhausted(accepting: _Accepting, listener: socket.socket) -> Fresh:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return await accept(accepting, listener)
+
+    async def handler(stream: trio.SocketStream, peer: str) -> None:
+        await stream.send_all(b"in")
+
+    monkeypatch.setattr(_Accepting, "accept", exhausted)
+    with capture_logs() as logs:
+        async with (
+            server(handler, way=all_by_tasks, max_connections=1) as address,
+            await dial(address, timeout_s=5) as stream,
+        ):
+            assert await stream.receive_some(2) == b"in"
+    assert [line["event"] for line in logs].count("accept paused") == 2
+
+
+async def test_those_that_wait_for_what_becomes_of_them_have_slots_and_a_listener_that_ends_waits_for_them() -> None:
+    listener = await listen("127.0.0.1:0", what="tests")
+    address, shut, ended = address_of(listener), trio.Event(), trio.Event()
+    waiting: list[Fresh] = []
+
+    async def keep(fresh: Fresh) -> bool:
+        waiting.append(fresh)
+        return True
+
+    async def handler(stream: trio.SocketStream, peer: str) -> None:
+        await stream.send_all(b"in")
+
+    async def serving() -> None:
+        await serve_fresh(listener, handler, keep, max_connections=2, what="tests", until=shut)
+        ended.set()
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serving)
+            first, second, third = [await dial(address, timeout_s=5) for _ in range(3)]
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(waiting) == 2
+            waiting[0].close()
+            assert await first.receive_some(1) == b""
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(waiting) == 3
+            shut.set()
+            await trio.testing.wait_all_tasks_blocked()
+            assert not ended.is_set()
+            waiting[1].serve(handler)
+            waiting[1].close()  # it is the task's now
+            assert await second.receive_some(2) == b"in"
+            waiting[2].serve(handler)
+            assert await third.receive_some(2) == b"in"
+            await ended.wait()
+        for stream in (first, second, third):
+            await stream.aclose()
+
+
+async def test_a_listener_that_is_cancelled_closes_those_that_nobody_has_and_hears_no_more_of_them() -> None:
+    listener = await listen("127.0.0.1:0", what="tests")
+    address = address_of(listener)
+    waiting: list[Fresh] = []
+
+    async def keep(fresh: Fresh) -> bool:
+        waiting.append(fresh)
+        return True
+
+    async def handler(stream: trio.SocketStream, peer: str) -> None:
+        raise AssertionError("its listener is gone")
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(serve_fresh, max_connections=2, what="tests"), listener, handler, keep)
+            client = await dial(address, timeout_s=5)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        assert await client.receive_some(1) == b""
+        waiting[0].serve(handler)
+        waiting[0].close()
+        await client.aclose()
+    await listener.aclose()
+
+
+async def test_one_that_is_accepted_as_its_listener_ends_is_served() -> None:
+    listener = await listen("127.0.0.1:0", what="tests")
+    address, shut = address_of(listener), trio.Event()
+
+    async def wait(_fresh: Fresh) -> bool:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async def handler(stream: trio.SocketStream, peer: str) -> None:
+        await stream.send_all(b"in")
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            of_two = partial(serve_fresh, max_connections=2, what="tests", until=shut)
+            nursery.start_soon(of_two, listener, handler, wait)
+            async with await dial(address, timeout_s=5) as client:
+                await trio.testing.wait_all_tasks_blocked()
+                shut.set()
+                assert await client.receive_some(2) == b"in"
+
+
 async def test_of_a_name_with_several_addresses_nothing_is_left_listening_but_the_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -165,7 +296,10 @@ async def test_of_a_name_with_several_addresses_nothing_is_left_listening_but_th
     await made[0].aclose()
 
 
-async def test_a_listener_that_is_shut_accepts_nothing_more_and_ends_with_its_last_connection() -> None:
+@WAYS
+async def test_a_listener_that_is_shut_accepts_nothing_more_and_ends_with_its_last_connection(
+    way: Callable[..., Awaitable[None]],
+) -> None:
     listener = await listen("127.0.0.1:0", what="tests")
     host, port = listener.socket.getsockname()
     shared = listener.socket.dup()
@@ -180,7 +314,7 @@ async def test_a_listener_that_is_shut_accepts_nothing_more_and_ends_with_its_la
     async with trio.open_nursery() as nursery:
 
         async def serving() -> None:
-            await serve(listener, echo, max_connections=10, what="tests", until=shut)
+            await way(listener, echo, max_connections=10, what="tests", until=shut)
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(serving)
