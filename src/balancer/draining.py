@@ -1,9 +1,9 @@
 """A balancer that ends gently: what it carries goes to others, what it has read is made durable.
 
 Rule 1: its doors take nothing more. Whoever shares their sockets, a successor or another balancer, does from then on.
-Rule 2: collectors are asked to send the links away that it carries: their meters come back to a door, make before
-        break. That is waited for when there is another to come to; else they come back to the next one. A link whose
-        socket a collector has is none of its affair any more.
+Rule 2: the links that it carries are left to a successor, both sockets. Of others collectors are asked to send them
+        away: their meters come back to a door, make before break. That is waited for when there is another to come to;
+        else they come back to the next one. A link whose socket a collector has is none of its affair any more.
 Rule 3: exporters' sessions are left to a successor, socket and all, if there is one or will be. What cannot be left
 Rule 3: sessions of exporters are left to a successor, socket and all, if there is one or will be. What cannot be left
         then has the balancer ended, or at the deadline.
@@ -64,13 +64,17 @@ class BalancerDrain:
         )
         self.doors_shut.set()
         self.first.cancel()
-        leave = None
-        if self.inheriting is not None and drain.successor != "none":
-            leave = partial(self.inheriting.leave, drain)
+        heir = self.inheriting if drain.successor != "none" else None
         with trio.move_on_at(drain.deadline) as scope:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._send_links_away, drain)
-                await self.intake.stop(leave)
+                if heir is None:
+                    nursery.start_soon(self._send_links_away, drain)
+                    await self.intake.stop()
+                else:
+                    async with trio.open_nursery() as leaving:
+                        leaving.start_soon(self.door.leave, partial(heir.leave_link, drain))
+                        await self.intake.stop(partial(heir.leave_session, drain))
+                    nursery.start_soon(self._send_links_away, drain)
                 await self.datagrams_ended.wait()
                 await self._until_safe(drain)
                 if not (drain.successor == "there" or self.has_others()):
@@ -79,6 +83,7 @@ class BalancerDrain:
             "drain ends",
             balancer=name,
             exporters_left=self.intake.counts.left,
+            links_left=self.door.counts.left,
             links=len(self.door.links),
             unacknowledged_bytes=self.uplink.unacknowledged_bytes,
         )

@@ -1,11 +1,13 @@
-"""Exporters' sessions from one balancer's process to the next: what is left at a restart, and taken up again.
+"""Exporters' sessions and meters' links from one balancer's process to the next: what is left, and taken up again.
 
 A session goes on as the same stream, on the collector that it was on if that will have it, and weighs what it weighed
-before anything is measured. Whose its exporter is is asked anew: the configuration may be another.
+before anything is measured. Whose its exporter is is asked anew: the configuration may be another. A link that is
+carried goes on between the same two sockets, and neither end sees anything of it.
 """
 
 from __future__ import annotations
 
+import socket
 from collections import deque
 from functools import partial
 
@@ -13,18 +15,25 @@ import structlog
 import trio
 from attrs import define, evolve
 
+from balancer.carry import Rest
+from balancer.doors import CarriedLink, LinkDoor
+from balancer.left_link import LeftLink
 from balancer.places import Places
 from meter.exporter_door import ExporterDoor
 from meter.left import LeftSession
 from sapflow.errors import LinkError
+from sapflow.link.frames import Close
+from sapflow.runtime.dial import tune_bulk
 from sapflow.runtime.drain import Drain
-from sapflow.runtime.serve import serve_one
+from sapflow.runtime.serve import Handler, peer_of, serve_one
 from sapflow.runtime.succession import LeftConnection, Succession
 
 log = structlog.get_logger()
 
 LEFT_BY_S = 2.0
 """So long before the deadline of a drain a session is left, or else ended as one is that cannot be left."""
+SESSION, LINK = b"S", b"L"
+"""What a state begins with."""
 
 
 @define(eq=False)
@@ -36,16 +45,25 @@ class Inheriting:
     door: ExporterDoor
     slots: trio.CapacityLimiter
     """Those of the door's listener."""
+    links: LinkDoor
+    link_slots: trio.CapacityLimiter
     unread: int = 0
-    """Sessions that were left and could not be read; their exporters connect again."""
+    """What was left and could not be read; whoever is at the other end connects again."""
 
-    async def leave(self, drain: Drain, stream: trio.SocketStream, session: LeftSession) -> bool:
+    async def leave_session(self, drain: Drain, stream: trio.SocketStream, session: LeftSession) -> bool:
         """Leave a session: whether it is the successor's now."""
         left = session.stream
         rate = self.places.policy.rates.predict(left.id, session.org)
         state = evolve(session, stream=evolve(left, rate=rate)).encode()
-        deadline = max(drain.deadline - LEFT_BY_S, trio.current_time() + drain.left_s / 2)
-        return await self.succession.leave(stream.socket, state, deadline)
+        return await self.succession.leave([stream.socket], SESSION + state, _left_by(drain))
+
+    async def leave_link(
+        self, drain: Drain, link: CarriedLink, stream: trio.SocketStream, upstream: trio.SocketStream
+    ) -> bool:
+        """Leave a link that is carried: whether it is the successor's now."""
+        rest = link.rest
+        left = LeftLink(link.collector, link.hint, peer_of(stream), link.seen_as, rest.into, rest.back)
+        return await self.succession.leave([stream.socket, upstream.socket], LINK + left.encode(), _left_by(drain))
 
     async def take(self, nursery: trio.Nursery) -> None:
         """Take up what is left, each session in a task of the nursery."""
@@ -56,27 +74,53 @@ class Inheriting:
                     await self._take_up(found.popleft(), nursery)
             finally:
                 for connection in found:
-                    connection.sock.close()
+                    connection.close()
 
     async def _take_up(self, connection: LeftConnection, nursery: trio.Nursery) -> None:
         try:
-            session = LeftSession.decode(connection.state)
+            handler, peer, slots, what = self._understood(connection)
         except LinkError as error:
-            connection.sock.close()
+            connection.close()
             self.unread += 1
-            log.warning("session not taken up", reason=str(error), meaning="its exporter must connect again")
+            log.warning("connection not taken up", reason=str(error), meaning="its other end must connect again")
             return
-        stream = trio.SocketStream(trio.socket.from_stdlib_socket(connection.sock))
         ticket = object()
         try:
-            await self.slots.acquire_on_behalf_of(ticket)
+            await slots.acquire_on_behalf_of(ticket)
         except BaseException:
-            await trio.aclose_forcefully(stream)
+            connection.close()
             raise
+        nursery.start_soon(serve_one, _stream(connection.socks[0]), peer, handler, what, slots, ticket)
+
+    def _understood(self, connection: LeftConnection) -> tuple[Handler, str, trio.CapacityLimiter, str]:
+        """Who goes on with it, the address at its other end, whose slot it takes, and what it is. Raises LinkError."""
+        kind, data = connection.state[:1], connection.state[1:]
+        if (kind, len(connection.socks)) == (SESSION, 1):
+            session = LeftSession.decode(data)
+            return partial(self._resume_session, session), session.peer, self.slots, "exporter (left)"
+        if (kind, len(connection.socks)) == (LINK, 2):
+            link = LeftLink.decode(data)
+            return partial(self._resume_link, link, connection.socks[1]), link.peer, self.link_slots, "link (left)"
+        raise LinkError(f"{len(connection.socks)} sockets of kind {kind!r} were left", code=Close.PROTOCOL)
+
+    async def _resume_session(self, session: LeftSession, stream: trio.SocketStream, _peer: str) -> None:
         left = session.stream
         self.places.expect(left.id, session.org, left.target, left.rate)
-        handler = partial(self._resume, session)
-        nursery.start_soon(serve_one, stream, session.peer, handler, "exporter (left)", self.slots, ticket)
-
-    async def _resume(self, session: LeftSession, stream: trio.SocketStream, _peer: str) -> None:
         await self.door.resume(stream, session)
+
+    async def _resume_link(
+        self, left: LeftLink, upstream: socket.socket, stream: trio.SocketStream, _peer: str
+    ) -> None:
+        link, hint = object(), left.hint
+        self.places.policy.reserve(link, hint.org, left.collector, trio.current_time())
+        carried = CarriedLink(left.collector, hint, seen_as=left.seen_as, rest=Rest(left.into, left.back))
+        tune_bulk(onward := _stream(upstream))
+        await self.links.resume(link, carried, stream, onward)
+
+
+def _left_by(drain: Drain) -> float:
+    return max(drain.deadline - LEFT_BY_S, trio.current_time() + drain.left_s / 2)
+
+
+def _stream(sock: socket.socket) -> trio.SocketStream:
+    return trio.SocketStream(trio.socket.from_stdlib_socket(sock))

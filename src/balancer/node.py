@@ -5,7 +5,7 @@ nursery ── control plane (own listener), coordinator server (own listener; w
         ├─ steering ── a control link a collector: its load and its meters' streams ─▶ placement, moves ─▶ it
         ├─ rounds: each second what goes where ─▶ who does no work is left; streams are moved
         ├─ exporter listeners (plain; TLS where configured) ── a task an exporter: intake, batches, its stream
-        ├─ inheriting ── sessions that the process before left ─▶ a task an exporter, as above
+        ├─ inheriting ── sessions and links that the process before left ─▶ a task each, as above and below
         ├─ exporters' UDP door ── one task reads, another flushes; a stream for each exporter, which drops when full
         ├─ spooling, with `spool` ── one transaction at a time, in a thread: what comes ─▶ disk ─▶ what may go on
         ├─ uplink ── a task a collector: connects, sends under credit, re-homes streams
@@ -179,7 +179,10 @@ async def _run(
 
     exporter_slots = trio.CapacityLimiter(mine.max_connections)
     succession = Succession.given()
-    inheriting = Inheriting(succession, places, exporter_door, exporter_slots) if succession is not None else None
+    inheriting = None
+    if succession is not None:
+        links_taken_up = trio.CapacityLimiter(mine.max_connections)
+        inheriting = Inheriting(succession, places, exporter_door, exporter_slots, link_door, links_taken_up)
     drain = BalancerDrain(
         *(intake, link_door, steering, uplink, lambda: len(places.balancers) > 1),
         spooling=spool.spooling if spool is not None else None,

@@ -20,7 +20,7 @@ from sapflow.client.ledger import ledger as accounts
 from tests.chaos.test_balance import stored_of_exporters
 
 COMMAND = (sys.executable, "-m", "sapflow")
-EXPORTERS = 12
+EXPORTERS, METERS = 12, 4
 
 
 def restart(fleet: Fleet) -> "subprocess.CompletedProcess[str]":
@@ -63,7 +63,7 @@ async def under_load(fleet: Fleet, during: Any, ledger: Ledger) -> Account:
     tokens = {"org-0": fleet.token("org-0")}
     await trio.sleep(1.5)  # collectors read the org table once a second
     async with trio.open_nursery() as nursery:
-        sending = partial(load, fleet.doors["link"], tokens, ledger, stop, meters=4, interval_s=0.1, records=50)
+        sending = partial(load, fleet.doors["link"], tokens, ledger, stop, meters=METERS, interval_s=0.1, records=50)
         nursery.start_soon(partial(sending, exporters=EXPORTERS, exporter_door=fleet.doors["ipfix_tcp"]))
         await until(lambda: intake(fleet).get("exporters") == EXPORTERS)
         await during()
@@ -108,6 +108,29 @@ def test_exporters_keep_their_connections_over_restarts_and_no_record_is_lost_or
     assert max(held) <= min(held) + 3
     assert account.clean, account
     assert ledger.exported_records > 5_000
+
+
+@pytest.mark.timeout(300)
+def test_meters_whose_links_are_relayed_keep_them_too(tmp_path: Path) -> None:
+    config, ledger = tmp_path / "fleet.toml", Ledger()
+    config.write_text("[collector]\nhandoff = false\n")
+    with running(tmp_path / "data", collectors=2, config=config) as fleet:
+
+        async def during() -> None:
+            for _ in range(2):
+                done = await trio.to_thread.run_sync(restart, fleet)
+                assert done.returncode == 0, done.stderr
+                assert "with all handed on" in done.stdout
+                await until(lambda: intake(fleet).get("resumed") == EXPORTERS)
+            door = fleet.status()["balancer"]["counts"]["link_door"]
+            assert (door["resumed"], door["accepted"], door["open"]) == (METERS, 0, METERS)
+            before = ledger.acknowledged_records
+            await until(lambda: ledger.acknowledged_records > before + 1000)
+
+        account = trio.run(partial(under_load, fleet, during, ledger))
+    assert ledger.exporters_cut == 0
+    assert account.acknowledged_records == account.sent_records == account.stored_records
+    assert account.clean, account
 
 
 @pytest.mark.timeout(300)

@@ -14,8 +14,11 @@ async def copy_one_way(
     wrote: Callable[[int], None],
     pipe_bytes: int,
     both: trio.CancelScope,
+    first: bytes,
+    _keep: Callable[[bytes], None],
 ) -> None:
-    """As `balancer.carry.splice_one_way`."""
+    """As `balancer.carry.splice_one_way`; nothing is left to a successor here, so nothing is kept for one."""
+    assert not first
     try:
         while data := await source.receive_some(pipe_bytes):
             read(len(data))

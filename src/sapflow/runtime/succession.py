@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import array
 import errno
+import itertools
 import mmap
 import os
 import socket
@@ -33,28 +34,34 @@ log = structlog.get_logger()
 INTO, OUT_OF = "succession_into", "succession_out_of"
 """What the two ends are called among the sockets that a process is given."""
 MOST_AT_ONCE = 64
-"""Connections in a message."""
+"""Sockets in a message."""
 MOST_BYTES_AT_ONCE = 8 << 20
 """Of the states in a message, if they are more than one."""
 RETRY_S = 0.02
 PAUSE_S = 1.0
 _HEAD = struct.Struct("!4sH")
 _MAGIC = b"sfl1"
-_SIZE = struct.Struct("!Q")
+_SIZE = struct.Struct("!HQ")
+"""Of what was left together: how many sockets, and how long its state is."""
 _FULL = {errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 
 
 @frozen
 class LeftConnection:
-    """A connection that was left, and what was said of it."""
+    """A connection that was left, or two that belong together, and what was said of it."""
 
-    sock: socket.socket
+    socks: tuple[socket.socket, ...]
     state: bytes
+
+    def close(self) -> None:
+        """Let go of it."""
+        for sock in self.socks:
+            sock.close()
 
 
 @define(eq=False)
 class _Item:
-    descriptor: int
+    descriptors: list[int]
     state: bytes
     is_sent: bool = False
 
@@ -85,12 +92,12 @@ class Succession:
         out_of.setblocking(False)
         return cls(into, out_of)
 
-    async def leave(self, sock: trio.socket.SocketType, state: bytes, deadline: float) -> bool:
+    async def leave(self, socks: Sequence[trio.socket.SocketType], state: bytes, deadline: float) -> bool:
         """Leave a connection: whether it is a successor's, or the queue's, now. Then its own end here is to be closed.
 
         Known at the deadline, whoever is cancelled meanwhile.
         """
-        item = _Item(sock.fileno(), state)
+        item = _Item([sock.fileno() for sock in socks], state)
         self._waiting.append(item)
         with trio.CancelScope(shield=True, deadline=deadline):
             async with self._turn:
@@ -103,17 +110,18 @@ class Succession:
     async def _send_some(self) -> None:
         items: list[_Item] = []
         size = 0
+        descriptors: list[int] = []
         for item in self._waiting:
             size += len(item.state)
-            if items and (len(items) == MOST_AT_ONCE or size > MOST_BYTES_AT_ONCE):
+            if items and (len(descriptors) + len(item.descriptors) > MOST_AT_ONCE or size > MOST_BYTES_AT_ONCE):
                 break
             items.append(item)
+            descriptors += item.descriptors
         try:
-            file = _file_of([item.state for item in items])
+            file = _file_of(items)
             try:
-                descriptors = array.array("i", [file, *(item.descriptor for item in items)])
-                passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)]
-                self.into.sendmsg([_HEAD.pack(_MAGIC, len(items))], passed, socket.MSG_NOSIGNAL)
+                passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [file, *descriptors]))]
+                self.into.sendmsg([_HEAD.pack(_MAGIC, len(descriptors))], passed, socket.MSG_NOSIGNAL)
             finally:
                 os.close(file)
         except OSError as error:
@@ -156,14 +164,14 @@ class Succession:
         return found
 
 
-def _file_of(states: Sequence[bytes]) -> int:
-    """A file without a name that holds them, each behind its length."""
+def _file_of(items: Sequence[_Item]) -> int:
+    """A file without a name that holds their states, each behind what `_SIZE` says."""
     file = os.memfd_create("sapflow-succession", os.MFD_CLOEXEC)
     try:
         with open(file, "wb", closefd=False) as out:
-            for state in states:
-                out.write(_SIZE.pack(len(state)))
-                out.write(state)
+            for item in items:
+                out.write(_SIZE.pack(len(item.descriptors), len(item.state)))
+                out.write(item.state)
     except BaseException:
         os.close(file)
         raise
@@ -178,24 +186,27 @@ def _read(data: bytes, descriptors: list[int], *, cut: bool) -> list[LeftConnect
     if cut or len(descriptors) != count + 1:
         raise ValueError("this process may not have so many descriptors")
     size = os.fstat(descriptors[0]).st_size
-    states: list[bytes] = []
+    states: list[tuple[int, bytes]] = []
     with mmap.mmap(descriptors[0], size, prot=mmap.PROT_READ) as file:
         at = 0
-        for _ in range(count):
-            (length,) = _SIZE.unpack_from(file, at)
+        while sum(sockets for sockets, _ in states) < count:
+            sockets, length = _SIZE.unpack_from(file, at)
             at += _SIZE.size
-            if length > size - at:
+            if not sockets or length > size - at:
                 raise ValueError("a state is cut off")
-            states.append(file[at : at + length])
+            states.append((sockets, file[at : at + length]))
             at += length
+    if sum(sockets for sockets, _ in states) != count:
+        raise ValueError("it has not as many sockets as its states tell of")
     os.close(descriptors.pop(0))
-    found: list[LeftConnection] = []
+    socks: list[socket.socket] = []
     try:
-        for descriptor, state in zip(descriptors, states, strict=True):
-            found.append(LeftConnection(socket.socket(fileno=descriptor), state))
-            found[-1].sock.setblocking(False)
+        for descriptor in descriptors:
+            socks.append(socket.socket(fileno=descriptor))
+            socks[-1].setblocking(False)
     except OSError:
-        for one in found:
-            one.sock.detach()
+        for sock in socks:
+            sock.detach()
         raise
-    return found
+    each = iter(socks)
+    return [LeftConnection(tuple(itertools.islice(each, sockets)), state) for sockets, state in states]

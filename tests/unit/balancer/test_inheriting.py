@@ -100,12 +100,11 @@ class Front:
             spooling = Spooling(Spool.open(self.directory / "spool", spool_bytes=8 << 20), uplink, settings)
         intake = Intake(spooling.waiting if spooling is not None else uplink, IntakeSettings(flush_interval_s=0.05))
         door = ExporterDoor(intake, SourceBindings([binding]), self.tls)
-        inheriting = Inheriting(Succession(*self.sockets), places, door, trio.CapacityLimiter(100))
-        nothing = LinkDoor(place=places.place_link, dial=partial(dial, timeout_s=5), left=places.link_left)
+        links = LinkDoor(place=places.place_link, dial=partial(dial, timeout_s=5), left=places.link_left)
+        slots, link_slots = trio.CapacityLimiter(100), trio.CapacityLimiter(100)
+        inheriting = Inheriting(Succession(*self.sockets), places, door, slots, links, link_slots)
         steering = Steering("b", "f-token", partial(dial, timeout_s=5), places.on_told)
-        ending = BalancerDrain(
-            intake, nothing, steering, uplink, lambda: False, spooling=spooling, inheriting=inheriting
-        )
+        ending = BalancerDrain(intake, links, steering, uplink, lambda: False, spooling=spooling, inheriting=inheriting)
         ending.datagrams_ended.set()
         one = Balancer(intake, places, uplink, inheriting, ending, spooling)
 

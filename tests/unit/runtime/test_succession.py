@@ -51,12 +51,12 @@ async def test_a_connection_goes_on_with_who_takes_it_and_its_other_end_sees_not
         ours, theirs = await a_connection()
         await ours.send_all(b"before")
         assert await theirs.receive_some(100) == b"before"
-        assert await old.leave(theirs.socket, b"what is known", soon())
+        assert await old.leave([theirs.socket], b"what is known", soon())
         await theirs.aclose()
         await ours.send_all(b"in between")
         (left,) = await take(new, 1)
         assert left.state == b"what is known"
-        async with trio.SocketStream(trio.socket.from_stdlib_socket(left.sock)) as stream:
+        async with trio.SocketStream(trio.socket.from_stdlib_socket(left.socks[0])) as stream:
             assert await stream.receive_some(100) == b"in between"
             await stream.send_all(b"answer")
             assert await ours.receive_some(100) == b"answer"
@@ -74,7 +74,7 @@ async def test_what_is_left_waits_for_a_successor_that_is_not_there_yet_however_
         done: list[bool] = []
 
         async def leave(stream: trio.SocketStream, state: bytes) -> None:
-            done.append(await old.leave(stream.socket, state, soon()))
+            done.append(await old.leave([stream.socket], state, soon()))
             await stream.aclose()
 
         async with trio.open_nursery() as nursery:
@@ -84,7 +84,7 @@ async def test_what_is_left_waits_for_a_successor_that_is_not_there_yet_however_
         found = await take(new, len(pairs))
         assert sorted(one.state for one in found) == sorted(states)
         for one in found:
-            one.sock.close()
+            one.close()
         for ours, _ in pairs:
             assert await ours.receive_some(1) == b""
             await ours.aclose()
@@ -95,7 +95,7 @@ async def test_of_two_that_take_each_connection_is_ones() -> None:
     with a_queue() as (old, new):
         pairs = [await a_connection() for _ in range(20)]
         for number, (_, theirs) in enumerate(pairs):
-            assert await old.leave(theirs.socket, b"%d" % number, soon())
+            assert await old.leave([theirs.socket], b"%d" % number, soon())
             await theirs.aclose()
         found: list[bytes] = []
         with trio.move_on_after(2.0):
@@ -105,7 +105,7 @@ async def test_of_two_that_take_each_connection_is_ones() -> None:
                     while len(found) < 20:
                         for one in await one_of_two.take():
                             found.append(one.state)
-                            one.sock.close()
+                            one.close()
                     nursery.cancel_scope.cancel()
 
                 nursery.start_soon(taking, old)
@@ -122,7 +122,7 @@ async def test_a_queue_that_is_full_is_waited_for_until_the_deadline_and_then_th
     with a_queue() as (old, new):
         ours, theirs = await a_connection()
         filled = 0
-        while await old.leave(theirs.socket, b"again", trio.current_time() + 0.2):
+        while await old.leave([theirs.socket], b"again", trio.current_time() + 0.2):
             filled += 1
             assert filled < 10_000
         assert filled > 100
@@ -130,11 +130,11 @@ async def test_a_queue_that_is_full_is_waited_for_until_the_deadline_and_then_th
         assert await theirs.receive_some(100) == b"still here"
         # With room it goes on.
         found = await take(new, filled)
-        assert await old.leave(theirs.socket, b"last", soon())
+        assert await old.leave([theirs.socket], b"last", soon())
         found += await take(new, 1)
         assert [one.state for one in found] == [b"again"] * filled + [b"last"]
         for one in found:
-            one.sock.close()
+            one.close()
         await theirs.aclose()
         await ours.aclose()
     assert open_descriptors() == before
@@ -143,7 +143,7 @@ async def test_a_queue_that_is_full_is_waited_for_until_the_deadline_and_then_th
 async def test_connections_that_nobody_took_are_closed_with_the_queue() -> None:
     with a_queue() as (old, _new):
         ours, theirs = await a_connection()
-        assert await old.leave(theirs.socket, b"", soon())
+        assert await old.leave([theirs.socket], b"", soon())
         await theirs.aclose()
         with trio.move_on_after(0.1) as scope:
             await ours.receive_some(1)
@@ -159,12 +159,12 @@ async def test_a_message_that_is_none_costs_its_descriptors_and_no_more(message:
     with a_queue() as (old, new):
         first, second = socket.socketpair()
         file = os.memfd_create("x")
-        os.write(file, bytes(8))
+        os.write(file, bytes(10))
         socket.send_fds(old.into, [message], [file, first.fileno()])
         os.close(file)
         first.close()
         ours, theirs = await a_connection()
-        assert await old.leave(theirs.socket, b"whole", soon())
+        assert await old.leave([theirs.socket], b"whole", soon())
         await theirs.aclose()
         found = await take(new, 1)
         assert [one.state for one in found] == [b"whole"]
@@ -172,7 +172,26 @@ async def test_a_message_that_is_none_costs_its_descriptors_and_no_more(message:
         second.setblocking(False)
         assert second.recv(1) == b""
         for one in found:
-            one.sock.close()
+            one.close()
         second.close()
         await ours.aclose()
+    assert open_descriptors() == before
+
+
+async def test_two_that_belong_together_are_left_and_taken_together() -> None:
+    before = open_descriptors()
+    with a_queue() as (old, new):
+        (first, its), (second, other) = await a_connection(), await a_connection()
+        alone, single = await a_connection()
+        assert await old.leave([its.socket, other.socket], b"both", soon())
+        assert await old.leave([single.socket], b"one", soon())
+        for stream in (its, other, single):
+            await stream.aclose()
+        both, one = await take(new, 2)
+        assert [(len(left.socks), left.state) for left in (both, one)] == [(2, b"both"), (1, b"one")]
+        for sock, far in zip(both.socks + one.socks, (first, second, alone), strict=True):
+            assert sock.getpeername() == far.socket.getsockname()
+            await far.aclose()
+        both.close()
+        one.close()
     assert open_descriptors() == before
