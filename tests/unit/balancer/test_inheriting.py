@@ -4,6 +4,7 @@ record once and in order, whatever of it was not durable."""
 import os
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -19,11 +20,13 @@ from balancer.draining import BalancerDrain
 from balancer.inheriting import Inheriting
 from balancer.places import Places
 from balancer.steering import Steering
+from meter.batching import Draft
 from meter.exporter_door import ExporterDoor, SourceBinding, SourceBindings
 from meter.exporter_tls import ExporterTls
 from meter.intake import Intake, IntakeSettings
 from meter.keeping_settings import KeepingSettings
 from meter.spool import Spool
+from meter.spooled import Applied, Changes
 from meter.spooling import Spooling
 from meter.uplink import Uplink, UplinkSettings
 from sapflow.cluster.view import Member, View
@@ -240,6 +243,26 @@ async def test_what_was_left_and_is_spooled_unacknowledged_is_sent_by_the_next_o
         assert numbers == list(range(1, len(numbers) + 1))
         await exporter.aclose()
         await after.drain("none")
+
+
+async def test_it_is_drained_when_its_spool_is_written_and_not_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the UDP door hands on at its end is put without waiting; here the disk takes its time for it."""
+    write = Spool.write
+
+    def slowly(spool: Spool, changes: Changes) -> Applied:
+        time.sleep(0.5)
+        return write(spool, changes)
+
+    async with a_front(tmp_path) as front:
+        balancer = await front.balancer(spool=True)
+        assert balancer.spooling is not None
+        monkeypatch.setattr(Spool, "write", slowly)
+        stream = balancer.spooling.dropping.open_stream("acme", "192.0.2.1:9")
+        stream.put_now(Draft(1, RECORDS, reference_work(1)))
+        assert await balancer.drain("next")
+        assert balancer.spooling.spool.totals.taken_records == RECORDS
 
 
 async def test_one_that_dies_before_it_took_up_anything_costs_no_exporter_its_session(tmp_path: Path) -> None:
