@@ -25,21 +25,33 @@ F_SETPIPE_SZ = 1031
 _GONE = {errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT, errno.EBADF}
 
 
-@define
-class Rest:
-    """What was read of each side and not written to the other when a relay was stopped: that goes first later."""
-
-    into: bytes = b""
-    """For the upstream."""
-    back: bytes = b""
-
-
 class RelayCounts(Protocol):
     """Where bytes are counted: from the client, on to the upstream, and what went back."""
 
     bytes_in: int
     bytes_out: int
     bytes_back: int
+
+
+class Rest(Protocol):
+    """What was read of each side and not written to the other when a relay was stopped: that goes first later."""
+
+    into: bytes
+    """For the upstream."""
+    back: bytes
+
+
+@define
+class NoRest:
+    """Of a relay that nobody goes on with."""
+
+    into: bytes = b""
+    back: bytes = b""
+
+
+Counters = tuple[RelayCounts, ...]
+Count = Callable[[Counters, int], None]
+Keep = Callable[[Rest, bytes], None]
 
 
 async def relay(
@@ -53,64 +65,88 @@ async def relay(
 
     `rest` goes before them, and what is on its way when this is cancelled is in it then.
     """
-
-    def taken(size: int) -> None:
-        for counts in counters:
-            counts.bytes_in += size
-
-    def given(size: int) -> None:
-        for counts in counters:
-            counts.bytes_out += size
-
-    def back(size: int) -> None:
-        for counts in counters:
-            counts.bytes_back += size
-
-    def nothing(_size: int) -> None: ...
-
-    one_way, rest = carrier.get(), rest if rest is not None else Rest()
-
-    def keep_into(data: bytes) -> None:
-        rest.into = data
-
-    def keep_back(data: bytes) -> None:
-        rest.back = data
-
+    one_way = carrier.get()
+    rest = NoRest() if rest is None else rest
     async with trio.open_nursery() as nursery:
         both = nursery.cancel_scope
-        nursery.start_soon(one_way, client, upstream, taken, given, pipe_bytes, both, rest.into, keep_into)
-        await one_way(upstream, client, nothing, back, pipe_bytes, both, rest.back, keep_back)
+        into, back = rest.into, rest.back
+        nursery.start_soon(
+            one_way, client, upstream, counters, _taken, _given, pipe_bytes, both, into, rest, _keep_into
+        )
+        await one_way(upstream, client, counters, _nothing, _back, pipe_bytes, both, back, rest, _keep_back)
         nursery.cancel_scope.deadline = trio.current_time() + HALF_CLOSED_S
+
+
+# An idle link is two frames that wait: what is the same for all links is not made for each.
+
+
+def _taken(counters: Counters, size: int) -> None:
+    for counts in counters:
+        counts.bytes_in += size
+
+
+def _given(counters: Counters, size: int) -> None:
+    for counts in counters:
+        counts.bytes_out += size
+
+
+def _back(counters: Counters, size: int) -> None:
+    for counts in counters:
+        counts.bytes_back += size
+
+
+def _nothing(_counters: Counters, _size: int) -> None: ...
+
+
+def _keep_into(rest: Rest, data: bytes) -> None:
+    rest.into = data
+
+
+def _keep_back(rest: Rest, data: bytes) -> None:
+    rest.back = data
 
 
 async def splice_one_way(
     source: trio.SocketStream,
     destination: trio.SocketStream,
-    read: Callable[[int], None],
-    wrote: Callable[[int], None],
+    counters: Counters,
+    read: Count,
+    wrote: Count,
     pipe_bytes: int,
     both: trio.CancelScope,
     first: bytes,
-    keep: Callable[[bytes], None],
+    rest: Rest,
+    keep: Keep,
 ) -> None:
-    """Until `source` ends; `both` is cancelled when either is gone. `first` goes first; `keep` is told what is left."""
+    """Until `source` ends; `both` is cancelled when either is gone. `first` goes first; what is left is in `rest`."""
     out_end, in_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         from_fd, to_fd = source.socket.fileno(), destination.socket.fileno()
         while first:
             moved = _fill(in_end, first)
             first = first[moved:]
-            await _empty(out_end, to_fd, moved, wrote)
+            await _empty(out_end, to_fd, counters, moved, wrote)
         is_small = True
         while True:
-            moved = await _splice(from_fd, in_end, pipe_bytes, wait_read=from_fd, wait_write=None)
-            if not moved:
+            spliced = _splice(from_fd, in_end, pipe_bytes)
+            if spliced is None:
+                await trio.lowlevel.wait_readable(from_fd)
+                continue
+            if not spliced:
                 break
-            read(moved)
-            if is_small and moved >= BULK_BYTES:
+            read(counters, spliced)
+            if is_small and spliced >= BULK_BYTES:
                 is_small = False
                 _widen(in_end, pipe_bytes)
-            await _empty(out_end, to_fd, moved, wrote)
+            left = spliced
+            while left:
+                gone = _splice(out_end, to_fd, left)
+                if gone is None:
+                    await trio.lowlevel.wait_writable(to_fd)
+                else:
+                    wrote(counters, gone)
+                    left -= gone
+            await trio.lowlevel.checkpoint()
         await destination.send_eof()
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         both.cancel()
@@ -121,7 +157,7 @@ async def splice_one_way(
     finally:
         os.close(in_end)
         # What the pipe has is all that was read and not written, whenever this was cancelled.
-        keep(_left_in(out_end) + first)
+        keep(rest, _left_in(out_end) + first)
         os.close(out_end)
 
 
@@ -131,12 +167,15 @@ def _fill(in_end: int, data: bytes) -> int:
     return os.write(in_end, data)
 
 
-async def _empty(out_end: int, to_fd: int, size: int, wrote: Callable[[int], None]) -> None:
+async def _empty(out_end: int, to_fd: int, counters: Counters, size: int, wrote: Count) -> None:
     """Have all that a pipe has written."""
     while size:
-        gone = await _splice(out_end, to_fd, size, wait_read=None, wait_write=to_fd)
-        wrote(gone)
-        size -= gone
+        gone = _splice(out_end, to_fd, size)
+        if gone is None:
+            await trio.lowlevel.wait_writable(to_fd)
+        else:
+            wrote(counters, gone)
+            size -= gone
 
 
 def _left_in(out_end: int) -> bytes:
@@ -145,6 +184,14 @@ def _left_in(out_end: int) -> bytes:
     while piece := os.read(out_end, PIPE_BYTES):
         pieces.append(piece)
     return b"".join(pieces)
+
+
+def _splice(source: int, destination: int, size: int) -> int | None:
+    """How much went; None when nothing can now. Who waits does so outside: an error being handled keeps its frames."""
+    try:
+        return os.splice(source, destination, size, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
+    except BlockingIOError:
+        return None
 
 
 def _widen(pipe: int, pipe_bytes: int) -> None:
@@ -156,31 +203,8 @@ def _widen(pipe: int, pipe_bytes: int) -> None:
 
 
 OneWay = Callable[
-    [
-        trio.SocketStream,
-        trio.SocketStream,
-        Callable[[int], None],
-        Callable[[int], None],
-        int,
-        trio.CancelScope,
-        bytes,
-        Callable[[bytes], None],
-    ],
+    [trio.SocketStream, trio.SocketStream, Counters, Count, Count, int, trio.CancelScope, bytes, Rest, Keep],
     Awaitable[None],
 ]
 carrier: ContextVar[OneWay] = ContextVar("carrier", default=splice_one_way)
 """How this context carries one direction: sockets that the kernel does not know, as in a simulation, need another."""
-
-
-async def _splice(source: int, destination: int, size: int, *, wait_read: int | None, wait_write: int | None) -> int:
-    while True:
-        try:
-            moved = os.splice(source, destination, size, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
-        except BlockingIOError:
-            if wait_read is not None:
-                await trio.lowlevel.wait_readable(wait_read)
-            if wait_write is not None:
-                await trio.lowlevel.wait_writable(wait_write)
-            continue
-        await trio.lowlevel.checkpoint()
-        return moved

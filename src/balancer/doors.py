@@ -15,7 +15,7 @@ import structlog
 import trio
 from attrs import define, evolve, field, frozen
 
-from balancer.carry import Rest, relay
+from balancer.carry import relay
 from balancer.hints import MAX_HINT_BYTES, read_hint
 from sapflow.errors import LinkError, Unreachable
 from sapflow.link import LinkLimits
@@ -81,7 +81,10 @@ class CarriedLink:
     """As it was when bytes last came back."""
     seen_as: tuple[str, ...] = ()
     """The addresses that its collector may see it come from: the meter's if it believes us, else ours."""
-    rest: Rest = field(factory=Rest)
+    into: bytes = b""
+    """What was read of the meter and goes to its collector first, …"""
+    back: bytes = b""
+    """… and what goes back first: of a link that another process left, or that is left."""
     leave: LeaveLink | None = None
     """How it is to be left to a successor, until that is decided."""
 
@@ -228,7 +231,7 @@ class LinkDoor:
             async with upstream:
                 while True:
                     with carried.scope:
-                        await relay(stream, upstream, self.counts, carried.carriage, of_all, rest=carried.rest)
+                        await relay(stream, upstream, self.counts, carried.carriage, of_all, rest=carried)
                     if carried.leave is None or not carried.scope.cancelled_caught:
                         return
                     if await carried.leave(carried, stream, upstream):

@@ -15,7 +15,6 @@ import structlog
 import trio
 from attrs import define, evolve
 
-from balancer.carry import Rest
 from balancer.doors import CarriedLink, LinkDoor
 from balancer.left_link import LeftLink
 from balancer.places import Places
@@ -61,8 +60,7 @@ class Inheriting:
         self, drain: Drain, link: CarriedLink, stream: trio.SocketStream, upstream: trio.SocketStream
     ) -> bool:
         """Leave a link that is carried: whether it is the successor's now."""
-        rest = link.rest
-        left = LeftLink(link.collector, link.hint, peer_of(stream), link.seen_as, rest.into, rest.back)
+        left = LeftLink(link.collector, link.hint, peer_of(stream), link.seen_as, link.into, link.back)
         return await self.succession.leave([stream.socket, upstream.socket], LINK + left.encode(), _left_by(drain))
 
     async def take(self, nursery: trio.Nursery) -> None:
@@ -113,7 +111,7 @@ class Inheriting:
     ) -> None:
         link, hint = object(), left.hint
         self.places.policy.reserve(link, hint.org, left.collector, trio.current_time())
-        carried = CarriedLink(left.collector, hint, seen_as=left.seen_as, rest=Rest(left.into, left.back))
+        carried = CarriedLink(left.collector, hint, seen_as=left.seen_as, into=left.into, back=left.back)
         tune_bulk(onward := _stream(upstream))
         await self.links.resume(link, carried, stream, onward)
 

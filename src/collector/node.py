@@ -3,6 +3,7 @@
 nursery ── control plane (own listener)
         ├─ coordinator: joins, reports load each second
         ├─ figures: event-loop lag; reporting: rates each second, told to each balancer's control link
+        ├─ watch: ends links of which nothing is heard
         ├─ org table: read again when its file changes
         ├─ link listener ── a task a link, at most `max_links`; batches bounded by `budget_bytes` of credit
         ├─ taking ── sockets that balancers of this host accepted, each a link among those, or an exporter's (`carry`)
@@ -40,6 +41,7 @@ from sapflow.runtime.proxied import Networks, Proxied
 from sapflow.runtime.serve import Handler, address_of, listen, serve
 from sapflow.runtime.taking import Taking, listen_handoff
 from sapflow.runtime.transport import server_tls
+from sapflow.runtime.watch import Watch
 
 log = structlog.get_logger()
 
@@ -61,7 +63,8 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce, m
         tls=server_tls(mine.tls_certificate, mine.tls_key) if mine.tls_certificate else None,
         carried=CarriedSettings(config.fleet.move_cooldown_s, mine.move_timeout_s, mine.moves_ignored),
     )
-    collector = Collector(settings, orgs.authenticate)
+    watch = Watch()
+    collector = Collector(settings, orgs.authenticate, watch=watch)
     live = LiveDoor(LiveSettings(buffer_bytes=mine.live_buffer_bytes), orgs.authenticate, collector.endpoint)
     figures = machine.figures()
     link_listener = await listen(mine.link, what="links")
@@ -140,6 +143,7 @@ async def run(config: Config, name: str, fleet_token: str, announce: Announce, m
             status,
         )
         nursery.start_soon(figures.run)
+        nursery.start_soon(watch.run)
         nursery.start_soon(reporting.run)
         nursery.start_soon(keep_fresh, orgs)
         nursery.start_soon(

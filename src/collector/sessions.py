@@ -26,6 +26,7 @@ from sapflow.runtime.drain import Drain
 from sapflow.runtime.seldom import Seldom
 from sapflow.runtime.session import LinkSession
 from sapflow.runtime.transport import accept_link
+from sapflow.runtime.watch import Watch
 
 log = structlog.get_logger()
 
@@ -91,6 +92,8 @@ class Collector:
     """Set when this collector is to end: whoever comes with streams is told to go away by its deadline."""
     carrying: dict[int, LinkSession] = field(factory=dict)
     """Links of meters and intakes."""
+    watch: Watch | None = None
+    """Looks after all links, if somebody runs it; else each has a task for that."""
     _emptier: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot)
     """Unparked when a stream is no more."""
     _next_session: int = 1
@@ -196,6 +199,7 @@ class Collector:
             max_unsent_bytes=2 * self.settings.budget_bytes,
             on_in=self._count_in,
             on_out=self._count_out,
+            watch=self.watch,
         )
         number, self._next_session = self._next_session, self._next_session + 1
         self.counts.links += 1

@@ -1,15 +1,16 @@
 """One end of a link on a real transport: moves bytes, and gives the events of `sapflow.link.Connection`.
 
-A session is one task tree: whoever runs it owns its nursery; the first of reader, writer and watch to end ends the
-rest. What is sent collects in a buffer whose growth is bounded by credit; the writer joins it into few system calls,
-and takes orgs in turns.
+A session is one task tree: whoever runs it owns its nursery; the first of reader and writer to end ends the rest, and
+so does a watch that hears nothing: a task of its own, or the one of a process that has many sessions. What is sent
+collects in a buffer whose growth is bounded by credit; the writer joins it into few system calls, and takes orgs in
+turns.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Callable, Hashable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from itertools import chain
 
 import structlog
@@ -18,6 +19,7 @@ import trio
 from sapflow.errors import LinkError, Overloaded, Refused
 from sapflow.link import Close, Closed, Connection, Event
 from sapflow.runtime.turns import Turns
+from sapflow.runtime.watch import Watch
 
 log = structlog.get_logger()
 
@@ -40,6 +42,7 @@ class LinkSession:
         max_unsent_bytes: int,
         on_in: Callable[[int], None] | None = None,
         on_out: Callable[[int], None] | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self.connection = connection
         self.peer = peer
@@ -54,6 +57,8 @@ class LinkSession:
         self._scope = trio.CancelScope()
         self._on_in = on_in
         self._on_out = on_out
+        self._watch = watch
+        self._ask_from = 0.0
 
     @property
     def unsent_bytes(self) -> int:
@@ -89,14 +94,16 @@ class LinkSession:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[LinkSession]:
-        """Run the writer and the watch; leaving ends both and closes the transport."""
+        """Run the writer, and be watched; leaving ends both and closes the transport."""
         try:
             async with trio.open_nursery() as nursery:
                 self._scope = nursery.cancel_scope
                 nursery.start_soon(self._write)
-                nursery.start_soon(self._watch)
+                if self._watch is None:
+                    nursery.start_soon(self._look_often)
                 try:
-                    yield self
+                    with self._watch.kept(self) if self._watch is not None else nullcontext():
+                        yield self
                 finally:
                     nursery.cancel_scope.cancel()
         finally:
@@ -154,14 +161,18 @@ class LinkSession:
                     return
             self._flushed.set()
 
-    async def _watch(self) -> None:
+    def look(self, patience: float = 1.0) -> None:
+        """Ask for a sign when nothing was heard for long, and end when there was none: `Watch` calls it."""
+        now, interval = trio.current_time(), self.idle_timeout_s / 3
+        quiet = now - self._last_heard
+        if quiet > self.idle_timeout_s:
+            log.info("link cut", peer=self.peer, reason="nothing heard", quiet_s=round(quiet, 1))
+            self._scope.cancel()
+        elif quiet > interval * patience and now >= self._ask_from:
+            self._ask_from = now + interval * random.uniform(0.5, 0.75)
+            self.send(self.connection.ping(0))
+
+    async def _look_often(self) -> None:
         while True:
-            interval = self.idle_timeout_s / 3
-            await trio.sleep(interval * random.uniform(0.8, 1.0))
-            quiet = trio.current_time() - self._last_heard
-            if quiet > self.idle_timeout_s:
-                log.info("link cut", peer=self.peer, reason="nothing heard", quiet_s=round(quiet, 1))
-                self._scope.cancel()
-                return
-            if quiet > interval:
-                self.send(self.connection.ping(0))
+            await trio.sleep(self.idle_timeout_s / 3 * random.uniform(0.8, 1.0))
+            self.look()

@@ -8,7 +8,6 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.carry import Rest
 from balancer.doors import CarriedLink, LinkDoor
 from balancer.left_link import LeftLink
 from sapflow.errors import LinkError
@@ -65,9 +64,9 @@ async def test_bytes_both_ways_are_the_same_over_ten_processes(clogged: bool) ->
             nursery.start_soon(send, collector, down)
             nursery.start_soon(receive, collector, "up")
             nursery.start_soon(receive, meter, "down")
-            rest, left = Rest(), 0
+            rest, left = (b"", b""), 0
             for _ in range(10):
-                door, carried = a_door(), CarriedLink("c1", HINT, rest=rest)
+                door, carried = a_door(), CarriedLink("c1", HINT, into=rest[0], back=rest[1])
                 done = trio.Event()
 
                 async def run(
@@ -82,9 +81,9 @@ async def test_bytes_both_ways_are_the_same_over_ten_processes(clogged: bool) ->
 
                 async def leave(carried: CarriedLink, stream: trio.SocketStream, upstream: trio.SocketStream) -> bool:
                     nonlocal rest, ours, onward, left
-                    encoded = LeftLink("c1", carried.hint, "m", (), carried.rest.into, carried.rest.back).encode()
+                    encoded = LeftLink("c1", carried.hint, "m", (), carried.into, carried.back).encode()
                     read = LeftLink.decode(encoded)
-                    rest, ours, onward = Rest(read.into, read.back), again(stream), again(upstream)
+                    rest, ours, onward = (read.into, read.back), again(stream), again(upstream)
                     left += 1
                     return True
 
@@ -97,7 +96,7 @@ async def test_bytes_both_ways_are_the_same_over_ten_processes(clogged: bool) ->
                 assert door.counts.left == 1
             reads.set()
             if left:
-                await a_door().resume(object(), CarriedLink("c1", HINT, rest=rest), ours, onward)
+                await a_door().resume(object(), CarriedLink("c1", HINT, into=rest[0], back=rest[1]), ours, onward)
         assert left >= 2
         assert (bytes(came["up"]), bytes(came["down"])) == (up, down)
     for stream in (meter, ours, onward, collector):
