@@ -12,6 +12,7 @@ $(VENV)/.ready: pyproject.toml uv.lock
 	@$(PYTHON) -c 'import sys; sys.exit("sapflow needs Python 3.11 or later; say: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
 	@command -v uv >/dev/null 2>&1 || test -x .uv/bin/uv || ($(PYTHON) -m venv .uv && .uv/bin/pip install --quiet uv)
 	@PATH="$$PATH:$(CURDIR)/.uv/bin" UV_PYTHON_DOWNLOADS=never uv sync --quiet --locked --compile-bytecode --python $(PYTHON)
+	@$(BIN)/python -m compileall -q src tools tests
 	@touch $@
 
 demo: setup

@@ -15,7 +15,7 @@ import pyarrow
 
 from sapflow.client import ConsumedBatch, consume
 from sapflow.flows.columns.records import Context
-from sapflow.flows.meaning.view import view
+from sapflow.flows.meaning.view import views
 
 
 async def main(url: str, org: str, token_file: str, database: str) -> None:
@@ -33,7 +33,8 @@ async def main(url: str, org: str, token_file: str, database: str) -> None:
 def store(sink: duckdb.DuckDBPyConnection, batch: ConsumedBatch) -> None:
     """The batch's flows under common names, with where they stand in the log."""
     context = Context(batch.org, batch.exporter, batch.stream.hex(), batch.position)
-    parts = [view(columns).to_arrow(context) for columns in batch.columns()]
+    columns = batch.columns()
+    parts = [views(columns).to_arrow(context)] if columns else []
     sink.begin()
     for part in parts:
         rows = pyarrow.Table.from_batches([part])

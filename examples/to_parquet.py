@@ -16,7 +16,7 @@ import pyarrow.parquet
 
 from sapflow.client import ConsumedBatch, Member, consume
 from sapflow.flows.columns.records import Context
-from sapflow.flows.meaning.view import view
+from sapflow.flows.meaning.view import views
 
 FILE_RECORDS = 500_000
 """A file is closed when it has so many …"""
@@ -54,7 +54,8 @@ def write(sink: Path, some: list[ConsumedBatch]) -> None:
     parts = []
     for batch in some:
         context = Context(batch.org, batch.exporter, batch.stream.hex(), batch.position)
-        parts += [pyarrow.Table.from_batches([view(columns).to_arrow(context)]) for columns in batch.columns()]
+        if columns := batch.columns():
+            parts.append(pyarrow.Table.from_batches([views(columns).to_arrow(context)]))
     if not parts:  # a batch may hold nothing but its exporter's account
         return
     path = sink / f"{some[0].position:020}-{some[-1].position:020}.parquet"

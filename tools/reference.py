@@ -50,7 +50,7 @@ def _commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Comman
         assert command is not None
         if isinstance(command, click.Group):
             yield from _commands(command, f"{path} {name}")
-        else:
+        elif not command.hidden:
             yield f"{path} {name}", command
 
 

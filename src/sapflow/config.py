@@ -64,6 +64,8 @@ class FleetConfig:
     """A process that is drained has so long to hand on what it has, if nothing else is said."""
     sigterm_drain_s: float = 5.0
     """A process that gets SIGTERM hands on what it has within so long, and ends; with a second one it ends at once."""
+    spare: bool = True
+    """`sapflow up` keeps one process more, idle, that takes the place of one which dies: docs/how-to/restart.md."""
 
 
 @frozen

@@ -1,7 +1,9 @@
-"""No message of 64 KiB costs a decoder more than 0.5 s and 8 MiB, and none gets another error than MalformedMessage.
+"""No message of 64 KiB costs a decoder much time or more than 8 MiB, and none gets another error than MalformedMessage.
 
-The worst take 30 to 50 ms, and up to 100 as columns of 4,096 templates that all have different fields, their
-definition included, which only readers make; the rest is a margin for slow or busy machines.
+Time is told in ticks (`tests.hostile.tick`, of 8 to 20 ms where these were taken), since machines are slow and busy.
+Most messages, with nothing known of their templates, take less than 6; columns of 4,096 templates that all have
+different fields, their definitions in another message included, take 9 to 23, and are beyond 50 ms on such a machine.
+As Arrow each of those is a record batch of its own, which takes 30 to 50. Only readers make either.
 `pytest -s` shows the figures.
 """
 
@@ -25,9 +27,10 @@ from sapflow.flows.ipfix.structured import ListDecoder
 from sapflow.flows.limits import FlowLimits
 from sapflow.flows.registry import registry
 from sapflow.flows.wire import VARIABLE_LENGTH
-from tests.hostile import ROOM, records_of, worst_cases
+from tests.hostile import ROOM, forget, records_of, tick, worst_cases
 
-MOST_S, MOST_BYTES = 0.5, 8 << 20
+MOST_TICKS, MOST_BYTES, RUNS = 25, 8 << 20, 4
+ARROW_TICKS = 75
 CASES = worst_cases()
 RECEIVED_S = 1_750_000_000.0
 MOST_DATAGRAM = 65_507
@@ -37,20 +40,27 @@ SEVERAL_MESSAGES = ("headers alone", "domains")
 Work = Callable[[], object]
 
 
-def measured(prepare: Callable[[], Work], what: str) -> None:
+def measured(prepare: Callable[[], Work], what: str, ticks: float = MOST_TICKS) -> None:
     """Assert the bounds of what `prepare` gives, run for its CPU time and again for its memory.
 
-    MalformedMessage is an answer as well.
+    It comes first, with nothing known of its templates; MalformedMessage is an answer as well. A busy machine may take
+    the time that it takes for other work by surprise, so one of a few runs is to be in time.
     """
-    took, _ = _run(prepare())
+    found = []
+    while len(found) < RUNS and not (found and min(found) < ticks):
+        work = prepare()
+        forget()
+        around = tick()
+        took, _ = _run(work)
+        found.append(took / max(around, tick()))
     work = prepare()
     tracemalloc.start()
     try:
         _, peak = _run(work)
     finally:
         tracemalloc.stop()
-    print(f"{what}: {took * 1000:.1f} ms, {peak / (1 << 20):.1f} MiB")
-    assert took < MOST_S
+    print(f"{what}: {took * 1000:.1f} ms, {min(found):.1f} ticks, {peak / (1 << 20):.1f} MiB")
+    assert min(found) < ticks
     assert peak < MOST_BYTES
 
 
@@ -92,7 +102,7 @@ def test_the_worst_messages_become_columns_in_time_and_memory(case: str) -> None
     draft = batcher.flush()
     payload = b"".join(CASES[case]) if draft is None else draft.payload
     measured(lambda: lambda: decode(payload), case)
-    measured(lambda: lambda: [batch.to_arrow() for batch in decode(payload)], f"{case}, to Arrow")
+    measured(lambda: lambda: [batch.to_arrow() for batch in decode(payload)], f"{case}, to Arrow", ARROW_TICKS)
 
 
 @pytest.mark.parametrize("protocol", ["ipfix", "netflow9"])

@@ -1,4 +1,4 @@
-"""Decoding on one core, in CPU time: walked, to columns, to each output format.
+"""Decoding on one core, in CPU time: walked, to columns, to the view of flows, to each output format.
 
 Fixed length and variable, one template and ten thousand in turn, small messages and large ones. Ten thousand templates
 are exporters' that send the same fields under many ids, or fields of FEW_LAYOUTS kinds, or (no exporter does) all of
@@ -24,6 +24,8 @@ from sapflow.flows.ipfix.framing import in_parts
 from sapflow.flows.ipfix.session import Session
 from sapflow.flows.ipfix.templates import Template
 from sapflow.flows.limits import FlowLimits
+from sapflow.flows.meaning.stages import Stage
+from sapflow.flows.meaning.view import View, views
 from sapflow.flows.reference import EXPORT_TIME, REFERENCE_FIELDS, reference_records, reference_work
 from sapflow.flows.wire import VARIABLE_LENGTH
 
@@ -85,7 +87,12 @@ def run() -> list[dict[str, Any]]:
             (f"columns: {turns}, all different", _median(different, decoded), "-"),
             ("columns: four elements of variable length, 18 records a message", _median(small, decoded), "2"),
             ("columns: four elements of variable length, 800 records a message", _median(large, decoded), "2"),
+            ("view: one template, 24 records a message", _median(one, viewed), "-"),
+            (f"view: {turns}", _median(many, viewed), "flat"),
+            (f"view: {turns}, of {FEW_LAYOUTS} kinds", _median(few, viewed), "-"),
+            (f"view: {turns}, all different", _median(different, viewed), "-"),
             *((f"{name} of the reference work", _median(one, writing(name)), goal) for name, goal in FORMATS),
+            ("jsonl of the view of the reference work", _median(one, writing("jsonl", View())), "-"),
         )
     ]
 
@@ -108,13 +115,18 @@ def decoded_alone(_session: Session, work: Work) -> int:
     return sum(batch.records for chunk in work.chunks for batch in decode(chunk))
 
 
-def writing(name: str) -> Callable[[Session, Work], int]:
+def viewed(session: Session, work: Work) -> int:
+    """To the columns of the view of flows."""
+    return sum(views(decode(chunk, session)).records for chunk in work.chunks)
+
+
+def writing(name: str, *stages: Stage) -> Callable[[Session, Work], int]:
     """To an output format, a tenth of the work, a chunk at a time."""
     data = reference_work(CHUNK_MESSAGES)
     context = Context("acme", "192.0.2.1:4739", "ab" * 16, 5)
 
     def written(_session: Session, _work: Work) -> int:
-        writer = open_writer(name, io.BytesIO())
+        writer = open_writer(name, io.BytesIO(), None, stages)
         records = sum(writer.write(data, context) for _ in range(MESSAGES // 10 // CHUNK_MESSAGES))
         writer.close()
         return records

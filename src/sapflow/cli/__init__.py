@@ -27,6 +27,7 @@ COMMANDS = {
     "drain": "draining:drain_command",
     "restart": "draining:restart_command",
     "config": "settings:config_group",
+    "spare": "spare:spare_command",
 }
 """Where each command is: imported when it is asked for, since a role that was killed is to serve again at once."""
 

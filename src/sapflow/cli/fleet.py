@@ -29,8 +29,9 @@ from sapflow.errors import SapflowError
 from sapflow.monitor.control import serve_control
 from sapflow.orgs import OrgTable
 from sapflow.runtime.serve import listen
+from sapflow.runtime.spare import Spare
 from sapflow.runtime.succession import INTO, OUT_OF, succession_sockets
-from sapflow.runtime.supervisor import Child, Supervisor, role_command
+from sapflow.runtime.supervisor import Child, Supervisor, role_arguments, sapflow_command
 
 log = structlog.get_logger()
 
@@ -175,30 +176,27 @@ async def _up(config: Config, as_json: bool, quiet: bool) -> None:
         if ready and "pid" in what:
             file.changed()
 
-    supervisor = Supervisor(event)
+    place = str(config.data_path / "fleet.log") if quiet else None
+    spare = Spare(_logging_to(place, sapflow_command(["spare", "--config", str(resolved)])))
+    supervisor = Supervisor(event, spare=spare if config.fleet.spare else None)
     fleet: dict[str, Any] = {}
 
     def content() -> dict[str, Any]:
         return {**_fleet(supervisor), **fleet}
 
     file = FleetFile(config.data_path, content, event)
-    balancer = Child("balancer", role_command("balancer", "balancer", str(resolved)))
+    balancer = _child("balancer", "balancer", resolved, place)
     # A spool on disk is one process's: with it a balancer ends before the next begins.
     balancer.successor_first = not config.balancer.spool
     children = [balancer]
     children += [
-        Child(name, role_command("collector", name, str(resolved)))
+        _child("collector", name, resolved, place)
         for name in (f"collector-{number}" for number in range(1, config.collectors + 1))
     ]
     children += [
-        Child(name, role_command("phloem", name, str(_written(one, config.data_path / f"{name}.toml"))))
+        _child("phloem", name, _written(one, config.data_path / f"{name}.toml"), place)
         for name, one in _phloems(config)
     ]
-    if quiet:
-        place = str(config.data_path / "fleet.log")
-        for child in children:
-            child.command = ["/bin/sh", "-c", 'exec "$@" 2>>"$0"', place, *child.command]
-            child.log_place = place
     async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
         balancer.sockets = await _door_sockets(config, stack)
         async with trio.open_nursery() as starting:
@@ -208,6 +206,8 @@ async def _up(config: Config, as_json: bool, quiet: bool) -> None:
         control = partial(serve_control, actions=actions)
         fleet["fleet_control"] = f"http://{await nursery.start(control, config.fleet.control, 'fleet', content)}"
         ready = True
+        if config.fleet.spare:
+            nursery.start_soon(spare.run)
         try:
             # Before it is said that all is ready, since whoever is told may read it at once.
             file.write_first()
@@ -215,6 +215,17 @@ async def _up(config: Config, as_json: bool, quiet: bool) -> None:
             await file.run()
         finally:
             file.remove()
+
+
+def _child(role: str, name: str, config: Path, log_place: str | None) -> Child:
+    arguments = role_arguments(role, name, str(config))
+    child = Child(name, _logging_to(log_place, sapflow_command(arguments)), arguments)
+    child.log_place = log_place or child.log_place
+    return child
+
+
+def _logging_to(place: str | None, command: list[str]) -> list[str]:
+    return ["/bin/sh", "-c", 'exec "$@" 2>>"$0"', place, *command] if place is not None else command
 
 
 async def _door_sockets(config: Config, stack: AsyncExitStack) -> dict[str, int]:

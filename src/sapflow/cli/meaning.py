@@ -54,8 +54,7 @@ class Meaning:
     def learn(self, context: Context, data: bytes) -> None:
         """Take in options data that are to be in no output. Raises MalformedMessage."""
         with self.reading(context, data):
-            for batch in decode(data):
-                staged(batch, context, self.stages)
+            staged(decode(data), context, self.stages)
 
     def tell(self) -> None:
         """Say at the end, on standard error, what could not be done."""

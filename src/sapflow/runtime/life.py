@@ -6,14 +6,14 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
 import trio
 
 from sapflow.runtime.drain import Successor
-from sapflow.runtime.sockets import SOCKETS_VARIABLE
+from sapflow.runtime.sockets import SOCKETS_VARIABLE, told_sockets
 
 log = structlog.get_logger()
 
@@ -22,14 +22,27 @@ LAST_WORDS_S = 1.0
 """So long what a process said at its end may still be on its way when it has ended."""
 
 
+async def start_process(command: Sequence[str], sockets: Mapping[str, int]) -> trio.Process:
+    """A child with pipes for its standard input and output, that is given sockets. Raises OSError."""
+    return await trio.lowlevel.open_process(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        pass_fds=tuple(sockets.values()),
+        env={**os.environ, SOCKETS_VARIABLE: told_sockets(sockets)} if sockets else None,
+    )
+
+
 class Life:
-    """`run()` is its task; `settled` is set when it is up, or never will be, and `over` when it has ended."""
+    """`run()` is its task; `settled` is set when it is up, or never will be, and `over` when it has ended.
+
+    `begin` gives the process, with pipes for its standard input and output, or raises OSError.
+    """
 
     def __init__(
         self,
         name: str,
-        command: list[str],
-        sockets: Mapping[str, int],
+        begin: Callable[[], Awaitable[trio.Process]],
         ready_timeout_s: float,
         stop_timeout_s: float,
         changed: Callable[[], None],
@@ -48,8 +61,7 @@ class Life:
         self.settled = trio.Event()
         self.over = trio.Event()
         self._name = name
-        self._command = command
-        self._sockets = sockets
+        self._begin = begin
         self._ready_timeout_s = ready_timeout_s
         self._stop_timeout_s = stop_timeout_s
         self._changed = changed
@@ -90,15 +102,8 @@ class Life:
             self._process.kill()
 
     async def _run(self) -> None:
-        sockets = ",".join(f"{name}={number}" for name, number in self._sockets.items())
         try:
-            self._process = process = await trio.lowlevel.open_process(
-                self._command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                pass_fds=tuple(self._sockets.values()),
-                env={**os.environ, SOCKETS_VARIABLE: sockets} if sockets else None,
-            )
+            self._process = process = await self._begin()
         except OSError as error:
             self.why = f"it cannot be started: {error.strerror}"
             return

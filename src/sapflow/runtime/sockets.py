@@ -8,9 +8,15 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 
 SOCKETS_VARIABLE = "SAPFLOW_SOCKETS"
 """Of the environment: `NAME=DESCRIPTOR,…`."""
+
+
+def told_sockets(sockets: Mapping[str, int]) -> str:
+    """The variable's value."""
+    return ",".join(f"{name}={number}" for name, number in sockets.items())
 
 
 def given_socket(name: str) -> socket.socket | None:

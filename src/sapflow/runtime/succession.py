@@ -148,9 +148,7 @@ class Succession:
 
     def _take(self) -> list[LeftConnection]:
         try:
-            data, descriptors, flags, _ = socket.recv_fds(
-                self.out_of, _HEAD.size, MOST_AT_ONCE + 1, socket.MSG_CMSG_CLOEXEC
-            )
+            data, descriptors, flags = _receive(self.out_of)
         except BlockingIOError:
             return []
         try:
@@ -162,6 +160,16 @@ class Succession:
             log.warning("connections not taken over", connections=len(descriptors), reason=str(error))
             return []
         return found
+
+
+def _receive(sock: socket.socket) -> tuple[bytes, list[int], int]:
+    """A message, its descriptors, its flags. (`socket.recv_fds` of Python 3.11 takes flags and does not heed them.)"""
+    numbers = array.array("i")
+    room = socket.CMSG_LEN((MOST_AT_ONCE + 1) * numbers.itemsize)
+    data, passed, flags, _ = sock.recvmsg(_HEAD.size, room, socket.MSG_CMSG_CLOEXEC)
+    for _level, _kind, payload in passed:
+        numbers.frombytes(payload[: len(payload) - len(payload) % numbers.itemsize])
+    return data, list(numbers), flags
 
 
 def _file_of(items: Sequence[_Item]) -> int:

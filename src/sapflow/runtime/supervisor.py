@@ -6,13 +6,16 @@ end gently (`drain SECONDS next` one that is started anew then, `drain SECONDS t
 the line `begin` one that was started with `--successor` to take up the work of another. When the pipe ends, as it does
 with this process however that ends, a child that was told `--supervised` ends too. (The kernel's own way,
 PR_SET_PDEATHSIG, goes by the thread that started the child, and Trio's threads come and go.)
+
+A child that dies is started by giving its order to a spare, where there is one: see `spare.py`.
 """
 
 from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import structlog
@@ -20,13 +23,15 @@ import trio
 from attrs import define, field, frozen
 
 from sapflow.errors import SapflowError
-from sapflow.runtime.life import Life
+from sapflow.runtime.life import Life, start_process
+from sapflow.runtime.spare import Order, Spare
 
 log = structlog.get_logger()
 
 READY_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
-STEADY_S = 5.0
+STEADY_S = 2.0
+"""A process that lasted so long did start: its end is no reason to wait before the next."""
 BACKOFF_MOST_S = 5.0
 LATE_S = 5.0
 """So long after its deadline a child that was to be drained is killed."""
@@ -34,10 +39,12 @@ LATE_S = 5.0
 
 @define(eq=False)
 class Child:
-    """One role's process; all but the first four fields are its supervisor's."""
+    """One role's process; all but the first five fields are its supervisor's."""
 
     name: str
     command: list[str]
+    arguments: list[str] = field(factory=list)
+    """What a spare is told, to be what `command` starts; without them it is always the command that starts it."""
     sockets: dict[str, int] = field(factory=dict)
     """Listening sockets that it is given, by what they are for: they outlive it."""
     successor_first: bool = False
@@ -67,12 +74,14 @@ class Supervisor:
         self,
         events: Callable[[dict[str, Any]], None],
         *,
+        spare: Spare | None = None,
         ready_timeout_s: float = READY_TIMEOUT_S,
         stop_timeout_s: float = STOP_TIMEOUT_S,
     ) -> None:
         self.children: dict[str, Child] = {}
         self._keepers: dict[str, _Keeper] = {}
         self._events = events
+        self._spare = spare
         self._ready_timeout_s = ready_timeout_s
         self._stop_timeout_s = stop_timeout_s
 
@@ -82,7 +91,9 @@ class Supervisor:
         Raises SapflowError when it does not become ready the first time.
         """
         self.children[child.name] = child
-        self._keepers[child.name] = keeper = _Keeper(child, self._events, self._ready_timeout_s, self._stop_timeout_s)
+        self._keepers[child.name] = keeper = _Keeper(
+            child, self._events, self._spare, self._ready_timeout_s, self._stop_timeout_s
+        )
         await keeper.run(task_status)
 
     async def drain(self, name: str, within_s: float) -> Drained:
@@ -104,10 +115,16 @@ class _Keeper:
     """One child's processes, one after the other. `run()` is its task tree."""
 
     def __init__(
-        self, child: Child, events: Callable[[dict[str, Any]], None], ready_timeout_s: float, stop_timeout_s: float
+        self,
+        child: Child,
+        events: Callable[[dict[str, Any]], None],
+        spare: Spare | None,
+        ready_timeout_s: float,
+        stop_timeout_s: float,
     ) -> None:
         self._child = child
         self._events = events
+        self._spare = spare
         self._ready_timeout_s = ready_timeout_s
         self._stop_timeout_s = stop_timeout_s
         self._life: Life | None = None
@@ -148,7 +165,8 @@ class _Keeper:
                 failures = 0 if life.lasted_s > STEADY_S else failures + 1
                 await trio.sleep(backoff_s(failures))
             self._child.state = "starting"
-            life = await self._start()
+            # One that fails again and again leaves the spare to those that run.
+            life = await self._start(may_be_spare=failures <= 1)
             if life.is_up:
                 self._took_over(life, "restarted")
 
@@ -161,25 +179,29 @@ class _Keeper:
             if self._life is life:
                 return life
 
-    async def _start(self) -> Life:
+    async def _start(self, *, may_be_spare: bool = False) -> Life:
         """A new process, when it is up or never will be."""
-        assert self._nursery is not None
-        life = self._life = self._new_life()
-        self._nursery.start_soon(life.run)
-        await life.settled.wait()
+        life = self._life = self._new_life(may_be_spare=may_be_spare)
+        await self._begin(life)
         self._child.pid = life.pid
         return life
 
-    def _new_life(self, *options: str) -> Life:
-        child = self._child
-        return Life(
-            child.name,
-            [*child.command, *options],
-            child.sockets,
-            self._ready_timeout_s,
-            self._stop_timeout_s,
-            self._note_change,
-        )
+    async def _begin(self, life: Life) -> None:
+        assert self._nursery is not None
+        with self._spare.aside() if self._spare is not None else nullcontext():
+            self._nursery.start_soon(life.run)
+            await life.settled.wait()
+
+    def _new_life(self, *options: str, may_be_spare: bool) -> Life:
+        child, spare = self._child, self._spare
+
+        async def begin() -> trio.Process:
+            process = None
+            if may_be_spare and spare is not None and child.arguments:
+                process = await spare.take(Order([*child.arguments, *options], child.sockets))
+            return process or await start_process([*child.command, *options], child.sockets)
+
+        return Life(child.name, begin, self._ready_timeout_s, self._stop_timeout_s, self._note_change)
 
     def _took_over(self, life: Life, how: str) -> None:
         child = self._child
@@ -262,10 +284,8 @@ class _Keeper:
 
     async def _succeed(self, before: Life, within_s: float) -> Drained:
         """Another process first; the one that was is drained when that is ready."""
-        assert self._nursery is not None
-        successor = self._new_life("--successor")
-        self._nursery.start_soon(successor.run)
-        await successor.settled.wait()
+        successor = self._new_life("--successor", may_be_spare=True)
+        await self._begin(successor)
         if not successor.is_up:
             raise SapflowError(
                 f"{self._child.name} runs on as it was: its successor did not start: {successor.why}; its log "
@@ -310,6 +330,11 @@ def backoff_s(failures: int) -> float:
     return random.uniform(0, min(BACKOFF_MOST_S, 0.05 * 2 ** min(failures, 10)))
 
 
-def role_command(role: str, name: str, config: str) -> list[str]:
-    """How a role's process is started by a supervisor."""
-    return [sys.executable, "-m", "sapflow", role, "--config", config, "--name", name, "--supervised"]
+def role_arguments(role: str, name: str, config: str) -> list[str]:
+    """With which the command `sapflow` is a role's process that a supervisor keeps."""
+    return [role, "--config", config, "--name", name, "--supervised"]
+
+
+def sapflow_command(arguments: Sequence[str]) -> list[str]:
+    """How this very `sapflow` is started with them."""
+    return [sys.executable, "-m", "sapflow", *arguments]

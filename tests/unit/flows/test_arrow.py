@@ -22,7 +22,7 @@ from sapflow.flows.columns.records import Context, values_of
 from sapflow.flows.columns.variable import VariableColumn
 from sapflow.flows.formats import open_writer, tables
 from sapflow.flows.ipfix.encode import make_message, make_set, make_template, make_variable
-from sapflow.flows.meaning.view import View
+from sapflow.flows.meaning.view import View, view
 from sapflow.flows.reference import reference_work
 from sapflow.flows.wire import VARIABLE_LENGTH
 from tests.unit.flows.test_formats import a_record, messages
@@ -238,7 +238,7 @@ def test_a_limit_is_kept_in_tables(format_: str) -> None:
 
 def test_what_a_stage_does_not_know_is_null() -> None:
     batch = a_batch([(0, 8, 4), (0, 12, 4), (0, 1, 8), (0, 56, 6)], b"abcdefgh" + bytes(7) + b"\x09" + b"hwaddr")
-    (row,) = View().apply(batch, CONTEXT).to_arrow().to_pylist()
+    (row,) = view(batch, CONTEXT).to_arrow().to_pylist()
     found = {name: row[name] for name in ("src_addr", "bytes", "src_mac", "dst_mac", "packets", "app", "nat_src_addr")}
     assert found == {
         "src_addr": bytes(10) + b"\xff\xffabcd",

@@ -18,7 +18,7 @@ from sapflow.flows.formats import open_writer
 from sapflow.flows.formats.text import FEW
 from sapflow.flows.ipfix.encode import make_message, make_set, make_template, make_variable
 from sapflow.flows.ipfix.templates import Template
-from sapflow.flows.meaning.view import View
+from sapflow.flows.meaning.view import View, view
 from sapflow.flows.wire import VARIABLE_LENGTH
 
 V = VARIABLE_LENGTH
@@ -132,7 +132,7 @@ def test_views_with_what_nobody_knows_are_written_as_value_by_value() -> None:
     open_writer("jsonl", out, None, [View()]).write(data, CONTEXT)
     rows = []
     for batch in decode(data):
-        values = values_of(View().apply(batch, CONTEXT))
+        values = values_of(view(batch, CONTEXT))
         rows += [json.dumps(dict(zip(values, row, strict=True))) for row in zip(*values.values(), strict=True)]
     found = [json.loads(line) for line in out.getvalue().splitlines()]
     assert len(found) == len(rows) == 4 * FEW

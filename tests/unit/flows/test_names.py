@@ -18,13 +18,13 @@ HERE = Context("acme", "192.0.2.1:4739")
 
 def named(stage: Names, record: Record, context: Context = HERE, domain: int = 1) -> dict[str, object]:
     """What stands beside one flow."""
-    (row,) = seen([stage.apply(a_batch(record, domain=domain), context)])
+    (row,) = seen(stage.apply([a_batch(record, domain=domain)], context))
     return {name: value for name, value in row.items() if name.endswith("Name")}
 
 
 def told(*records: Record, scopes: int = 1, context: Context = HERE, domain: int = 1) -> Names:
     stage = Names()
-    stage.apply(a_batch(*records, scopes=scopes, domain=domain), context)
+    stage.apply([a_batch(*records, scopes=scopes, domain=domain)], context)
     return stage
 
 
@@ -59,14 +59,14 @@ def test_v9_s_interface_scope_is_the_interface() -> None:
         flowset(300, struct.pack("!I", 7)),
     )
     for batch in decode(Netflow9().translate(v9(*parts), 0)):
-        batch = stage.apply(batch, HERE)
+        (batch,) = stage.apply([batch], HERE)
     assert batch.columns["ingressInterfaceName"].tolist() == ["Gi0/1"]
 
 
 def test_vrfs_samplers_and_applications_have_names() -> None:
     stage = told({"ingressVRFID": 3, "VRFname": "customer-a"})
-    stage.apply(a_batch({"samplerId": 2, "samplerName": "coarse"}, scopes=1), HERE)
-    stage.apply(a_batch({"applicationId": b"\x0d\0\0\x35", "applicationName": "dns"}, scopes=1), HERE)
+    stage.apply([a_batch({"samplerId": 2, "samplerName": "coarse"}, scopes=1)], HERE)
+    stage.apply([a_batch({"applicationId": b"\x0d\0\0\x35", "applicationName": "dns"}, scopes=1)], HERE)
     record = {"ingressVRFID": 3, "egressVRFID": 4, "samplerId": 2, "applicationId": b"\x0d\0\0\x35"}
     assert named(stage, record) == {
         "ingressVRFName": "customer-a",
@@ -77,7 +77,7 @@ def test_vrfs_samplers_and_applications_have_names() -> None:
 
 def test_users_that_options_data_name_by_address_stand_beside_flows_from_them_or_to_them() -> None:
     stage = told({"sourceIPv4Address": "192.0.2.9", "userName": "ada"})
-    stage.apply(a_batch({"sourceIPv6Address": "2001:db8::9", "userName": "grace"}, scopes=1), HERE)
+    stage.apply([a_batch({"sourceIPv6Address": "2001:db8::9", "userName": "grace"}, scopes=1)], HERE)
     there: Record = {"sourceIPv4Address": "192.0.2.9", "destinationIPv4Address": "198.51.100.1"}
     back: Record = {"sourceIPv4Address": "198.51.100.1", "destinationIPv4Address": "192.0.2.9"}
     six: Record = {"sourceIPv6Address": "2001:db8::9", "destinationIPv6Address": "2001:db8::1"}
@@ -88,13 +88,13 @@ def test_users_that_options_data_name_by_address_stand_beside_flows_from_them_or
     ]
     assert named(stage, {"sourceIPv4Address": "192.0.2.8", "destinationIPv4Address": "192.0.2.7"}) == {}
     assert named(stage, there | {"userName": "own"}) == {"userName": "own"}
-    (row,) = seen([View(names=True).apply(stage.apply(a_batch(back), HERE), HERE)])
+    (row,) = seen(View(names=True).apply(stage.apply([a_batch(back)], HERE), HERE))
     assert row["user"] == "ada"
 
 
 def test_a_flow_that_has_its_user_tells_nothing_of_other_flows() -> None:
     stage = Names()
-    stage.apply(a_batch({"sourceIPv4Address": "192.0.2.9", "octetDeltaCount": 1, "userName": "ada"}), HERE)
+    stage.apply([a_batch({"sourceIPv4Address": "192.0.2.9", "octetDeltaCount": 1, "userName": "ada"})], HERE)
     assert named(stage, {"sourceIPv4Address": "192.0.2.9"}) == {}
 
 
@@ -120,7 +120,7 @@ def test_tables_without_a_scope_are_understood() -> None:
 def test_a_name_of_another_port_or_domain_counts_until_its_own_is_told() -> None:
     stage = told({"ingressInterface": 7, "interfaceName": "old"}, context=Context("acme", "192.0.2.1:1"), domain=9)
     assert named(stage, FLOW) == {"ingressInterfaceName": "old"}
-    stage.apply(a_batch({"ingressInterface": 7, "interfaceName": "new"}, scopes=1), HERE)
+    stage.apply([a_batch({"ingressInterface": 7, "interfaceName": "new"}, scopes=1)], HERE)
     assert named(stage, FLOW) == {"ingressInterfaceName": "new"}
 
 
@@ -132,7 +132,7 @@ def test_no_name_is_taken_from_another_exporter_or_org(context: Context) -> None
 def test_names_are_cut_and_bounded_in_number() -> None:
     stage = Names(Told(limit=40))
     for number in range(100):
-        stage.apply(a_batch({"ingressInterface": number, "interfaceName": "x" * 500}, scopes=1), HERE)
+        stage.apply([a_batch({"ingressInterface": number, "interfaceName": "x" * 500}, scopes=1)], HERE)
     assert stage.told.forgotten
     (name,) = named(stage, {"ingressInterface": 99}).values()
     assert name == "x" * MAX_NAME

@@ -26,14 +26,14 @@ OTHER_ORG = Context("rival", "192.0.2.1:4739")
 
 def rate_of(stage: Sampling, record: Record | None = None, context: Context = HERE, domain: int = 1) -> object:
     """What the stage says of one flow; None: nothing."""
-    (row,) = seen([stage.apply(a_batch(record or {"octetDeltaCount": 1}, domain=domain), context)])
+    (row,) = seen(stage.apply([a_batch(record or {"octetDeltaCount": 1}, domain=domain)], context))
     return row.get("samplingRate")
 
 
 def told(*records: Record, scopes: int = 1, context: Context = HERE, domain: int = 1) -> Sampling:
     """A stage that saw options data."""
     stage = Sampling()
-    stage.apply(a_batch(*records, scopes=scopes, domain=domain), context)
+    stage.apply([a_batch(*records, scopes=scopes, domain=domain)], context)
     return stage
 
 
@@ -111,7 +111,7 @@ def test_a_rate_of_one_domain_is_not_that_of_another() -> None:
 def test_juniper_s_scope_system_holds_for_all_domains_until_one_says_otherwise() -> None:
     stage = told({"exportingProcessId": 0, "samplingInterval": 1000}, domain=524_288)
     assert rate_of(stage, domain=524_289) == 1000.0
-    stage.apply(a_batch({"observationDomainId": 7, "samplingInterval": 50}, scopes=1, domain=524_289), HERE)
+    stage.apply([a_batch({"observationDomainId": 7, "samplingInterval": 50}, scopes=1, domain=524_289)], HERE)
     assert rate_of(stage, domain=524_289) == 50.0
 
 
@@ -124,7 +124,7 @@ def test_v9_s_scope_system_is_the_same() -> None:
         v9(flowset(1, layout, b"\0\0"), flowset(310, record), flows, flowset(300, b"\0\0\0\x0a")), 0
     )
     for batch in decode(data):
-        batch = stage.apply(batch, HERE)
+        (batch,) = stage.apply([batch], HERE)
     assert batch.columns["samplingRate"].tolist() == [64.0]
 
 
@@ -138,7 +138,7 @@ def test_templates_of_the_same_fields_have_rates_of_their_own() -> None:
     stage = told({"templateId": 300, "samplingInterval": 10}, {"templateId": 301, "samplingInterval": 20})
     flows = [messages({"octetDeltaCount": n}, template=n) for n in (301, 300, 302, 301)]
     (batch,) = decode(b"".join(flows))
-    assert [row.get("samplingRate") for row in seen([stage.apply(batch, HERE)])] == [20.0, 10.0, None, 20.0]
+    assert [row.get("samplingRate") for row in seen(stage.apply([batch], HERE))] == [20.0, 10.0, None, 20.0]
 
 
 def test_a_rate_of_a_template_holds_for_its_records() -> None:
@@ -150,7 +150,7 @@ def test_options_from_another_port_of_the_same_address_count_where_the_session_t
     stage = told({"samplerId": 1, "samplerRandomInterval": 10}, context=OTHER_PORT)
     record: Record = {"octetDeltaCount": 1, "samplerId": 1}
     assert rate_of(stage, record) == 10.0
-    stage.apply(a_batch({"samplerId": 1, "samplerRandomInterval": 30}, scopes=1), HERE)
+    stage.apply([a_batch({"samplerId": 1, "samplerRandomInterval": 30}, scopes=1)], HERE)
     assert rate_of(stage, record, HERE) == 30.0
     assert rate_of(stage, record, OTHER_PORT) == 10.0
 
@@ -167,14 +167,14 @@ def test_options_data_without_a_scope_are_understood_and_no_flows() -> None:
 
 def test_the_latest_rate_counts() -> None:
     stage = told({"samplerId": 1, "samplerRandomInterval": 10})
-    stage.apply(a_batch({"samplerId": 1, "samplerRandomInterval": 40}, scopes=1), HERE)
+    stage.apply([a_batch({"samplerId": 1, "samplerRandomInterval": 40}, scopes=1)], HERE)
     assert rate_of(stage, {"octetDeltaCount": 1, "samplerId": 1}) == 40.0
 
 
 def test_v5_says_it_in_its_header_and_zero_says_nothing() -> None:
     for sampling, rate in ((0x4000 | 10, 10.0), (0, None)):
         (batch,) = decode(Netflow5().translate(v5(v5_record(80), sampling=sampling), 0))
-        (row,) = seen([Sampling().apply(batch, HERE)])
+        (row,) = seen(Sampling().apply([batch], HERE))
         assert row.get("samplingRate") == rate
 
 
@@ -182,9 +182,9 @@ RECORD: Record = {"octetDeltaCount": 150, "packetDeltaCount": 3, "samplingInterv
 
 
 def test_counters_are_scaled_beside_the_raw_ones_and_only_on_request() -> None:
-    (plain,) = seen([Sampling().apply(a_batch(RECORD), HERE)])
+    (plain,) = seen(Sampling().apply([a_batch(RECORD)], HERE))
     assert not [name for name in plain if name.startswith("scaled")]
-    (row,) = seen([Sampling(scale=True).apply(a_batch(RECORD), HERE)])
+    (row,) = seen(Sampling(scale=True).apply([a_batch(RECORD)], HERE))
     assert {name: value for name, value in row.items() if name != "samplingRate"} == {
         "octetDeltaCount": 150,
         "packetDeltaCount": 3,
@@ -198,8 +198,8 @@ def test_counters_are_scaled_beside_the_raw_ones_and_only_on_request() -> None:
 
 def test_nothing_is_scaled_twice() -> None:
     stage = Sampling(scale=True)
-    once = stage.apply(a_batch(RECORD), HERE)
-    assert stage.apply(once, HERE) is once
+    (once,) = stage.apply([a_batch(RECORD)], HERE)
+    assert stage.apply([once], HERE) == [once]
 
 
 def test_an_exporter_s_own_element_of_that_name_is_not_taken_for_the_rate() -> None:
@@ -211,18 +211,18 @@ def test_an_exporter_s_own_element_of_that_name_is_not_taken_for_the_rate() -> N
     )
     with using(registry().extended([impostor])):
         (batch,) = decode(data)
-    (row,) = seen([Sampling(scale=True).apply(batch, HERE)])
+    (row,) = seen(Sampling(scale=True).apply([batch], HERE))
     assert row == {"samplingRate": 9, "octetDeltaCount": 5}
     stage = told({"lineCardId": 1, "samplingInterval": 100})
-    (row,) = seen([stage.apply(batch, HERE)])
+    (row,) = seen(stage.apply([batch], HERE))
     assert (row["samplingRate"], row["samplingRate_2"]) == (9, 100.0)
 
 
 def test_what_has_no_rate_is_null_and_told_at_the_end() -> None:
     stage = Sampling(scale=True)
-    batch = stage.apply(a_batch({"octetDeltaCount": 1}, {"octetDeltaCount": 2}), HERE)
+    (batch,) = stage.apply([a_batch({"octetDeltaCount": 1}, {"octetDeltaCount": 2})], HERE)
     assert batch.columns["scaledOctetDeltaCount"].tolist() == [None, None]
-    stage.apply(a_batch({"octetDeltaCount": 1}), ELSEWHERE)
+    stage.apply([a_batch({"octetDeltaCount": 1})], ELSEWHERE)
     note = stage.note()
     assert note is not None
     assert note.startswith("3 records have no sampling rate")

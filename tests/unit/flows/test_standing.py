@@ -52,8 +52,7 @@ def from_middle(batches: Sequence[bytes], position: int, standing: Standing) -> 
     """The flows behind a position, first given what stood there; kept on a disk in between."""
     stages: list[Stage] = [Sampling(scale=True), Names()]
     data, _, _ = Standing.unpack(standing.pack()).in_force(position)
-    for batch in decode(data):
-        staged(batch, HERE, stages)
+    staged(decode(data), HERE, stages)
     return read(stages, batches[position:])
 
 

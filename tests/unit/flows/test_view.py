@@ -152,10 +152,10 @@ def test_huawei_has_uptimes_and_when_it_started_in_the_record() -> None:
 def test_when_an_exporter_started_may_come_in_options_data_of_another_port() -> None:
     stage = View()
     options = a_batch({"meteringProcessId": 1, "systemInitTimeMilliseconds": EXPORTED * 1000 - 5000}, scopes=1)
-    assert stage.apply(options, Context("acme", "192.0.2.1:9999")).records == 0
-    (row,) = seen([stage.apply(a_batch({"flowEndSysUpTime": 2500}), CONTEXT)])
+    assert [batch.records for batch in stage.apply([options], Context("acme", "192.0.2.1:9999"))] == [0]
+    (row,) = seen(stage.apply([a_batch({"flowEndSysUpTime": 2500})], CONTEXT))
     assert row["end"] == "2025-06-15T15:06:37.500000Z"
-    (other,) = seen([stage.apply(a_batch({"flowEndSysUpTime": 2500}), Context("acme", "192.0.2.2:1"))])
+    (other,) = seen(stage.apply([a_batch({"flowEndSysUpTime": 2500})], Context("acme", "192.0.2.2:1")))
     assert "end" not in other
 
 

@@ -28,7 +28,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sapflow.flows.columns.batches import FlowBatch
-from sapflow.flows.columns.records import Context, column_values, context_fields, list_values
+from sapflow.flows.columns.records import Context, column_values, context_columns, context_fields, list_values
 from sapflow.flows.columns.tables import Column
 from sapflow.flows.columns.variable import VariableColumn
 from sapflow.flows.registry import InformationElement
@@ -80,13 +80,12 @@ def record_batch(batch: FlowBatch, context: Context | None = None) -> Any:
 
 
 def context_arrays(batch: FlowBatch, context: Context) -> dict[str, Any]:
-    """The context's fields, each the same for all records but for the template."""
+    """The context's fields."""
     arrays = {
         name: pa.repeat(pa.scalar(value, CONTEXT_TYPES[name]), batch.records)
         for name, value in context_fields(batch, context).items()
     }
-    if len(batch.template_ids):
-        arrays["_template"] = _shared(batch.template_ids, CONTEXT_TYPES["_template"])
+    arrays |= {name: _shared(column, CONTEXT_TYPES[name]) for name, column in context_columns(batch).items()}
     return arrays
 
 

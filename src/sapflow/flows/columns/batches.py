@@ -9,11 +9,11 @@ records under thousands of template ids cost little more than those of one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from attrs import field, frozen
+from attrs import define
 from numpy.typing import NDArray
 
 from sapflow.errors import MalformedMessage
@@ -33,9 +33,17 @@ if TYPE_CHECKING:
     from sapflow.flows.columns.records import Context
 
 
-@frozen
+_NO_TEMPLATES: Mapping[int, Template] = {}
+_NO_TIMES, _NO_IDS, _NO_DOMAINS = np.empty(0, np.int64), np.empty(0, np.uint16), np.empty(0, np.uint32)
+
+
+@define(eq=False)
 class FlowBatch:
-    """Records of one domain, column by column, whose templates have the same fields: of one template, as a rule."""
+    """Records of one domain, column by column, whose templates have the same fields: of one template, as a rule.
+
+    What a view makes of them may be of several domains, and of templates of any fields. Nobody changes it; it is not
+    frozen, for a message may be of thousands, and it would take three times as long to make.
+    """
 
     domain: int
     template: Template
@@ -45,12 +53,14 @@ class FlowBatch:
     """By element name; a name that is repeated in the template gets `_2`, `_3`, …"""
     order: NDArray[np.int64]
     """Each record's place among all records of the data decoded."""
-    templates: Mapping[int, Template] = field(factory=dict)
+    templates: Mapping[int, Template] = _NO_TEMPLATES
     """What its lists refer to, by id: the templates of its domain as they were then. Without lists, none."""
-    export_times: NDArray[np.int64] = field(factory=lambda: np.empty(0, np.int64))
+    export_times: NDArray[np.int64] = _NO_TIMES
     """When each record was exported, in seconds since 1970; empty for a batch that was not decoded from messages."""
-    template_ids: NDArray[np.uint16] = field(factory=lambda: np.empty(0, np.uint16))
+    template_ids: NDArray[np.uint16] = _NO_IDS
     """The template of each record; empty when all are of `template`."""
+    domains: NDArray[np.uint32] = _NO_DOMAINS
+    """The observation domain of each record; empty when all are of `domain`: only what was joined has several."""
 
     @property
     def records(self) -> int:
@@ -66,9 +76,10 @@ class FlowBatch:
         self, which: slice | NDArray[np.intp], columns: dict[str, Column], elements: tuple[InformationElement, ...]
     ) -> FlowBatch:
         """Other columns for some of its records, which may be named more than once."""
-        order, times, ids = self.order[which], self.export_times, self.template_ids
+        order, times, ids, domains = self.order[which], self.export_times, self.template_ids, self.domains
         times, ids = times[which] if len(times) else times, ids[which] if len(ids) else ids
-        return FlowBatch(self.domain, self.template, elements, columns, order, self.templates, times, ids)
+        domains = domains[which] if len(domains) else domains
+        return FlowBatch(self.domain, self.template, elements, columns, order, self.templates, times, ids, domains)
 
     def to_arrow(self, context: Context | None = None) -> pyarrow.RecordBatch:
         """The records for Arrow, without copying where its layout is ours (see `sapflow.flows.columns.arrow`).
@@ -78,6 +89,34 @@ class FlowBatch:
         from sapflow.flows.columns.arrow import record_batch
 
         return record_batch(self, context)
+
+
+def joined(batches: Sequence[FlowBatch]) -> FlowBatch:
+    """The records of some batches, of one behind those of another, without their columns. There must be a batch."""
+    first = batches[0]
+    counts = [batch.records for batch in batches]
+    domains, ids = [batch.domain for batch in batches], [batch.template.id for batch in batches]
+    template_ids, each_domain, times = _NO_IDS, _NO_DOMAINS, _NO_TIMES
+    if len(set(ids)) > 1 or any(len(batch.template_ids) for batch in batches):
+        template_ids = np.repeat(np.array(ids, np.uint16), counts)
+        _put(template_ids, [batch.template_ids for batch in batches], counts)
+    if len(set(domains)) > 1 or any(len(batch.domains) for batch in batches):
+        each_domain = np.repeat(np.array(domains, np.uint32), counts)
+        _put(each_domain, [batch.domains for batch in batches], counts)
+    if any(len(batch.export_times) for batch in batches):
+        times = np.zeros(sum(counts), np.int64)
+        _put(times, [batch.export_times for batch in batches], counts)
+    order = np.concatenate([batch.order for batch in batches])
+    return FlowBatch(first.domain, first.template, (), {}, order, _NO_TEMPLATES, times, template_ids, each_domain)
+
+
+def _put(into: NDArray[Any], parts: Sequence[NDArray[Any]], counts: Sequence[int]) -> None:
+    """Write those parts that are not empty where they belong."""
+    first = 0
+    for part, count in zip(parts, counts, strict=True):
+        if len(part):
+            into[first : first + count] = part
+        first += count
 
 
 def decode(data: bytes, session: Session | None = None) -> list[FlowBatch]:
@@ -136,7 +175,6 @@ def _batches(data: bytes, stack: Stack) -> Iterator[FlowBatch]:
     usual = np.repeat(np.array([like.template.id for like in stack.members], np.uint16), stack.sets)
     others = np.concatenate([[0], np.cumsum(ids != usual)])[stack.ends].tolist()
     where = zip(stack.rows(), stack.ends.tolist(), others, strict=True)
-    none = ids[:0]
     begin = first = others_before = 0
     for table in stack.tables:
         start = begin
@@ -153,6 +191,6 @@ def _batches(data: bytes, stack: Stack) -> Iterator[FlowBatch]:
                 order[begin:stop],
                 like.templates,
                 times[begin:stop],
-                np.repeat(ids[first:last], stack.counts[first:last]) if others_now > others_before else none,
+                np.repeat(ids[first:last], stack.counts[first:last]) if others_now > others_before else _NO_IDS,
             )
             begin, first, others_before = stop, last, others_now

@@ -10,11 +10,11 @@ from __future__ import annotations
 import numpy as np
 from attrs import define, field
 
-from sapflow.flows.columns.layouts import Kind
+from sapflow.flows.columns.layouts import PLACE, Kind
 from sapflow.flows.columns.ranges import Offsets, ranges
 from sapflow.flows.columns.tables import Column, Stack, Table
 from sapflow.flows.columns.typed import typed
-from sapflow.flows.columns.variable import padded, spans, windows
+from sapflow.flows.columns.variable import VariableColumn, padded, spans, windows
 from sapflow.flows.ipfix.templates import record_anchors
 
 FEW_RECORDS = 512
@@ -31,7 +31,7 @@ class _Fields:
     """The table of each."""
     names: list[str] = field(factory=list)
     places: list[int] = field(factory=list)
-    """Two numbers for each: see `Alike`."""
+    """As a layout has them."""
 
 
 def is_small(table: Table) -> bool:
@@ -52,6 +52,11 @@ class Few:
         """Of the records that vary."""
         self._lengths: list[int] = []
         """Of the element that ends where the run begins."""
+        self._counts: list[int] = []
+        """Records that vary of each set."""
+        self._bodies: list[int] = []
+        self._stops: list[int] = []
+        """Of all sets, as lists: an array's slice takes longer than what is in it."""
 
     def add_fixed(self, table: Table) -> None:
         """A table of records of fixed length."""
@@ -59,10 +64,13 @@ class Few:
 
     def add_varying(self, table: Table) -> None:
         """Find a table's records. Raises MalformedMessage."""
-        sets = slice(table.first, table.stop)
-        bodies, stops = self._stack.bodies[sets].tolist(), self._stack.stops[sets].tolist()
+        if not self._bodies:
+            self._bodies, self._stops = self._stack.bodies.tolist(), self._stack.stops.tolist()
+        first, stop = table.first, table.stop
+        bodies, stops = self._bodies[first:stop], self._stops[first:stop]
         counts = record_anchors(self._data, bodies, stops, table.template, self._anchors, self._lengths)
-        table.found(self._stack, counts)
+        table.records = sum(counts)
+        self._counts += counts
         self._varying.append(table)
 
     def read(self) -> None:
@@ -70,6 +78,7 @@ class Few:
         tables = [*self._fixed, *self._varying]
         if not tables:
             return
+        self._stack.counts[_sets_of(self._varying)] = self._counts
         records = np.array([table.records for table in tables])
         runs = np.array([len(table.template.shape.gaps) for table in tables])
         firsts = np.cumsum(records * runs) - records * runs
@@ -79,7 +88,7 @@ class Few:
         octets = padded(self._data)
         for kind, fields in _by_kind(tables).items():
             which = np.array(fields.tables)
-            run, offset = np.array(fields.places, np.intp).reshape(-1, 2).T
+            run, offset = np.divmod(np.array(fields.places, np.intp), PLACE)
             counts = records[which]
             at = ranges(firsts[which] + run, counts, runs[which] if self._varying else None)
             begins = anchors[at]
@@ -90,19 +99,25 @@ class Few:
                 begins += np.repeat(offset, counts)
                 values = typed(windows(octets, begins, kind.length).view(kind.wire), kind)
             begin = 0
+            part = values.part if isinstance(values, VariableColumn) else None
             for index, name, end in zip(fields.tables, fields.names, np.cumsum(counts).tolist(), strict=True):
-                tables[index].columns[name] = values[begin:end]
+                tables[index].columns[name] = values[begin:end] if part is None else part(begin, end)
                 begin = end
 
     def _fixed_anchors(self) -> Offsets:
         """Where each record of fixed length begins."""
         if not self._fixed:
             return np.zeros(0, np.intp)
-        firsts = np.array([table.first for table in self._fixed])
-        sets = np.array([table.stop for table in self._fixed]) - firsts
+        sets = [table.stop - table.first for table in self._fixed]
         sizes = np.repeat([table.template.record_bytes for table in self._fixed], sets)
-        which = ranges(firsts, sets)
+        which = _sets_of(self._fixed)
         return ranges(self._stack.bodies[which], self._stack.counts[which], sizes)
+
+
+def _sets_of(tables: list[Table]) -> Offsets:
+    """The places of all their sets."""
+    firsts = np.array([table.first for table in tables], np.intp)
+    return ranges(firsts, np.array([table.stop for table in tables], np.intp) - firsts)
 
 
 _NOT_YET = np.zeros(0)
@@ -113,11 +128,12 @@ def _by_kind(tables: list[Table]) -> dict[Kind | None, _Fields]:
     kinds: dict[Kind | None, _Fields] = {}
     for index, table in enumerate(tables):
         table.columns = dict.fromkeys(table.layout.names, _NOT_YET)
-        for kind, names, places in table.layout.alike:
+        layout = table.layout
+        for kind, name, place in zip(layout.kinds, layout.names, layout.places, strict=True):
             fields = kinds.get(kind)
             if fields is None:
                 fields = kinds[kind] = _Fields()
-            fields.tables += [index] * len(names)
-            fields.names += names
-            fields.places += places
+            fields.tables.append(index)
+            fields.names.append(name)
+            fields.places.append(place)
     return kinds

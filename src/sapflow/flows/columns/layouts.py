@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
-from attrs import frozen
+from attrs import define, frozen
 
 from sapflow.flows.ipfix.shapes import Kept
-from sapflow.flows.ipfix.structured import holds_lists
 from sapflow.flows.ipfix.templates import Template
 from sapflow.flows.registry import InformationElement, Registry, registry
 from sapflow.flows.wire import VARIABLE_LENGTH
@@ -19,9 +18,13 @@ MAX_FIELDS_KEPT = 180_000
 """Of all layouts kept: those of 10,000 templates of 14 fields, about 24 MiB. When there are more, all are worked out
 again."""
 MAX_KINDS_KEPT = 4096
+PLACE = 1 << 16
+"""More octets than a record has."""
 
 UNSIGNED = frozenset({"unsigned8", "unsigned16", "unsigned32", "unsigned64"})
 SIGNED = frozenset({"signed8", "signed16", "signed32", "signed64"})
+_USUAL = {**dict.fromkeys(UNSIGNED, "unsigned64"), **dict.fromkeys(SIGNED, "signed64"), "float32": "float64"}
+"""The type that stands for all that are converted as it is: by their length."""
 
 
 @frozen(eq=False)
@@ -31,47 +34,41 @@ class Kind:
     wire: np.dtype[Any]
     """As it came."""
     type: str
-    """The element's; where octets stay what they are, octetArray."""
+    """The element's, or one that is converted alike; where octets stay what they are, octetArray."""
     length: int
 
 
-class Alike(NamedTuple):
-    """The fields of one kind."""
-
-    kind: Kind | None
-    """None for those of variable length."""
-    names: tuple[str, ...]
-    places: tuple[int, ...]
-    """Two numbers for each: its run of fixed fields, and how far behind the beginning of that it begins, in octets.
-
-    There is run 0, and one more behind each element of variable length, which stands right before its own run.
-    """
-
-
-@frozen(eq=False, slots=False)
+@define(eq=False)
 class Layout:
-    """What templates of the same fields have in common."""
+    """What templates of the same fields have in common. Nobody changes it."""
 
     names: tuple[str, ...]
     """A name that is repeated in the template gets `_2`, `_3`, …"""
     elements: tuple[InformationElement, ...]
     kinds: tuple[Kind | None, ...]
     """Of each field; None when its length varies."""
-    alike: tuple[Alike, ...]
-    """The fields again, by kind."""
+    places: tuple[int, ...]
+    """Of each field: its run of fixed fields, times PLACE, and how many octets behind the beginning of that it begins.
+
+    There is run 0, and one more behind each element of variable length, which stands right before its own run.
+    """
     holds_lists: bool
     """Whether records need other templates of their domain, or may (RFC 6313)."""
 
-    @cached_property
+    _runs: tuple[np.dtype[Any], ...] | None = None
+
+    @property
     def runs(self) -> tuple[np.dtype[Any], ...]:
         """The fixed fields before each element of variable length, and after the last: `f0`, `f1`, … by their place."""
-        runs: list[list[tuple[str, np.dtype[Any]]]] = [[]]
-        for index, kind in enumerate(self.kinds):
-            if kind is None:
-                runs.append([])
-            else:
-                runs[-1].append((f"f{index}", kind.wire))
-        return tuple(map(np.dtype, runs))
+        if self._runs is None:
+            runs: list[list[tuple[str, np.dtype[Any]]]] = [[]]
+            for index, kind in enumerate(self.kinds):
+                if kind is None:
+                    runs.append([])
+                else:
+                    runs[-1].append((f"f{index}", kind.wire))
+            self._runs = tuple(map(np.dtype, runs))
+        return self._runs
 
 
 def layout_of(template: Template) -> Layout:
@@ -89,33 +86,31 @@ _layouts: Kept[tuple[Registry, bytes], Layout] = Kept(MAX_FIELDS_KEPT)
 
 
 def _layout(template: Template) -> Layout:
-    lookup = registry().lookup
-    elements = tuple([lookup(pen, number) for pen, number, _ in template.fields])
+    known = registry()
+    lookup = known.lookup
+    fields = template.shape.fields
+    elements = tuple([lookup(pen, number) for pen, number, _ in fields])
     names = distinct_names(elements)
-    kinds = []
-    alike: dict[Kind | None, tuple[list[str], list[int]]] = {}
-    run = offset = 0
-    for name, element, (_, _, length) in zip(names, elements, template.fields, strict=True):
+    kinds: list[Kind | None] = []
+    places = []
+    place = 0
+    for element, (_, _, length) in zip(elements, fields, strict=True):
         if length == VARIABLE_LENGTH:
-            kind, size = None, 0
-            run, offset = run + 1, 0
+            kinds.append(None)
+            place += PLACE - place % PLACE
+            places.append(place)
         else:
-            kind, size = kind_of(element.type, length), length
-        group = alike.get(kind)
-        if group is None:
-            group = alike[kind] = ([], [])
-        group[0].append(name)
-        group[1].extend((run, offset))
-        kinds.append(kind)
-        offset += size
-    groups = tuple([Alike(kind, tuple(names), tuple(places)) for kind, (names, places) in alike.items()])
-    return Layout(names, elements, tuple(kinds), groups, holds_lists(template))
+            kinds.append(kind_of(element.type, length))
+            places.append(place)
+            place += length
+    lists = not known.list_elements.isdisjoint(template.shape.elements)
+    return Layout(names, elements, tuple(kinds), tuple(places), lists)
 
 
 def distinct_names(elements: tuple[InformationElement, ...]) -> tuple[str, ...]:
     """The elements' names; one that is repeated gets `_2`, `_3`, …"""
     plain = tuple([element.name for element in elements])
-    if len(set(plain)) == len(plain):
+    if len(plain) == 1 or len(set(plain)) == len(plain):
         return plain
     times = Counter[str]()
     taken = set(plain)
@@ -132,10 +127,11 @@ def distinct_names(elements: tuple[InformationElement, ...]) -> tuple[str, ...]:
 
 @lru_cache(MAX_KINDS_KEPT)
 def kind_of(type_name: str, length: int) -> Kind:
-    """The kind of a fixed field of a type and length."""
+    """The kind of a fixed field of a type and length: types that are converted alike have one."""
     wire = np.dtype(_wire_type(type_name, length))
     stays = wire.kind == "V" and not (type_name in UNSIGNED | SIGNED and 1 <= length <= 8)
-    return kind_of("octetArray", length) if stays and type_name != "octetArray" else Kind(wire, type_name, length)
+    usual = "octetArray" if stays else _USUAL.get(type_name, type_name)
+    return Kind(wire, type_name, length) if usual == type_name else kind_of(usual, length)
 
 
 def _wire_type(kind: str, length: int) -> str:

@@ -33,7 +33,7 @@ class Context:
 
 
 def context_fields(batch: FlowBatch, context: Context) -> dict[str, str | int | None]:
-    """What stands beside the fields of each record; `_template` is another for some when they have `template_ids`."""
+    """What stands beside the fields of each record; see `context_columns` for what may be another for some."""
     return {
         "_org": context.org,
         "_exporter": context.exporter,
@@ -42,6 +42,14 @@ def context_fields(batch: FlowBatch, context: Context) -> dict[str, str | int | 
         "_template": batch.template.id,
         "_position": context.position,
     }
+
+
+def context_columns(batch: FlowBatch) -> dict[str, NDArray[Any]]:
+    """Of the context, what records of one batch differ in."""
+    if not len(batch.domains) and not len(batch.template_ids):
+        return {}
+    columns: dict[str, NDArray[Any]] = {"_domain": batch.domains, "_template": batch.template_ids}
+    return {name: column for name, column in columns.items() if len(column)}
 
 
 def values_of(batch: FlowBatch) -> dict[str, list[Any]]:

@@ -11,7 +11,7 @@ from attrs import define, field
 from numpy.typing import NDArray
 
 from sapflow.flows.columns.layouts import Layout
-from sapflow.flows.columns.ranges import Offsets, ranges
+from sapflow.flows.columns.ranges import ranges
 from sapflow.flows.columns.sets import LikeSets
 from sapflow.flows.columns.typed import typed
 from sapflow.flows.columns.variable import VariableColumn, fields_of, record_starts
@@ -87,18 +87,14 @@ class Table:
         starts = record_starts(data, bodies[turned], stops[turned], self.template)
         firsts = np.searchsorted(starts, bodies)
         counts = np.searchsorted(starts, stops) - firsts
-        self.found(stack, counts)
+        stack.counts[self.first : self.stop] = counts
+        self.records = int(counts.sum())
         runs, varying = fields_of(data, starts[ranges(firsts, counts)], self.template)
         fixed = [
             run.view(kind) if kind.itemsize else np.zeros(len(starts), kind)
             for run, kind in zip(runs, self.layout.runs, strict=True)
         ]
         self._read(fixed, varying)
-
-    def found(self, stack: Stack, counts: Offsets | list[int]) -> None:
-        """Records that vary, so many of each set."""
-        stack.counts[self.first : self.stop] = counts
-        self.records = int(np.sum(counts))
 
     def _read(self, runs: list[NDArray[Any]], varying: list[VariableColumn]) -> None:
         run = 0

@@ -55,9 +55,13 @@ class VariableColumn:
             first, stop, step = index.indices(len(self))
             if step != 1:
                 return VariableColumn.of(self.tolist()[index])
-            return VariableColumn(self.offsets[first : max(first, stop) + 1], self.data)
+            return self.part(first, max(first, stop))
         place = range(len(self))[index]
         return self.data[self.offsets[place] : self.offsets[place + 1]].tobytes()
+
+    def part(self, first: int, stop: int) -> VariableColumn:
+        """Some of the values, over the same octets."""
+        return VariableColumn(self.offsets[first : stop + 1], self.data)
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self.tolist())

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sapflow.flows.columns.batches import FlowBatch, decode
 from sapflow.flows.columns.records import Context
 from sapflow.flows.columns.variable import VariableColumn
+from sapflow.flows.ipfix.telling import tells
 from sapflow.flows.meaning.stages import Stage, staged
 
 Costs: TypeAlias = "tuple[NDArray[np.int64] | int, int]"
@@ -84,22 +85,21 @@ def pieces(
     A piece follows on the one before it; within it each batch's `order` says where its records stand. Stages see
     options data first: what an exporter says of itself counts for all flows that came with it. Raises MalformedMessage.
     """
-    batches = decode(data)
-    told = {at for at, batch in enumerate(batches) if stages and batch.template.scope_count}
-    batches = [staged(batch, context, stages) if at in told else batch for at, batch in enumerate(batches)]
+    batches, told = _told_first(decode(data), context, stages)
     costs = weigh(batches)
     if stages:
+        own = 0 if _joins(stages) else STAGED_COLUMNS * COLUMN_BYTES
         costs = [
-            (each, fixed)
-            if at in told
-            else (np.maximum(each, STAGED_RECORD_BYTES), fixed + STAGED_COLUMNS * COLUMN_BYTES)
-            for at, (each, fixed) in enumerate(costs)
+            cost if at in told else (np.maximum(cost[0], STAGED_RECORD_BYTES), cost[1] + own)
+            for at, cost in enumerate(costs)
         ]
     for piece in _cut([batch.records for batch in batches], [batch.order for batch in batches], costs):
-        made = []
-        for at, first, stop in piece:
-            batch = batches[at] if stop - first == batches[at].records else batches[at].part(first, stop)
-            made.append(batch if at in told else staged(batch, context, stages))
+        parts = {
+            at: batches[at] if stop - first == batches[at].records else batches[at].part(first, stop)
+            for at, first, stop in piece
+        }
+        made = [part for at, part in parts.items() if at in told]
+        made += staged([part for at, part in parts.items() if at not in told], context, stages)
         made = [batch for batch in made if batch.records]
         if limit is not None:
             made = _first(made, limit)
@@ -108,6 +108,23 @@ def pieces(
             yield made
         if limit is not None and limit <= 0:
             return
+
+
+def _joins(stages: Sequence[Stage]) -> bool:
+    return any(stage.joins for stage in stages)
+
+
+def _told_first(
+    batches: list[FlowBatch], context: Context, stages: Sequence[Stage]
+) -> tuple[list[FlowBatch], set[int]]:
+    """What exporters tell of themselves through all stages, and where it is; in rows of one layout it is not shown."""
+    told = [at for at, batch in enumerate(batches) if stages and tells(batch.template)]
+    learned = staged([batches[at] for at in told], context, stages)
+    if _joins(stages):
+        left_out = set(told)
+        return [batch for at, batch in enumerate(batches) if at not in left_out], set()
+    made = dict(zip(told, learned, strict=True))
+    return [made.get(at, batch) for at, batch in enumerate(batches)], set(told)
 
 
 def _cut(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from sapflow.errors import SapflowError
 from sapflow.flows.columns.arrow import CONTEXT_TYPES, arrow_type, column_array, context_arrays
-from sapflow.flows.columns.batches import FlowBatch
+from sapflow.flows.columns.batches import FlowBatch, joined
 from sapflow.flows.columns.records import Context
 from sapflow.flows.formats.pieces import leave_out, pieces, weigh_columns
 from sapflow.flows.meaning.stages import Stage
@@ -142,24 +142,28 @@ class _Table:
 
     def rows(self, batches: Sequence[FlowBatch], context: Context) -> tuple[Any, int]:
         """A record batch of the records in the order that they came, and the bytes of its own that it has."""
-        found: dict[str, list[tuple[int, Any]]] = {}
+        # What the context says is made once: pieces may be of thousands of batches.
+        beside = context_arrays(joined(batches), context)
+        found = {name: [(0, array)] for name, array in beside.items() if name in self._types}
         first = 0
         for batch in batches:
-            for name, array in self._arrays(batch, context).items():
+            for name, array in self._arrays(batch).items():
                 found.setdefault(name, []).append((first, array))
             first += batch.records
-        order = None
+        ranks = None
         if len(batches) > 1:
             order = np.argsort(np.concatenate([batch.order for batch in batches]), kind="stable")
+            ranks = np.empty(first, np.int64)
+            ranks[order] = np.arange(first)
         columns = [
-            self._null(kind, first) if (parts := found.get(name)) is None else _column(parts, first, order)
+            self._null(kind, first) if (parts := found.get(name)) is None else _column(parts, first, ranks)
             for name, kind in self._types.items()
         ]
         held = sum(column.nbytes for name, column in zip(self._types, columns, strict=True) if name in found)
         return pa.record_batch(columns, schema=self.schema), held + ARRAY_BYTES * len(columns)
 
-    def _arrays(self, batch: FlowBatch, context: Context) -> dict[str, Any]:
-        arrays = {name: array for name, array in context_arrays(batch, context).items() if name in self._types}
+    def _arrays(self, batch: FlowBatch) -> dict[str, Any]:
+        arrays = {}
         for name, element in zip(batch.columns, batch.elements, strict=True):
             if self._types.get(name) == arrow_type(element):
                 arrays[name] = column_array(batch, name, element)
@@ -176,17 +180,22 @@ class _Table:
         return known[:count]
 
 
-def _column(parts: list[tuple[int, Any]], count: int, order: NDArray[np.int64] | None) -> Any:
-    """The rows of a column in their order, of arrays that stand from those places on; null where none does."""
-    if order is None:
+def _column(parts: list[tuple[int, Any]], count: int, ranks: NDArray[np.int64] | None) -> Any:
+    """The rows of a column in their order, of arrays whose rows stand from those places on; null where none does.
+
+    `ranks` says where in that order each row is; None: as they stand.
+    """
+    if ranks is None:
         return parts[0][1]
     places = np.full(count, -1)
     at = 0
     for first, array in parts:
-        places[first : first + len(array)] = np.arange(at, at + len(array))
-        at += len(array)
-    places = places[order]
-    return pa.concat_arrays([array for _, array in parts]).take(pa.array(places, mask=places < 0))
+        size = len(array)
+        places[ranks[first : first + size]] = np.arange(at, at + size)
+        at += size
+    arrays = [array for _, array in parts]
+    every = arrays[0] if len(arrays) == 1 else pa.concat_arrays(arrays)
+    return every.take(pa.array(places, mask=None if at == count else places < 0))
 
 
 def arrow_stream(out: Any, schema: Any) -> Sink:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, BinaryIO
 
 import numpy as np
+from attrs import frozen
 
 from sapflow.flows.columns.batches import FlowBatch
-from sapflow.flows.columns.records import Context, column_values, context_fields, list_values
+from sapflow.flows.columns.records import Context, column_values, context_columns, context_fields, list_values
 from sapflow.flows.formats.cells import ROW, Cells, Notation, cells_of, encoded
 from sapflow.flows.formats.lines import Part, in_order, lines
 from sapflow.flows.formats.pieces import CONTEXT_COLUMNS, STAGED_COLUMNS, Costs, leave_out, pieces, weigh_text
@@ -17,25 +20,50 @@ from sapflow.flows.meaning.stages import Stage
 
 FEW = 48
 """So many records are sooner rendered value by value than column by column."""
+MAX_KEYS = 4_096
+"""Names that are kept as they stand in JSON."""
+_QUOTED = re.compile(r'[,"\r\n]')
+"""What makes a value of CSV stand in quotes."""
 _EMPTY_BYTES = 3
 """What a column costs in a row of CSV that has no value for it."""
 
 
-def text_columns(batch: FlowBatch, names: Sequence[str], notation: Notation) -> dict[str, Cells]:
-    """The text of those of a batch's columns that are named, and of `_template` where records differ in it."""
-    wanted = set(names)
+def text_columns(batch: FlowBatch, wanted: Collection[str] | None, notation: Notation) -> dict[str, Cells]:
+    """The text of those of a batch's columns that are wanted (None: all), and of the context's where records differ."""
     cells: dict[str, Cells] = {}
-    if len(batch.template_ids) and "_template" in wanted:
-        found = cells_of(batch.template_ids, "unsigned16", notation)
-        cells["_template"] = found or encoded(batch.template_ids.tolist(), notation)
+    for name, numbers in context_columns(batch).items():
+        if wanted is None or name in wanted:
+            cells[name] = cells_of(numbers, "unsigned32", notation) or encoded(numbers.tolist(), notation)
+    few = batch.records < FEW
     for (name, column), element in zip(batch.columns.items(), batch.elements, strict=True):
-        if name in wanted:
+        if wanted is None or name in wanted:
             if element.is_list:
                 cells[name] = encoded(list_values(batch, name, element), notation)
                 continue
-            found = None if batch.records < FEW else cells_of(column, element.type, notation)
+            found = None if few else cells_of(column, element.type, notation)
             cells[name] = found or encoded(column_values(batch, name, element), notation)
     return cells
+
+
+@frozen
+class Head:
+    """The context's fields as text, but for what batches differ in, and where they stand among the others.
+
+    A hostile message is of thousands of batches: what they have in common is made once.
+    """
+
+    texts: Mapping[str, bytes]
+    notation: Notation
+
+    @classmethod
+    def of(cls, batches: Sequence[FlowBatch], context: Context, notation: Notation) -> Head:
+        """Of some batches, one at least."""
+        fields = context_fields(batches[0], context)
+        return cls({name: notation.encode(value) for name, value in fields.items()}, notation)
+
+    def of_batch(self, batch: FlowBatch) -> dict[str, bytes]:
+        """All of them."""
+        return {**self.texts, "_domain": b"%d" % batch.domain, "_template": b"%d" % batch.template.id}
 
 
 class JsonLinesWriter:
@@ -69,22 +97,32 @@ def json_lines(data: bytes, context: Context, fields: Sequence[str] | None = Non
 
 
 def _json_lines(batches: Sequence[FlowBatch], context: Context, fields: Sequence[str] | None) -> Iterator[bytes]:
-    return _blocks(batches, [_json_parts(batch, context, fields) for batch in batches])
+    head = Head.of(batches, context, JSON)
+    return _blocks(batches, [_json_parts(batch, head, fields) for batch in batches])
 
 
-def _json_parts(batch: FlowBatch, context: Context, fields: Sequence[str] | None) -> list[Part]:
-    head = context_fields(batch, context)
-    names = [*head, *batch.columns]
+def _json_parts(batch: FlowBatch, head: Head, fields: Sequence[str] | None) -> list[Part]:
+    texts = head.of_batch(batch)
+    names: Sequence[str] = [*texts, *batch.columns]
     if fields is not None:
-        names = [name for name in dict.fromkeys(fields) if name in head or name in batch.columns]
-    cells = text_columns(batch, names, JSON)
+        names = [name for name in dict.fromkeys(fields) if name in texts or name in batch.columns]
+    cells = text_columns(batch, None if fields is None else names, JSON)
     parts: list[Part] = []
-    before = b"{"
+    literal, before = b"", b"{"
     for name in names:
-        literal = before + _json(name) + b":"
-        parts += [literal, cells[name]] if name in cells else [literal + _json(head[name])]
+        literal += before + _key(name)
         before = b","
-    return [*parts, b"}\n" if names else b"{}\n"]
+        if name in cells:
+            parts += (literal, cells[name])
+            literal = b""
+        else:
+            literal += texts[name]
+    return [*parts, literal + (b"}\n" if names else b"{}\n")]
+
+
+@lru_cache(MAX_KEYS)
+def _key(name: str) -> bytes:
+    return _json(name) + b":"
 
 
 class CsvWriter:
@@ -110,8 +148,10 @@ class CsvWriter:
                 first = min(batches, key=lambda batch: int(batch.order[0]))
                 self._fields = (*context_fields(first, context), *first.columns)
             self._begin(self._fields)
-            fields = self._fields
-            for text in _blocks(batches, [self._parts(batch, context, fields) for batch in batches]):
+            # A row of one empty value would be an empty line, which readers pass over.
+            head = Head.of(batches, context, CSV if len(self._fields) > 1 else CSV_ALONE)
+            wanted = frozenset(self._fields)
+            for text in _blocks(batches, [self._parts(batch, head, self._fields, wanted) for batch in batches]):
                 self._out.write(text)
             count += sum(batch.records for batch in batches)
         return count
@@ -135,17 +175,20 @@ class CsvWriter:
             self._begun = True
             self._out.write(b",".join(map(_csv, fields)) + b"\r\n")
 
-    def _parts(self, batch: FlowBatch, context: Context, fields: Sequence[str]) -> list[Part]:
-        head = context_fields(batch, context)
+    def _parts(self, batch: FlowBatch, head: Head, fields: Sequence[str], wanted: frozenset[str]) -> list[Part]:
         if not self._named:
-            leave_out(self.left_out, batch.columns.keys() - set(fields))
-        # A row of one empty value would be an empty line, which readers pass over.
-        notation = CSV if len(fields) > 1 else CSV_ALONE
-        cells = text_columns(batch, fields, notation)
+            leave_out(self.left_out, batch.columns.keys() - wanted)
+        texts, empty = head.of_batch(batch), head.notation.encode(None)
+        cells = text_columns(batch, wanted, head.notation)
         parts: list[Part] = []
+        literal = b""
         for name in fields:
-            parts += [cells[name] if name in cells else notation.encode(head.get(name)), b","]
-        return [*parts[:-1], b"\r\n"]
+            if name in cells:
+                parts += (literal, cells[name])
+                literal = b","
+            else:
+                literal += texts.get(name, empty) + b","
+        return [*parts, literal[:-1] + b"\r\n"]
 
 
 def _blocks(batches: Sequence[FlowBatch], parts: Sequence[Sequence[Part]]) -> Iterator[bytes]:
@@ -170,7 +213,7 @@ def _csv(value: Any) -> bytes:
     if isinstance(value, list):
         value = _encode(value)
     text = str(value)
-    if any(character in text for character in ',"\r\n'):
+    if _QUOTED.search(text):
         text = '"' + text.replace('"', '""') + '"'
     return text.encode()
 

@@ -113,7 +113,7 @@ class MessageSets:
         self.kept += 1
         if self._on_data is not None:
             self._on_data(self, template, body, end)
-        if key not in self._used_before and key not in self.used:
+        elif key not in self._used_before and key not in self.used:
             self.used[key] = template
 
     def _count(self, data: bytes, body: int, end: int, template: Template) -> int:
@@ -190,7 +190,7 @@ class MessageSets:
                 live.pop(key, None)
             if template is not None:
                 self._live[template.set_id][key] = template
-        if key not in self._used_before:
+        if self._on_data is None and key not in self._used_before:
             # From here on the batch itself says what this id means; data before it in the batch had its own.
             self.used.setdefault(key, None)
 

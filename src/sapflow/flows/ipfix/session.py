@@ -17,10 +17,10 @@ from sapflow.flows.ipfix.mending import Cut
 from sapflow.flows.ipfix.messages import MessageSets, OnData
 from sapflow.flows.ipfix.sequences import Numbers, SequenceCounter
 from sapflow.flows.ipfix.session_state import DomainState, SessionState
-from sapflow.flows.ipfix.structured import holds_lists
 from sapflow.flows.ipfix.telling import tells
 from sapflow.flows.ipfix.templates import Template
 from sapflow.flows.limits import FlowLimits
+from sapflow.flows.registry import registry
 from sapflow.flows.wire import (
     FIRST_DATA_SET,
     MAX_MESSAGE_BYTES,
@@ -103,13 +103,17 @@ class Session:
     @classmethod
     def resumed(cls, state: SessionState, limits: FlowLimits | None = None, *, mends: bool = False) -> Session:
         """One that goes on where another was."""
-        session = cls(limits, mends=mends)
+        session, lists = cls(limits, mends=mends), registry().list_elements
         for number, its in state.domains.items():
             session._domains[number] = _Domain(its.expected, sequences=its.sequences)
         for key, template in state.templates.items():
-            session._hold(key, template, session._domains.setdefault(key >> 16, _Domain()))
+            shape = template.shape
+            session.templates[key] = template
+            session._domains.setdefault(key >> 16, _Domain()).keys.add(key)
             session._template_bytes += template.raw_bytes
-            if holds_lists(template):
+            if shape.record_bytes and not shape.sparse:
+                session._fixed[key] = shape.record_bytes
+            if not lists.isdisjoint(shape.elements):
                 session._listing.add(key)
         session.changes, session._walked = state.changes, state.walked
         session._unread, session._unread_in_a_row = state.unread, state.unread_in_a_row
@@ -166,6 +170,7 @@ class Session:
     def read(self, data: bytes, start: int, on_data: OnData) -> int:
         """One message, as `walk` does: where the next begins. `on_data` hears of each data set of a known template.
 
+        It is of no batch that `cut` ends: who reads columns makes none, and has a third less to do for each template.
         Raises MalformedMessage with nothing changed, with the offset in `data`; sets before that have been told.
         """
         stop, _ = self._message(data, start, len(data), Walk(), on_data)
@@ -237,7 +242,10 @@ class Session:
         sets.read(data, start, stop, on_data)
         if sets.cuts and not sets.kept:
             self._note_unread(start, sets.cuts[-1].reason, self._walked + result.messages)
-        result.redefined += self._apply(domain_id, domain, sets, start, result)
+        self._admit(sets, start)
+        if on_data is None:
+            self._note(domain_id, sets, result)
+        self._apply(domain, sets)
         self._domains[domain_id] = domain
         result.undecodable_sets += sets.undecodable
         result.ignored_sets += sets.ignored
@@ -256,51 +264,62 @@ class Session:
             what = f"{self._unread_in_a_row} messages in a row of which no set could be read"
             raise MalformedMessage(what, offset=start, reason=reason)
 
-    def _apply(self, domain_id: int, domain: _Domain, sets: MessageSets, start: int, result: Walk) -> int:
-        """The message was well formed: its templates count from now on. Raises when they are too many.
-
-        How many of them are defined over another that was not withdrawn.
-        """
-        limits = self._limits
-        size, count = self._template_bytes, len(self.templates)
+    def _admit(self, sets: MessageSets, start: int) -> None:
+        """Count the templates of a well-formed message. Raises, before anything has changed, when they are too many."""
+        size, count, limits = self._template_bytes, len(self.templates), self._limits
         for key, template in sets.changes.items():
-            old = self.templates.get(key)
-            size += (template.raw_bytes if template else 0) - (old.raw_bytes if old else 0)
-            count += (template is not None) - (old is not None)
+            if template is not None:
+                size += template.raw_bytes
+                count += 1
+            if (old := self.templates.get(key)) is not None:
+                size -= old.raw_bytes
+                count -= 1
         if count > limits.max_templates or size > limits.max_template_bytes:
             what = f"{count:,} templates of {size:,} bytes in one session (limits {limits.max_templates:,} and "
             raise MalformedMessage(f"{what}{limits.max_template_bytes:,})", offset=start, reason="templates")
-        redefined = 0
-        for key, template in sets.changes.items():
-            old = self.templates.pop(key, None)
-            domain.keys.discard(key)
-            self._fixed.pop(key, None)
-            self._note_lists(key, domain_id, old, template)
-            self.changes += template is None or old is None or not old.same_as(template)
-            if template is not None:
-                redefined += old is not None and not old.same_as(template)
-                result.may_tell = result.may_tell or tells(template)
-                self._hold(key, template, domain)
         self._template_bytes = size
+
+    def _note(self, domain_id: int, sets: MessageSets, result: Walk) -> None:
+        """What its batch has to know of a message's templates, before they count."""
+        lists = registry().list_elements
+        for key, template in sets.changes.items():
+            old = self.templates.get(key)
+            same = old is not None and template is not None and old.same_as(template)
+            self._before.setdefault(key, old)
+            self._note_lists(key, domain_id, template, lists, same=same)
+            if template is not None:
+                # Defined over another that was not withdrawn.
+                result.redefined += old is not None and not same
+                result.may_tell = result.may_tell or tells(template)
         self._used.update(sets.used)
-        return redefined
 
-    def _hold(self, key: int, template: Template, domain: _Domain) -> None:
-        self.templates[key] = template
-        domain.keys.add(key)
-        if template.record_bytes and not template.shape.sparse:
-            self._fixed[key] = template.record_bytes
+    def _apply(self, domain: _Domain, sets: MessageSets) -> None:
+        """The message's templates count from now on."""
+        templates, keys, fixed = self.templates, domain.keys, self._fixed
+        for key, template in sets.changes.items():
+            old = templates.pop(key, None)
+            if template is None or old is None or not old.same_as(template):
+                self.changes += 1
+            if old is not None:
+                keys.discard(key)
+                fixed.pop(key, None)
+            if template is not None:
+                shape = template.shape
+                templates[key] = template
+                keys.add(key)
+                if shape.record_bytes and not shape.sparse:
+                    fixed[key] = shape.record_bytes
 
-    def _note_lists(self, key: int, domain_id: int, old: Template | None, new: Template | None) -> None:
-        self._before.setdefault(key, old)
+    def _note_lists(
+        self, key: int, domain_id: int, new: Template | None, elements: frozenset[tuple[int, int]], *, same: bool
+    ) -> None:
         listed = key in self._listing
-        same = old is not None and new is not None and old.same_as(new)
-        lists = listed if same else new is not None and holds_lists(new)
+        lists = listed if same else new is not None and not elements.isdisjoint(new.shape.elements)
         if lists or listed:
             self._whole.add(domain_id)
         if lists:
             self._listing.add(key)
-        else:
+        elif listed:
             self._listing.discard(key)
 
 

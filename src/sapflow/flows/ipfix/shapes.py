@@ -6,10 +6,9 @@ Exporters send the same fields under many ids, and again and again. So a shape i
 from __future__ import annotations
 
 import struct
-from functools import cached_property
 from typing import Generic, NamedTuple, TypeVar
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from sapflow.flows.wire import OPTIONS_TEMPLATE_SET, TEMPLATE_SET, VARIABLE_LENGTH
 
@@ -20,6 +19,7 @@ VALUE_COSTS_FIELDS = 4
 
 _PAIR = struct.Struct("!HH")
 _PEN = struct.Struct("!I")
+_TEMPLATE_MARK, _OPTIONS_MARK = TEMPLATE_SET.to_bytes(2, "big"), OPTIONS_TEMPLATE_SET.to_bytes(2, "big")
 _COUNT_BYTES, _COUNTS_BYTES = 2, 4
 """What stands before the fields of a template and of an options template, without the id."""
 
@@ -44,10 +44,14 @@ class Kept(Generic[K, V]):
         """When there is no room, everything else goes."""
         cost = fields + VALUE_COSTS_FIELDS
         if self.fields + cost > self.max_fields:
-            self._values.clear()
-            self.fields = 0
+            self.clear()
         self.fields += cost
         self._values[key] = value
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._values.clear()
+        self.fields = 0
 
 
 class Field(NamedTuple):
@@ -61,9 +65,13 @@ class Field(NamedTuple):
     length: int
 
 
-@frozen(eq=False, slots=False)
+@define(eq=False)
 class Shape:
-    """The fields of a template record, in any number of templates."""
+    """The fields of a template record, in any number of templates. Nobody changes it.
+
+    What is known of it is worked out when it is made, or once: a hostile message makes thousands of shapes, and
+    `cached_property` takes longer than most of what there is to work out.
+    """
 
     raw: bytes
     """The template record without its id."""
@@ -72,43 +80,35 @@ class Shape:
     record_bytes: int
     """Length of every record, or 0 when records vary."""
     min_record_bytes: int
+    set_id: int
+    """The id of the set that such a template record stands in."""
+    key: bytes
+    """What tells it from all others."""
+    sparse: bool
+    """Whether a record may have more values than bytes: its elements of length 0 are many."""
+    gaps: tuple[int, ...]
+    """Bytes of fixed length before each element of variable length, and after the last."""
+    tells: bool | None = None
+    """Whether records tell of the exporter itself, once somebody asked (`telling.tells`)."""
+    _elements: frozenset[tuple[int, int]] | None = None
+    _strides: tuple[int, ...] | None = None
 
     @property
-    def set_id(self) -> int:
-        """The id of the set that such a template record stands in."""
-        return OPTIONS_TEMPLATE_SET if self.scope_count else TEMPLATE_SET
-
-    @cached_property
-    def key(self) -> bytes:
-        """What tells it from all others."""
-        return self.set_id.to_bytes(2, "big") + self.raw
-
-    @cached_property
     def elements(self) -> frozenset[tuple[int, int]]:
         """The elements' enterprises and ids."""
-        return frozenset((spec.pen, spec.id) for spec in self.fields)
+        found = self._elements
+        if found is None:
+            found = self._elements = frozenset([(pen, number) for pen, number, _ in self.fields])
+        return found
 
-    @cached_property
-    def sparse(self) -> bool:
-        """Whether a record may have more values than bytes: its elements of length 0 are many."""
-        return len(self.fields) > self.min_record_bytes
-
-    @cached_property
-    def gaps(self) -> tuple[int, ...]:
-        """Bytes of fixed length before each element of variable length, and after the last."""
-        gaps = [0]
-        for spec in self.fields:
-            if spec.length == VARIABLE_LENGTH:
-                gaps.append(0)
-            else:
-                gaps[-1] += spec.length
-        return tuple(gaps)
-
-    @cached_property
+    @property
     def strides(self) -> tuple[int, ...]:
         """From each length octet to the next, the last one's to that of the record behind, for values of no octets."""
-        first, *inner, tail = self.gaps
-        return tuple(1 + gap for gap in (*inner, tail + first))
+        found = self._strides
+        if found is None:
+            first, *inner, tail = self.gaps
+            found = self._strides = tuple([1 + gap for gap in (*inner, tail + first)])
+        return found
 
 
 def shape_end(data: bytes, start: int, end: int, set_id: int) -> int:
@@ -128,23 +128,30 @@ def shape_end(data: bytes, start: int, end: int, set_id: int) -> int:
 
 def shape_of(raw: bytes, set_id: int) -> Shape:
     """The shape that these octets are, which are whole."""
-    known = _shapes.get((set_id, raw))
+    key = (set_id, raw)
+    known = _shapes.get(key)
     if known is None:
         known = _parse(raw, set_id)
-        _shapes.keep((set_id, raw), known, len(known.fields))
+        _shapes.keep(key, known, len(known.fields))
     return known
 
 
 def make_shape(raw: bytes, scopes: int, fields: tuple[Field, ...]) -> Shape:
     """The shape of these fields."""
-    fixed = True
-    least = 0
+    gap = least = 0
+    gaps: list[int] = []
     for _, _, length in fields:
         if length == VARIABLE_LENGTH:
-            fixed = False
-            length = 1
-        least += length
-    return Shape(raw, scopes, fields, least if fixed else 0, least)
+            gaps.append(gap)
+            gap = 0
+            least += 1
+        else:
+            gap += length
+            least += length
+    set_id, mark = (OPTIONS_TEMPLATE_SET, _OPTIONS_MARK) if scopes else (TEMPLATE_SET, _TEMPLATE_MARK)
+    every = (*gaps, gap) if gaps else (gap,)
+    fixed = 0 if gaps else least
+    return Shape(raw, scopes, fields, fixed, least, set_id, mark + raw, len(fields) > least, every)
 
 
 def _parse(raw: bytes, set_id: int) -> Shape:
@@ -153,7 +160,9 @@ def _parse(raw: bytes, set_id: int) -> Shape:
         scopes, at = int.from_bytes(raw[2:4], "big"), _COUNTS_BYTES
     count = int.from_bytes(raw[:2], "big")
     if len(raw) == at + _PAIR.size * count:
-        return make_shape(raw, scopes, tuple([Field(0, *pair) for pair in _PAIR.iter_unpack(raw[at:])]))
+        # Nine in ten are made here: _make takes half the time of a call with arguments.
+        make = Field._make
+        return make_shape(raw, scopes, tuple([make((0, *pair)) for pair in _PAIR.iter_unpack(raw[at:])]))
     fields = []
     for _ in range(count):
         number, length = _PAIR.unpack_from(raw, at)

@@ -53,7 +53,10 @@ def says_rates(template: Template) -> bool:
 
 def tells(template: Template) -> bool:
     """Whether its records tell of the exporter itself."""
-    return template.scope_count > 0 or says_rates(template) or _is_table(template.shape.elements)
+    shape = template.shape
+    if shape.tells is None:
+        shape.tells = shape.scope_count > 0 or says_rates(template) or _is_table(shape.elements)
+    return shape.tells
 
 
 def _is_table(numbers: frozenset[tuple[int, int]]) -> bool:

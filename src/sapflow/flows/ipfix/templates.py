@@ -5,12 +5,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 
-from attrs import frozen
+from attrs import define, frozen
 
 from sapflow.errors import MalformedMessage
 from sapflow.flows.ipfix.shapes import Field, Shape, shape_end, shape_of
 from sapflow.flows.limits import FlowLimits
-from sapflow.flows.wire import FIRST_DATA_SET, OPTIONS_TEMPLATE_SET, VARIABLE_LENGTH
+from sapflow.flows.wire import FIRST_DATA_SET, OPTIONS_TEMPLATE_SET, TEMPLATE_SET, VARIABLE_LENGTH
 
 _PAIR = struct.Struct("!HH")
 _OPTIONS_HEAD = struct.Struct("!HHH")
@@ -18,9 +18,12 @@ _OPTIONS_HEAD = struct.Struct("!HHH")
 MAX_RECORD_BYTES = 65_515
 
 
-@frozen(eq=False)
+@define(eq=False)
 class Template:
-    """A template: an id for a shape. `raw` is the template record as it came; two are the same when that is."""
+    """A template: an id for a shape. `raw` is the template record as it came; two are the same when that is.
+
+    Nobody changes it. It is not frozen, for a hostile message makes thousands.
+    """
 
     id: int
     shape: Shape
@@ -112,6 +115,12 @@ def read_template_set(
                 return
         stop = shape_end(data, at + 2, end, set_id)
         item: Template | RefusedTemplate
+        if set_id == TEMPLATE_SET and stop > 0 and number >= FIRST_DATA_SET and count <= limits.max_fields_per_template:
+            shape = shape_of(data[at + 2 : stop], set_id)
+            if 1 <= shape.min_record_bytes <= MAX_RECORD_BYTES:
+                yield Template(number, shape)
+                at = stop
+                continue
         try:
             item = _parse_record(data, at, stop, end, set_id, limits)
         except MalformedMessage as fault:

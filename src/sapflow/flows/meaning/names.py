@@ -9,12 +9,14 @@ exporter counts where its own told none.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 from attrs import define, field, frozen
 
 from sapflow.flows.columns.batches import FlowBatch
 from sapflow.flows.columns.records import Context
+from sapflow.flows.ipfix.telling import tells
 from sapflow.flows.meaning.fields import Fields, Made, made_element, with_columns
 from sapflow.flows.meaning.told import Told
 from sapflow.flows.registry import InformationElement
@@ -79,55 +81,71 @@ ADDRESSES = frozenset(source for source, _ in JOINS[-1].made)
 class Names:
     """The stage."""
 
+    joins: ClassVar[bool] = False
+
     told: Told[Key, str] = field(factory=Told)
     _kinds: set[str] = field(factory=set)
     """What anybody has named."""
 
-    def apply(self, batch: FlowBatch, context: Context) -> FlowBatch:
-        """Options data are learned from and go on as they are; other batches get the names of what they number."""
-        fields = Fields(batch)
-        made: dict[str, tuple[InformationElement, Made]] = {}
+    def apply(self, batches: Sequence[FlowBatch], context: Context) -> list[FlowBatch]:
+        """What exporters tell is learned from and goes on as it is; other batches get the names of what they number."""
+        made = list(batches)
+        flows = []
+        for at, batch in enumerate(batches):
+            if tells(batch.template):
+                self._learn(batch, context)
+            else:
+                flows.append(at)
+        if flows:
+            fields = Fields([batches[at] for at in flows])
+            for at, columns in zip(flows, self._made(fields, context), strict=True):
+                made[at] = with_columns(batches[at], columns)
+        return made
+
+    def _learn(self, batch: FlowBatch, context: Context) -> None:
+        fields = Fields([batch])
         for join in JOINS:
-            if self._learn(join, fields, batch, context) or batch.template.scope_count:
+            given = [found[0] for name in join.names if (found := fields.texts(name, MAX_NAME)) is not None]
+            key = next((key for key in join.keys if key in fields), None)
+            if key is None or not given or not (batch.template.scope_count or _is_table(join, batch)):
                 continue
+            for at, number in enumerate(_numbers(fields, key)):
+                name = next((texts[at] for texts in given if texts[at]), "")
+                if name and number is not None:
+                    self._kinds.add(join.what)
+                    for domain in (batch.domain, None):
+                        self.told.put(context, domain, (join.what, *number), name)
+
+    def _made(self, fields: Fields, context: Context) -> list[dict[str, tuple[InformationElement, Made]]]:
+        """Columns for each batch."""
+        made: list[dict[str, tuple[InformationElement, Made]]] = [{} for _ in fields.batches]
+        own = [_told_in(batch) for batch in fields.batches]
+        for join in JOINS:
             if join.what == "user" and "user" not in self._kinds:
                 continue  # few tell of users, and every flow has addresses
-            for source, name in join.made:
-                numbers = _numbers(fields, source)
-                if numbers is not None and name not in _told_in(batch):
-                    column = self._named(join.what, numbers, batch.domain, context)
-                    if name in made:
-                        column = _filled(made[name][1], column)
-                    made[name] = (made_element(name, "string"), column)
-        return with_columns(batch, made)
+            for name in dict.fromkeys(name for _, name in join.made):
+                sources = [source for source, made_name in join.made if made_name == name and source in fields]
+                if not sources:
+                    continue
+                element, column = made_element(name, "string"), self._named(join.what, sources, fields, context)
+                for at in sorted({at for source in sources for at, _, _ in fields.parts(source)}):
+                    if name not in own[at]:
+                        made[at][name] = (element, column[fields.rows(at)])
+        return made
 
-    def _learn(self, join: Join, fields: Fields, batch: FlowBatch, context: Context) -> bool:
-        """Whether the batch gives names to things of this kind: then it is no batch of flows."""
-        given = [texts for name in join.names if (texts := fields.texts(name, MAX_NAME)) is not None]
-        key = next((key for key in join.keys if key in fields), None)
-        if key is None or not given or not (batch.template.scope_count or _is_table(join, batch)):
-            return False
-        numbers = _numbers(fields, key)
-        for at, number in enumerate(numbers or ()):
-            name = next((texts[at] for texts in given if texts[at]), "")
-            if name:
-                self._kinds.add(join.what)
-                for domain in (batch.domain, None):
-                    self.told.put(context, domain, (join.what, *number), name)
-        return True
-
-    def _named(self, what: str, numbers: Sequence[tuple[int, int]], domain: int, context: Context) -> Made:
-        names = {number: self.told.get(context, domain, (what, *number)) for number in set(numbers)}
-        found = [names[number] for number in numbers]
+    def _named(self, what: str, sources: Sequence[str], fields: Fields, context: Context) -> Made:
+        """The names of what records number: of several sources the first that has a name."""
+        domains = fields.domains().tolist()
+        found: list[str | None] = [None] * fields.records
+        for source in sources:
+            keys = list(zip(domains, _numbers(fields, source), strict=True))
+            names = {
+                (domain, number): None if number is None else self.told.get(context, domain, (what, *number))
+                for domain, number in set(keys)
+            }
+            found = [name or names[key] for name, key in zip(found, keys, strict=True)]
         text = np.array([name or "" for name in found], dtype=np.str_)
         return np.ma.array(text, mask=[name is None for name in found])
-
-
-def _filled(one: Made, other: Made) -> Made:
-    """A column, and where it has no value that of another."""
-    unknown = np.ma.getmaskarray(one)
-    values = np.where(unknown, np.ma.getdata(other), np.ma.getdata(one))
-    return np.ma.array(values, mask=unknown & np.ma.getmaskarray(other))
 
 
 def _told_in(batch: FlowBatch) -> set[str]:
@@ -141,15 +159,21 @@ def _is_table(join: Join, batch: FlowBatch) -> bool:
     return held <= {*join.keys, *join.names, "applicationDescription"}
 
 
-def _numbers(fields: Fields, name: str) -> list[tuple[int, int]] | None:
+def _numbers(fields: Fields, name: str) -> list[tuple[int, int] | None]:
+    """What each record numbers by an element; None where it does not."""
     if name == "applicationId":
-        column = fields.column(name)
-        return None if column is None else [application(bytes(value)) for value in column.tolist()]
+        applications: list[tuple[int, int] | None] = [None] * fields.records
+        for at, _, column in fields.parts(name):
+            applications[fields.rows(at)] = [application(bytes(value)) for value in column.tolist()]
+        return applications
+    found = fields.addresses(name) if name in ADDRESSES else fields.integers(name)
+    if found is None:
+        return [None] * fields.records
     if name in ADDRESSES:
-        octets = fields.addresses(name)
-        return None if octets is None else [(0, int.from_bytes(row.tobytes(), "big")) for row in octets]
-    numbers = fields.integers(name)
-    return None if numbers is None else [(0, number) for number in numbers.tolist()]
+        numbers = [int.from_bytes(row.tobytes(), "big") for row in found.values]
+    else:
+        numbers = found.values.tolist()
+    return [(0, number) if told else None for number, told in zip(numbers, found.told.tolist(), strict=True)]
 
 
 def application(octets: bytes) -> tuple[int, int]:

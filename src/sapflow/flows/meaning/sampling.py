@@ -12,7 +12,8 @@ the rate is not known.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 from attrs import define, field
@@ -21,7 +22,16 @@ from numpy.typing import NDArray
 from sapflow.flows.columns.batches import FlowBatch
 from sapflow.flows.columns.records import Context
 from sapflow.flows.ipfix.telling import says_rates
-from sapflow.flows.meaning.fields import REVERSE, Fields, Made, made_column, made_element, number_of, with_columns
+from sapflow.flows.meaning.fields import (
+    REVERSE,
+    Fields,
+    Found,
+    Made,
+    made_column,
+    made_element,
+    number_of,
+    with_columns,
+)
 from sapflow.flows.meaning.told import Told, address_of, places
 from sapflow.flows.registry import InformationElement, built_in
 
@@ -31,6 +41,7 @@ Key = tuple[str, int] | None
 """What of an exporter or domain a rate holds for: a sampler, an interface, a template; None: all of it."""
 
 RATE = "samplingRate"
+_RATE_ELEMENT = made_element(RATE, "float64")
 MAX_RATE = 2.0**63
 SAMPLERS = ("selectorId", "samplerId")
 _WHOLE_EXPORTER = {number_of(name) for name in ("exportingProcessId", "exporterIPv4Address", "exporterIPv6Address")}
@@ -59,7 +70,7 @@ def _candidates(fields: Fields) -> Iterable[Rates]:
             taken, skipped = fields.floats(interval), fields.floats(space)
             if taken is not None:
                 # An interval alone can only mean one in so many (RFC 5477 would have it take every packet).
-                yield taken if skipped is None else (taken + skipped) / taken
+                yield taken if skipped is None else np.where(np.isnan(skipped), taken, (taken + skipped) / taken)
         size, population = fields.floats("samplingSize"), fields.floats("samplingPopulation")
         if size is not None and population is not None:
             yield population / size
@@ -80,7 +91,7 @@ class SamplingRates:
         """Take in a batch of options data; any other changes nothing."""
         if not says_rates(batch.template):
             return
-        fields = Fields(batch)
+        fields = Fields([batch])
         scopes = {(spec.pen, spec.id) for spec in batch.template.fields[: batch.template.scope_count]}
         keys = _keys(fields, scopes)
         for key, rate in zip(keys, own_rates(fields).tolist(), strict=True):
@@ -89,15 +100,19 @@ class SamplingRates:
                 if scopes & _WHOLE_EXPORTER:
                     self.told.put(context, None, key, rate)
 
-    def rates(self, batch: FlowBatch, context: Context) -> Rates:
+    def rates(self, fields: Fields, context: Context) -> Rates:
         """The rate of each record."""
-        fields = Fields(batch)
         rates = own_rates(fields)
         unknown = np.isnan(rates)
-        known = [told for place in places(context, batch.domain) if (told := self.told.at(place))]
-        if known and unknown.any():
-            kinds, which = np.unique(_kinds(fields, batch, known)[unknown], axis=0, return_inverse=True)
-            found = [_rate(known, *kind) for kind in kinds.tolist()]
+        if not unknown.any():
+            return rates
+        known = {
+            domain: [told for place in places(context, domain) if (told := self.told.at(place))]
+            for domain in {batch.domain for batch in fields.batches}
+        }
+        if any(known.values()):
+            kinds, which = np.unique(_kinds(fields, known)[unknown], axis=0, return_inverse=True)
+            found = [_rate(known[domain], *kind) for domain, *kind in kinds.tolist()]
             rates[unknown] = np.array(found)[which.reshape(-1)]
         return rates
 
@@ -105,27 +120,37 @@ class SamplingRates:
 def _keys(fields: Fields, scopes: set[tuple[int, int]]) -> list[Key]:
     samplers = _samplers(fields)
     if samplers is not None:
-        return [("sampler", number) for number in samplers.tolist()]
+        return [("sampler", number) for number in samplers.values.tolist()]
     for name, what in (("ingressInterface", "interface"), ("templateId", "template")):
         found = fields.integers(name) if number_of(name) in scopes else None
         if found is not None:
-            return [(what, number) for number in found.tolist()]
+            return [(what, number) for number in found.values.tolist()]
     return [None] * fields.records
 
 
-def _samplers(fields: Fields) -> Made | None:
-    return next((found for name in SAMPLERS if (found := fields.integers(name)) is not None), None)
+def _samplers(fields: Fields) -> Found | None:
+    """The sampler that records name: by the first of the elements that they have."""
+    samplers = None
+    for name in SAMPLERS:
+        found = fields.integers(name)
+        if found is not None and samplers is not None:
+            found = Found(np.where(samplers.told, samplers.values, found.values), samplers.told | found.told)
+        samplers = found or samplers
+    return samplers
 
 
-def _kinds(fields: Fields, batch: FlowBatch, known: list[dict[Key, float]]) -> NDArray[np.int64]:
-    """Each record's sampler (-1: it names none), and its interface and template where rates were told by them."""
-    kinds = np.zeros((fields.records, 3), np.int64)
+def _kinds(fields: Fields, known: Mapping[int, list[dict[Key, float]]]) -> NDArray[np.int64]:
+    """Each record's domain and sampler (-1: it names none), and its interface and template where rates were told by
+    them."""
+    kinds = np.zeros((fields.records, 4), np.int64)
+    kinds[:, 0] = fields.domains()
     samplers, interfaces = _samplers(fields), fields.integers("ingressInterface")
-    kinds[:, 0] = -1 if samplers is None else samplers
-    if interfaces is not None and any(_are_of("interface", told) for told in known):
-        kinds[:, 1] = interfaces
-    if any(_are_of("template", told) for told in known):
-        kinds[:, 2] = batch.template_ids if len(batch.template_ids) else batch.template.id
+    kinds[:, 1] = -1 if samplers is None else np.where(samplers.told, samplers.values.astype(np.int64), -1)
+    every = [told for domain in known.values() for told in domain]
+    if interfaces is not None and any(_are_of("interface", told) for told in every):
+        kinds[:, 2] = interfaces.values.astype(np.int64)
+    if any(_are_of("template", told) for told in every):
+        kinds[:, 3] = fields.template_ids()
     return kinds
 
 
@@ -165,32 +190,47 @@ def scaled(counter: Made, rates: Rates) -> Made:
 class Sampling:
     """The stage: `samplingRate` beside each record, and with `scale` its counters scaled."""
 
+    joins: ClassVar[bool] = False
+
     scale: bool = False
     known: SamplingRates = field(factory=SamplingRates)
     unknown: Counter[str] = field(factory=Counter)
     """Records whose rate nobody told, by exporter's address."""
     max_exporters: int = 1000
 
-    def apply(self, batch: FlowBatch, context: Context) -> FlowBatch:
+    def apply(self, batches: Sequence[FlowBatch], context: Context) -> list[FlowBatch]:
         """Options data are learned from and go on as they are; a batch that has rates already is left alone."""
-        if batch.template.scope_count or says_rates(batch.template):
-            self.known.learn(batch, context)
-            return batch
-        if made_column(batch, RATE) is not None:
-            return batch
-        rates = self.known.rates(batch, context)
+        made = list(batches)
+        flows = []
+        for at, batch in enumerate(batches):
+            if batch.template.scope_count or says_rates(batch.template):
+                self.known.learn(batch, context)
+            elif made_column(batch, RATE) is None:
+                flows.append(at)
+        if flows:
+            fields = Fields([batches[at] for at in flows])
+            for at, columns in zip(flows, self._made(fields, context), strict=True):
+                made[at] = with_columns(batches[at], columns)
+        return made
+
+    def _made(self, fields: Fields, context: Context) -> list[dict[str, tuple[InformationElement, Made]]]:
+        """Columns for each batch."""
+        rates = self.known.rates(fields, context)
         self._count(rates, context)
-        made: dict[str, tuple[InformationElement, Made]] = {RATE: (made_element(RATE, "float64"), rates)}
-        if self.scale:
-            fields = Fields(batch)
-            names = {(item.pen, item.id): item for item in batch.elements}
-            for name in COUNTERS:
-                if (counter := fields.integers(name)) is not None:
-                    element = names[number_of(name)]
+        made: list[dict[str, tuple[InformationElement, Made]]]
+        made = [{RATE: (_RATE_ELEMENT, own)} for own in fields.slices(rates)]
+        for name in COUNTERS if self.scale else ():
+            counter = fields.integers(name)
+            if counter is None:
+                continue
+            column = scaled(counter.values, rates)
+            for at, element, _ in fields.parts(name):
+                own = fields.rows(at)
+                if counter.told[own].all():
                     title = f"scaled{element.name[0].upper()}{element.name[1:]}"
                     kind = made_element(title, "unsigned64", element.semantics, element.units)
-                    made[title] = (kind, scaled(counter, rates))
-        return with_columns(batch, made)
+                    made[at][title] = (kind, column[own])
+        return made
 
     def _count(self, rates: Rates, context: Context) -> None:
         count = int(np.isnan(rates).sum())

@@ -1,27 +1,32 @@
 """What may be done to records between their decoding and their output: names joined, counters scaled, views.
 
 A stage sees the batches of all exporters in the order they came, options data among them, and may remember what they
-say. Nothing is done that was not asked for: without stages records go out as they were.
+say: what is told among batches counts for all of them. Nothing is done that was not asked for: without stages records
+go out as they were.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from sapflow.flows.columns.batches import FlowBatch
 from sapflow.flows.columns.records import Context
 
 
 class Stage(Protocol):
-    """One step."""
+    """One step. What it does is done for many batches at once: each may be but a few records."""
 
-    def apply(self, batch: FlowBatch, context: Context) -> FlowBatch:
-        """The batch, or one of the same records with other columns."""
+    joins: ClassVar[bool]
+    """Whether it makes rows of one layout out of all records, and so one batch."""
+
+    def apply(self, batches: Sequence[FlowBatch], context: Context) -> list[FlowBatch]:
+        """Of one exporter: the same batches with other columns, in their order; where the stage joins, their rows."""
 
 
-def staged(batch: FlowBatch, context: Context, stages: Sequence[Stage]) -> FlowBatch:
-    """A batch after all stages, in their order."""
+def staged(batches: Sequence[FlowBatch], context: Context, stages: Sequence[Stage]) -> list[FlowBatch]:
+    """Batches after all stages, in their order."""
+    made = list(batches)
     for stage in stages:
-        batch = stage.apply(batch, context)
-    return batch
+        made = stage.apply(made, context)
+    return made

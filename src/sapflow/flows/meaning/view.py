@@ -7,6 +7,9 @@ two rows, one for each direction, so that every row is traffic from `src_addr` t
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
 import numpy as np
 from attrs import define, field
 from numpy.typing import NDArray
@@ -14,9 +17,9 @@ from numpy.typing import NDArray
 from sapflow.flows.columns.batches import FlowBatch
 from sapflow.flows.columns.records import Context
 from sapflow.flows.columns.tables import Column
-from sapflow.flows.ipfix.telling import says_rates
-from sapflow.flows.meaning.fields import REVERSE, Fields, Made, made_column, plain
-from sapflow.flows.meaning.moments import flow_times
+from sapflow.flows.ipfix.telling import tells
+from sapflow.flows.meaning.fields import REVERSE, Fields, Made, Which, plain
+from sapflow.flows.meaning.moments import Clock, flow_times
 from sapflow.flows.meaning.sampling import RATE, own_rates, scaled
 from sapflow.flows.meaning.schema import (
     ADDRESSES,
@@ -52,16 +55,36 @@ def view(
     addresses void of 16 octets with IPv4 mapped (RFC 4291, 2.5.5.2), `sampling` float64 (NaN). `booted_ms` is when the
     exporter started, for exporters whose times are those of its uptime.
     """
-    if batch.template.scope_count or says_rates(batch.template):
-        batch = _emptied(batch)
-    fields = Fields(batch)
-    columns = _forward(batch, fields, context or Context(), booted_ms, names)
-    rows = np.arange(batch.records)
-    backward, which = _backward(fields, columns, batch, booted_ms)
+    return views([batch], context, scale=scale, names=names, booted_ms=booted_ms)
+
+
+def views(
+    batches: Sequence[FlowBatch],
+    context: Context | None = None,
+    *,
+    scale: bool = False,
+    names: bool = False,
+    booted_ms: int | Mapping[int, int] | None = None,
+) -> FlowBatch:
+    """The flows of one exporter's batches as `view` shows them, in the order that they came, options data left out.
+
+    There must be a batch. Of many batches it takes little more time than of one with all their records.
+    `booted_ms` may be told for each observation domain.
+    """
+    flows = [batch for batch in batches if not tells(batch.template)] or [_emptied(batches[0])]
+    fields = Fields(flows)
+    booted = (
+        booted_ms if isinstance(booted_ms, Mapping) else dict.fromkeys({batch.domain for batch in flows}, booted_ms)
+    )
+    clock = Clock(fields.export_times(), _each_domain(fields, booted))
+    columns = _forward(fields, context or Context(), clock, names)
+    backward, which = _backward(fields, columns, clock)
+    rows = np.arange(fields.records)
     if len(which):
         columns = {name: _joined(columns[name], backward[name][which]) for name in columns}
         rows = np.concatenate([rows, which])
-        places = np.argsort(batch.order[rows], kind="stable")
+    if len(which) or len(flows) > 1:
+        places = np.argsort(fields.whole.order[rows], kind="stable")
         columns = {name: column[places] for name, column in columns.items()}
         rows = rows[places]
     if scale:
@@ -70,34 +93,40 @@ def view(
             made = scaled(np.ma.getdata(counter), columns["sampling"])
             columns[f"scaled_{name}"] = np.ma.array(made, mask=np.ma.getmaskarray(counter) | np.ma.getmaskarray(made))
     shown: dict[str, Column] = {name: plain(columns[name]) for name in ORDER if name in columns}
-    return batch.rows(rows, shown, tuple(ELEMENTS[name] for name in shown))
+    return fields.whole.rows(rows, shown, tuple(ELEMENTS[name] for name in shown))
 
 
-def _forward(batch: FlowBatch, fields: Fields, context: Context, booted_ms: int | None, names: bool) -> Columns:
-    count = batch.records
-    start, end = flow_times(fields, batch.export_times, booted_ms)
-    rates = made_column(batch, RATE)
+def _each_domain(fields: Fields, booted_ms: Mapping[int, int | None]) -> NDArray[np.int64]:
+    """When the exporter of each record started; 0 where nobody told."""
+    booted = [booted_ms.get(batch.domain) or 0 for batch in fields.batches]
+    return np.repeat(np.array(booted, np.int64), fields.counts)
+
+
+def _forward(fields: Fields, context: Context, clock: Clock, names: bool) -> Columns:
+    count = fields.records
+    start, end = flow_times(fields, clock)
+    rates = own_rates(fields)
+    if (made := fields.made_floats(RATE)) is not None:
+        rates = np.where(np.isnan(made), rates, made)
     columns: Columns = {
         "exporter": np.full(count, address_of(context.exporter)),
-        "domain": np.full(count, batch.domain, np.uint32),
+        "domain": fields.domains(),
         "start": start,
         "end": end,
-        "sampling": own_rates(fields) if rates is None else rates,
+        "sampling": rates,
         "reverse": np.zeros(count, np.bool_),
         "tcp_flags": _tcp_flags(fields),
     }
     columns |= {name: _number(fields, number) for name, number in NUMBERS.items()}
     columns |= {name: _address(fields, elements) for name, elements in ADDRESSES.items()}
     columns |= {name: _mac(fields, element) for name, element in MACS.items()}
-    columns |= {name: _text(batch, fields, elements) for name, elements in TEXTS.items()}
+    columns |= {name: _text(fields, elements) for name, elements in TEXTS.items()}
     if names:
-        columns |= {name: _made_text(batch, made) for name, made in JOINED.items()}
+        columns |= {name: _masked([fields.made_texts(made)], count) for name, made in JOINED.items()}
     return columns
 
 
-def _backward(
-    fields: Fields, forward: Columns, batch: FlowBatch, booted_ms: int | None
-) -> tuple[Columns, NDArray[np.int64]]:
+def _backward(fields: Fields, forward: Columns, clock: Clock) -> tuple[Columns, NDArray[np.int64]]:
     """The rows of the other direction, and which records have one: those that say it had octets or packets."""
     found = {name: _number(fields, number) for name, number in REVERSED.items()}
     has = (np.ma.filled(found["bytes"], 0) > 0) | (np.ma.filled(found["packets"], 0) > 0)
@@ -112,26 +141,23 @@ def _backward(
             columns[one], columns[other] = forward[other], forward[one]
     columns |= found
     columns["tcp_flags"] = _tcp_flags(fields, REVERSE)
-    columns["reverse"] = np.ones(batch.records, np.bool_)
-    start, end = flow_times(fields, batch.export_times, booted_ms, REVERSE)
+    columns["reverse"] = np.ones(fields.records, np.bool_)
+    start, end = flow_times(fields, clock, REVERSE)
     start = np.where(np.isnat(start), forward["start"] + _delay(fields), start)
     columns["start"], columns["end"] = start, np.where(np.isnat(end), forward["end"], end)
     return columns, which
 
 
 def _number(fields: Fields, number: Number) -> Made:
+    dtype = DTYPES[number.kind]
     values = np.zeros(fields.records, np.uint64)
     told = np.zeros(fields.records, np.bool_)
     for name in number.elements:
         found = fields.integers(name)
-        if found is None:
-            continue
-        fresh = ~told if number.or_zero else values == 0
-        values[fresh] = found[fresh].astype(np.uint64)
-        told[:] = True
-        if number.or_zero:
-            break
-    dtype = DTYPES[number.kind]
+        if found is not None:
+            fresh = found.told & (~told if number.or_zero else values == 0)
+            np.copyto(values, found.values, where=fresh)
+            told |= found.told
     fits = values <= np.iinfo(dtype).max
     return np.ma.array(np.where(fits, values, 0).astype(dtype), mask=~(told & fits))
 
@@ -145,49 +171,56 @@ def _address(fields: Fields, elements: tuple[str, ...]) -> Made:
         if found is None:
             continue
         # In templates with an element for each version, that of the other version is zero (mapped, but for its prefix).
-        nonzero = found[:, :10].any(axis=1) | found[:, 12:].any(axis=1)
-        fresh = ~told | (~some & nonzero)
-        octets[fresh] = found[fresh]
-        some |= nonzero
-        told[:] = True
+        nonzero = found.values[:, :10].any(axis=1) | found.values[:, 12:].any(axis=1)
+        fresh = found.told & (~told | (~some & nonzero))
+        np.copyto(octets, found.values, where=fresh[:, None])
+        some |= found.told & nonzero
+        told |= found.told
     return np.ma.array(octets.view("V16").reshape(-1), mask=~told)
 
 
 def _mac(fields: Fields, element: str) -> Made:
     found = fields.octets(element, 6)
-    octets = np.zeros((fields.records, 6), np.uint8) if found is None else np.ascontiguousarray(found)
-    return np.ma.array(octets.view("V6").reshape(-1), mask=np.full(fields.records, found is None))
+    octets = np.zeros((fields.records, 6), np.uint8) if found is None else found.values
+    told = np.zeros(fields.records, np.bool_) if found is None else found.told
+    return np.ma.array(octets.view("V6").reshape(-1), mask=~told)
 
 
-def _text(batch: FlowBatch, fields: Fields, elements: tuple[str, ...]) -> Made:
-    joined = made_column(batch, elements[0])
-    if joined is not None:
-        return joined
-    for name in elements:
-        found = fields.texts(name)
-        if found is not None:
-            return np.ma.array(np.array(found, dtype=np.str_), mask=[not text for text in found])
-    return np.ma.array(np.full(fields.records, ""), mask=True)
+def _text(fields: Fields, elements: tuple[str, ...]) -> Made:
+    """The name that a stage joined, else the first of the elements that there is."""
+    return _masked([fields.made_texts(elements[0]), *map(fields.texts, elements)], fields.records)
 
 
-def _made_text(batch: FlowBatch, name: str) -> Made:
-    made = made_column(batch, name)
-    return np.ma.array(np.full(batch.records, ""), mask=True) if made is None else made
+def _masked(found: Sequence[tuple[list[str], Which] | None], records: int) -> Made:
+    """Of several columns of text the first that a record has; what is empty is not known."""
+    texts: list[str] = []
+    known = np.zeros(records, np.bool_)
+    for column in found:
+        if column is not None:
+            more, told = column
+            texts = [old if has else new for old, new, has in zip(texts, more, known, strict=True)] if texts else more
+            known |= told
+    if not any(texts):
+        return np.ma.array(np.full(records, ""), mask=True)
+    return np.ma.array(np.array(texts, dtype=np.str_), mask=[not text for text in texts])
 
 
 def _tcp_flags(fields: Fields, prefix: str = "") -> Made:
     """tcpControlBits; of YAF, the first packet's flags with those of the rest."""
     flags = _number(fields, Number("unsigned16", (f"{prefix}tcpControlBits",)))
     first, rest = fields.integers(f"{prefix}initialTCPFlags"), fields.integers(f"{prefix}unionTCPFlags")
-    if first is None or rest is None or not np.ma.getmaskarray(flags).all():
+    if first is None or rest is None:
         return flags
-    return np.ma.array((first | rest).astype(np.uint16), mask=np.zeros(fields.records, np.bool_))
+    unknown = np.ma.getmaskarray(flags)
+    both = first.told & rest.told & unknown
+    seen = np.where(both, (first.values | rest.values).astype(np.uint16), np.ma.getdata(flags))
+    return np.ma.array(seen, mask=unknown & ~both)
 
 
 def _delay(fields: Fields) -> NDArray[np.timedelta64]:
     """How long after the first packet the first of the other direction came (YAF)."""
     found = fields.integers("reverseFlowDeltaMilliseconds")
-    ms = np.zeros(fields.records, np.int64) if found is None else found.astype(np.int64)
+    ms = np.zeros(fields.records, np.int64) if found is None else found.values.astype(np.int64)
     return (ms * 1000).view("timedelta64[us]")
 
 
@@ -210,16 +243,26 @@ def _emptied(batch: FlowBatch) -> FlowBatch:
 class View:
     """The stage; from options data it learns when exporters started."""
 
+    joins: ClassVar[bool] = True
+
     scale: bool = False
     names: bool = False
     booted_ms: Told[None, int] = field(factory=Told)
 
-    def apply(self, batch: FlowBatch, context: Context) -> FlowBatch:
-        """The flows of a batch under common names."""
-        if batch.template.scope_count:
-            booted = Fields(batch).times("systemInitTimeMilliseconds")
-            if booted is not None and len(booted):
-                for domain in (batch.domain, None):
-                    self.booted_ms.put(context, domain, None, int(booted.view(np.int64)[-1]))
-        booted_ms = self.booted_ms.get(context, batch.domain, None)
-        return view(batch, context, scale=self.scale, names=self.names, booted_ms=booted_ms)
+    def apply(self, batches: Sequence[FlowBatch], context: Context) -> list[FlowBatch]:
+        """The flows of all batches under common names, as one batch."""
+        for batch in batches:
+            if batch.template.scope_count:
+                self._learn(batch, context)
+        told = {
+            domain: moment
+            for domain in {batch.domain for batch in batches}
+            if (moment := self.booted_ms.get(context, domain, None)) is not None
+        }
+        return [views(batches, context, scale=self.scale, names=self.names, booted_ms=told)] if batches else []
+
+    def _learn(self, batch: FlowBatch, context: Context) -> None:
+        booted = Fields([batch]).times("systemInitTimeMilliseconds")
+        if booted is not None and batch.records:
+            for domain in (batch.domain, None):
+                self.booted_ms.put(context, domain, None, int(booted.values.view(np.int64)[-1]))
