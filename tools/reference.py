@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 import click
 
-from sapflow import config
+from sapflow import balancer_config, config
 from sapflow.cli import cli
 
 TABLES: dict[str, dict[str, type]] = {
@@ -114,7 +114,7 @@ def _type(item: attrs.Attribute[Any]) -> type:
 def _meanings() -> dict[tuple[str, str], str]:
     """What the schema's own text says of each class ("") and each of its fields."""
     found: dict[tuple[str, str], str] = {}
-    for node in ast.parse(inspect.getsource(config)).body:
+    for node in (node for module in (config, balancer_config) for node in ast.parse(inspect.getsource(module)).body):
         if not isinstance(node, ast.ClassDef):
             continue
         found[node.name, ""] = ast.get_docstring(node) or ""

@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from typing import Protocol
 
 import trio
+from attrs import define
 
 PIPE_BYTES = 1 << 20
 BULK_BYTES = 16 << 10
@@ -32,19 +33,47 @@ class RelayCounts(Protocol):
     bytes_back: int
 
 
+class Rest(Protocol):
+    """What was read of each side and not written to the other when a relay was stopped: that goes first later."""
+
+    into: bytes
+    """For the upstream."""
+    back: bytes
+
+
+@define
+class NoRest:
+    """Of a relay that nobody goes on with."""
+
+    into: bytes = b""
+    back: bytes = b""
+
+
 Counters = tuple[RelayCounts, ...]
 Count = Callable[[Counters, int], None]
+Keep = Callable[[Rest, bytes], None]
 
 
 async def relay(
-    client: trio.SocketStream, upstream: trio.SocketStream, *counters: RelayCounts, pipe_bytes: int = PIPE_BYTES
+    client: trio.SocketStream,
+    upstream: trio.SocketStream,
+    *counters: RelayCounts,
+    pipe_bytes: int = PIPE_BYTES,
+    rest: Rest | None = None,
 ) -> None:
-    """Carry bytes both ways until both directions have ended, or one side was reset; all `counters` count them."""
+    """Carry bytes both ways until both directions have ended, or one side was reset; all `counters` count them.
 
+    `rest` goes before them, and what is on its way when this is cancelled is in it then.
+    """
     one_way = carrier.get()
+    rest = NoRest() if rest is None else rest
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(one_way, client, upstream, counters, _taken, _given, pipe_bytes, nursery.cancel_scope)
-        await one_way(upstream, client, counters, _nothing, _back, pipe_bytes, nursery.cancel_scope)
+        both = nursery.cancel_scope
+        into, back = rest.into, rest.back
+        nursery.start_soon(
+            one_way, client, upstream, counters, _taken, _given, pipe_bytes, both, into, rest, _keep_into
+        )
+        await one_way(upstream, client, counters, _nothing, _back, pipe_bytes, both, back, rest, _keep_back)
         nursery.cancel_scope.deadline = trio.current_time() + HALF_CLOSED_S
 
 
@@ -69,6 +98,14 @@ def _back(counters: Counters, size: int) -> None:
 def _nothing(_counters: Counters, _size: int) -> None: ...
 
 
+def _keep_into(rest: Rest, data: bytes) -> None:
+    rest.into = data
+
+
+def _keep_back(rest: Rest, data: bytes) -> None:
+    rest.back = data
+
+
 async def splice_one_way(
     source: trio.SocketStream,
     destination: trio.SocketStream,
@@ -77,24 +114,31 @@ async def splice_one_way(
     wrote: Count,
     pipe_bytes: int,
     both: trio.CancelScope,
+    first: bytes,
+    rest: Rest,
+    keep: Keep,
 ) -> None:
-    """Until `source` ends; `both` is cancelled when either is gone."""
+    """Until `source` ends; `both` is cancelled when either is gone. `first` goes first; what is left is in `rest`."""
     out_end, in_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         from_fd, to_fd = source.socket.fileno(), destination.socket.fileno()
+        while first:
+            moved = _fill(in_end, first)
+            first = first[moved:]
+            await _empty(out_end, to_fd, counters, moved, wrote)
         is_small = True
         while True:
-            moved = _splice(from_fd, in_end, pipe_bytes)
-            if moved is None:
+            spliced = _splice(from_fd, in_end, pipe_bytes)
+            if spliced is None:
                 await trio.lowlevel.wait_readable(from_fd)
                 continue
-            if not moved:
+            if not spliced:
                 break
-            read(counters, moved)
-            if is_small and moved >= BULK_BYTES:
+            read(counters, spliced)
+            if is_small and spliced >= BULK_BYTES:
                 is_small = False
                 _widen(in_end, pipe_bytes)
-            left = moved
+            left = spliced
             while left:
                 gone = _splice(out_end, to_fd, left)
                 if gone is None:
@@ -111,8 +155,35 @@ async def splice_one_way(
             raise
         both.cancel()
     finally:
-        os.close(out_end)
         os.close(in_end)
+        # What the pipe has is all that was read and not written, whenever this was cancelled.
+        keep(rest, _left_in(out_end) + first)
+        os.close(out_end)
+
+
+def _fill(in_end: int, data: bytes) -> int:
+    """Put as much into a pipe, which is empty, as it takes: how much."""
+    _widen(in_end, min(PIPE_BYTES, max(len(data), BULK_BYTES)))
+    return os.write(in_end, data)
+
+
+async def _empty(out_end: int, to_fd: int, counters: Counters, size: int, wrote: Count) -> None:
+    """Have all that a pipe has written."""
+    while size:
+        gone = _splice(out_end, to_fd, size)
+        if gone is None:
+            await trio.lowlevel.wait_writable(to_fd)
+        else:
+            wrote(counters, gone)
+            size -= gone
+
+
+def _left_in(out_end: int) -> bytes:
+    """What a pipe has whose other end is closed."""
+    pieces = []
+    while piece := os.read(out_end, PIPE_BYTES):
+        pieces.append(piece)
+    return b"".join(pieces)
 
 
 def _splice(source: int, destination: int, size: int) -> int | None:
@@ -132,7 +203,7 @@ def _widen(pipe: int, pipe_bytes: int) -> None:
 
 
 OneWay = Callable[
-    [trio.SocketStream, trio.SocketStream, Counters, Count, Count, int, trio.CancelScope],
+    [trio.SocketStream, trio.SocketStream, Counters, Count, Count, int, trio.CancelScope, bytes, Rest, Keep],
     Awaitable[None],
 ]
 carrier: ContextVar[OneWay] = ContextVar("carrier", default=splice_one_way)

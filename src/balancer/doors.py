@@ -51,6 +51,10 @@ class DoorCounts:
     handed: int = 0
     """Of those accepted: given to a collector of this host, with their socket."""
     refused: int = 0
+    left: int = 0
+    """Carried on by another process."""
+    resumed: int = 0
+    """That another process carried before."""
     bytes_in: int = 0
     bytes_out: int = 0
     bytes_back: int = 0
@@ -77,6 +81,12 @@ class CarriedLink:
     """As it was when bytes last came back."""
     seen_as: tuple[str, ...] = ()
     """The addresses that its collector may see it come from: the meter's if it believes us, else ours."""
+    into: bytes = b""
+    """What was read of the meter and goes to its collector first, …"""
+    back: bytes = b""
+    """… and what goes back first: of a link that another process left, or that is left."""
+    leave: LeaveLink | None = None
+    """How it is to be left to a successor, until that is decided."""
 
     def is_answered(self) -> bool:
         """Whether bytes came back since this was asked last."""
@@ -89,6 +99,10 @@ class CarriedLink:
     def unanswered_bytes(self) -> int:
         """That went in since bytes last came back."""
         return self.carriage.bytes_in - self.answered.bytes_in
+
+
+LeaveLink = Callable[[CarriedLink, trio.SocketStream, trio.SocketStream], Awaitable[bool]]
+"""Leaves a link, the meter's socket and its collector's, to a successor: whether it is that one's now."""
 
 
 @frozen
@@ -138,6 +152,7 @@ class LinkDoor:
     """By collector, of all links that it was ever given."""
     _refusals: Seldom = field(factory=Seldom)
     _turn: trio.StrictFIFOLock = field(factory=trio.StrictFIFOLock)
+    _decided: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot)
 
     async def at_once(self, fresh: Fresh) -> bool:
         """Place a link that has said where it goes, and send its socket there: one of a herd costs no task.
@@ -213,13 +228,38 @@ class LinkDoor:
         self.links[carried] = None
         of_all = self.carriage.setdefault(carried.collector, Carriage())
         try:
-            with carried.scope:
-                async with upstream:
-                    await relay(stream, upstream, self.counts, carried.carriage, of_all)
+            async with upstream:
+                while True:
+                    with carried.scope:
+                        await relay(stream, upstream, self.counts, carried.carriage, of_all, rest=carried)
+                    if carried.leave is None or not carried.scope.cancelled_caught:
+                        return
+                    if await carried.leave(carried, stream, upstream):
+                        self.counts.left += 1
+                        return
+                    carried.leave, carried.scope = None, trio.CancelScope()
+                    self._decided.unpark_all()
         finally:
             self.links.pop(carried, None)
+            self._decided.unpark_all()
             self.counts.open -= 1
             self.left(link)
+
+    async def resume(
+        self, link: object, carried: CarriedLink, stream: trio.SocketStream, upstream: trio.SocketStream
+    ) -> None:
+        """A link that another process has left, until either side ends it."""
+        self.counts.resumed += 1
+        await self._carry(link, stream, carried, upstream)
+
+    async def leave(self, leave: LeaveLink) -> None:
+        """Leave the links that are carried to a successor; returns when each is left, or carried on."""
+        deciding = list(self.links)
+        for link in deciding:
+            link.leave = leave
+            link.scope.cancel()
+        while any(link in self.links and link.leave is not None for link in deciding):
+            await self._decided.park()
 
     def cut(self, collector: str) -> int:
         """Cut all links to a collector that does not work, over a while, so that they are placed anew: how many."""

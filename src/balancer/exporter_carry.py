@@ -24,6 +24,8 @@ class ExporterCarry:
     kind: Door
     door: ExporterDoor
     place: Callable[[object, Hint, set[str]], tuple[str, str] | None]
+    beyond: Callable[[], set[str]]
+    """The collectors to which no socket can be given now: none is placed there, since it would not go there."""
     give: Callable[[str, trio.SocketStream, Handed], Awaitable[bool]]
     handed_off: Callable[[object], None]
     left: Callable[[object], None]
@@ -39,7 +41,7 @@ class ExporterCarry:
         if not self.door.may_admit(peer):
             return False
         hint, link = Hint(self.door.org_of(peer) or "", split_address(peer)[0]), object()
-        placed = self.place(link, hint, set())
+        placed = self.place(link, hint, self.beyond())
         if placed is None:
             return False
         if await self.give(placed[0], stream, Handed(self.kind, peer, self.name)):

@@ -5,6 +5,7 @@ nursery ── control plane (own listener), coordinator server (own listener; w
         ├─ steering ── a control link a collector: its load and its meters' streams ─▶ placement, moves ─▶ it
         ├─ rounds: each second what goes where ─▶ who does no work is left; streams are moved
         ├─ exporter listeners (plain; TLS where configured) ── a task an exporter: intake, batches, its stream
+        ├─ inheriting ── sessions and links that the process before left ─▶ a task each, as above and below
         ├─ exporters' UDP door ── one task reads, another flushes; a stream for each exporter, which drops when full
         ├─ spooling, with `spool` ── one transaction at a time, in a thread: what comes ─▶ disk ─▶ what may go on
         ├─ uplink ── a task a collector: connects, sends under credit, re-homes streams
@@ -15,7 +16,7 @@ nursery ── control plane (own listener), coordinator server (own listener; w
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,7 @@ from balancer.doors import LinkDoor
 from balancer.draining import BalancerDrain
 from balancer.exporter_carry import ExporterCarry
 from balancer.idle import IdleCollectors, IdleSettings
+from balancer.inheriting import Inheriting
 from balancer.placement import Placement, PlacementSettings
 from balancer.places import Places
 from balancer.rebalancing import Rebalancing, RebalancingSettings
@@ -54,6 +56,7 @@ from sapflow.runtime.giving import Giving
 from sapflow.runtime.proxied import Networks, Proxied
 from sapflow.runtime.serve import address_of, listen, serve
 from sapflow.runtime.sockets import given_socket
+from sapflow.runtime.succession import Succession
 
 Announce = Callable[[dict[str, Any]], None]
 
@@ -150,6 +153,7 @@ async def _run(
     carry = partial(
         ExporterCarry,
         place=places.place_link,
+        beyond=lambda: {one for one in places.addresses if not giving.reaches(one)},
         give=giving.give,
         handed_off=places.link_handed_off,
         left=places.link_left,
@@ -173,7 +177,17 @@ async def _run(
     idle = IdleCollectors(IdleSettings(mine.idle_collector_s, mine.idle_pause_s))
     rounds = Rounds(places, uplink, link_door, steering, rebalancing, idle, fleet.report_interval_s, mine.moves_direct)
 
-    drain = BalancerDrain(intake, link_door, steering, uplink, lambda: len(places.balancers) > 1)
+    exporter_slots = trio.CapacityLimiter(mine.max_connections)
+    succession = Succession.given()
+    inheriting = None
+    if succession is not None:
+        links_taken_up = trio.CapacityLimiter(mine.max_connections)
+        inheriting = Inheriting(succession, places, exporter_door, exporter_slots, link_door, links_taken_up)
+    drain = BalancerDrain(
+        *(intake, link_door, steering, uplink, lambda: len(places.balancers) > 1),
+        spooling=spool.spooling if spool is not None else None,
+        inheriting=inheriting,
+    )
 
     def on_change(view: View) -> None:
         places.on_change(view)
@@ -290,11 +304,14 @@ async def _run(
         nursery.start_soon(giving.run)
         nursery.start_soon(rounds.run)
         announce({"event": "ready", "name": name, "role": "balancer", "addresses": addresses})
-        await machine.may_begin.wait()
-        nursery.start_soon(_first_to_end, drain, member, server, server_listener, udp_door)
+        if not await _begins(machine):
+            announce({"event": "drained", "name": name, "clean": True})
+            nursery.cancel_scope.cancel()
+            return
+        nursery.start_soon(_first_to_end, drain, member, server, server_listener, udp_door, inheriting, nursery)
         doors = partial(serve, max_connections=mine.max_connections, until=drain.doors_shut)
         nursery.start_soon(
-            partial(doors, what="exporter"),
+            partial(doors, what="exporter", slots=exporter_slots),
             exporter_listener,
             proxied.required(plain.serve if carries else exporter_door.serve),
         )
@@ -315,12 +332,27 @@ async def _run(
         nursery.cancel_scope.cancel()
 
 
+async def _begins(machine: Machine) -> bool:
+    """Wait until a successor may take up its work; False when it is to end before that, and has none."""
+    async with trio.open_nursery() as nursery:
+        for event in (machine.may_begin.wait, machine.drain.asked):
+
+            async def first(event: Callable[[], Awaitable[None]] = event) -> None:
+                await event()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(first)
+    return machine.may_begin.is_set()
+
+
 async def _first_to_end(
     drain: BalancerDrain,
     member: Coordinator,
     server: CoordinatorServer | None,
     server_listener: trio.SocketListener | None,
     udp_door: UdpDoor | None,
+    inheriting: Inheriting | None,
+    sessions: trio.Nursery,
 ) -> None:
     """What a successor does from its first moment: no two do it."""
     with drain.first:
@@ -330,6 +362,8 @@ async def _first_to_end(
                 coordinators = partial(serve, max_connections=1000, what="coordinator")
                 nursery.start_soon(coordinators, server_listener, server.serve)
             nursery.start_soon(member.run)
+            if inheriting is not None:
+                nursery.start_soon(inheriting.take, sessions)
             try:
                 if udp_door is not None:
                     await udp_door.run()

@@ -10,6 +10,8 @@ Rule 3: one whose report is old, whose loop is late, whose budget is nearly full
         eligible; when none is, the placement is refused, and the caller waits. When all reports are old it is the
         reports that have stopped: all then count as average.
 Rule 4: an org has a width of two collectors at least, and its own share on one counts twice, so none holds all of it.
+        It is on no more of them than `SPREAD` times its part of all that was placed, as long as one of those has no
+        more than the mean and what is placed: so what ails one org does not reach all of them; but balance comes first.
 Rule 5: one that failed is left out for a moment: empty because it just died is not idle. One that is new, or was away,
         ramps up: it takes a part that grows to the whole over `ramp_s`.
 Rule 6: links are admitted to a collector at a rate that it can bear; what is over waits.
@@ -37,6 +39,8 @@ MAX_FILL = 0.9
 FAILED_PAUSE_S = 1.0
 DRAINED = "it is being drained"
 LEAST_RAMP = 0.1
+LEAST_WIDTH = 2
+SPREAD = 2.0
 WANTED_MOST = 1.25
 """Times the mean: a wanted collector that has more is not taken."""
 
@@ -232,7 +236,8 @@ class Placement:
 
     def _least(self, eligible: list[str], org: str, rate: float, loads: dict[str, float], now: float) -> Decision:
         shares = self.reserved.of_org(org)
-        candidates, narrowed = self._with_width(eligible, org, shares)
+        most = rate + sum(loads.values()) / len(loads)
+        candidates, narrowed = self._with_width(eligible, org, shares, {n for n in eligible if loads[n] <= most})
         if len(candidates) > self.settings.few:
             candidates = self.dice.sample(candidates, 2)
             narrowed = f"{narrowed}, two of them compared"
@@ -244,13 +249,23 @@ class Placement:
         best = min(candidates, key=score)
         return Decision(best, f"least load: {loads[best]:,.0f} B/s of {len(eligible)} eligible{narrowed}")
 
-    def _with_width(self, eligible: list[str], org: str, shares: dict[str, float]) -> tuple[list[str], str]:
-        """An org that is on one collector alone goes to another next."""
+    def _with_width(
+        self, eligible: list[str], org: str, shares: dict[str, float], light: set[str]
+    ) -> tuple[list[str], str]:
+        """An org that is on one collector alone goes to another next; one that is on enough stays on those."""
         on = shares.keys() | self._seen.get(org, frozenset())
         others = [name for name in eligible if name not in on]
         if len(on) == 1 and others and len(others) < len(eligible):
             return others, f" but {next(iter(on))}, where all of {org} is"
+        mine = [name for name in eligible if name in on]
+        kept = [name for name in mine if name in light]
+        if kept and len(mine) >= self._width(org, len(eligible)):
+            return kept, f", of the {len(mine)} where {org} is"
         return eligible, ""
+
+    def _width(self, org: str, collectors: int) -> int:
+        """On how many collectors an org may be that is no larger than its part of all that was placed."""
+        return max(LEAST_WIDTH, math.ceil(collectors * SPREAD * self.reserved.part_of(org)))
 
     def _measured(self, collector: _Collector, average: float, now: float) -> float:
         report = collector.report

@@ -21,6 +21,7 @@ from balancer.rebalancing import Move
 from balancer.steering import Told, ToldStream
 from meter.uplink import Target, UplinkStream
 from sapflow.cluster.view import View
+from sapflow.link import StreamId
 from sapflow.link.frames import Hint
 from sapflow.runtime.seldom import Seldom
 
@@ -45,6 +46,8 @@ class Places:
     told_at: dict[str, float] = field(factory=dict)
     """… and when."""
     _waits: Seldom = field(factory=Seldom)
+    _wanted: dict[StreamId, str] = field(factory=dict)
+    """Where streams are wanted that another process left there, until they are placed."""
 
     def on_change(self, view: View) -> None:
         """The coordinator told who is there and what they report."""
@@ -90,7 +93,8 @@ class Places:
 
     def choose(self, stream: UplinkStream) -> Target | None:
         """A collector for an exporter's stream."""
-        decision = self.policy.place(stream.id, stream.org, trio.current_time())
+        want = self._wanted.get(stream.id, "")
+        decision = self.policy.place(stream.id, stream.org, trio.current_time(), want=want)
         if not isinstance(decision, Decision):
             if times := self._waits.again(stream.org):
                 who = {"org": stream.org, "exporter": stream.exporter}
@@ -98,11 +102,17 @@ class Places:
             self._note_stream(stream, f"waits: {decision.reason}")
             return None
         self._waits.over(stream.org)
+        self._wanted.pop(stream.id, None)
         log.info(
             "stream placed", stream=stream.id.hex(), org=stream.org, collector=decision.collector, why=decision.reason
         )
         self._note_stream(stream, f"placed on {decision.collector}: {decision.reason}")
         return self.target(decision.collector)
+
+    def expect(self, stream: StreamId, org: str, collector: str, rate: float) -> None:
+        """A stream that another process left will be placed: where it was, and what it brought."""
+        self._wanted[stream] = collector
+        self.policy.rates.note(stream, org, rate)
 
     def failed(self, target: str) -> None:
         """A link to a collector broke or could not be made."""
@@ -114,6 +124,7 @@ class Places:
 
     def released(self, stream: UplinkStream) -> None:
         """A stream is no more."""
+        self._wanted.pop(stream.id, None)
         self.policy.released(stream.id)
 
     def place_link(self, link: object, hint: Hint, tried: set[str]) -> tuple[str, str] | None:

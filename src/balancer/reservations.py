@@ -48,6 +48,8 @@ class Reservations:
     _fading: deque[_Promise] = field(factory=deque)
     _sums: dict[str, _Sum] = field(factory=lambda: defaultdict(_Sum))
     _orgs: dict[str, dict[str, _Share]] = field(factory=dict)
+    _whole: float = 0.0
+    """Rates of all promises."""
 
     def __len__(self) -> int:
         return len(self._promises)
@@ -64,6 +66,7 @@ class Reservations:
         share = self._orgs.setdefault(org, {}).setdefault(collector, _Share())
         share.rate += rate
         share.count += 1
+        self._whole += rate
 
     def let_fade(self, key: Hashable) -> None:
         """Nothing will be heard of what was placed under `key`: its promise ends when it has faded."""
@@ -82,6 +85,7 @@ class Reservations:
         share = shares[promise.collector]
         share.rate -= promise.rate
         share.count -= 1
+        self._whole = self._whole - promise.rate if self._promises else 0.0
         if not share.count:
             del shares[promise.collector]
             if not shares:
@@ -100,6 +104,11 @@ class Reservations:
     def of_org(self, org: str) -> dict[str, float]:
         """bytes/s of an org's promises by collector."""
         return {name: share.rate for name, share in self._orgs.get(org, {}).items()}
+
+    def part_of(self, org: str) -> float:
+        """An org's part of all promises, whole: 0 to 1."""
+        mine = sum(share.rate for share in self._orgs.get(org, {}).values())
+        return min(1.0, mine / self._whole) if self._whole > 0 else 1.0
 
     def _end_fading(self, promise: _Promise) -> None:
         if promise.fading:

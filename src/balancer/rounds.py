@@ -101,10 +101,7 @@ class Rounds:
             if stream.target is not None:
                 sent[stream.target] += int(rate)
         links = list(self.door.links)
-        rates = self._links.read(((link, link.carriage.bytes_in) for link in links), now)
-        for link in links:
-            policy.rates.note((link.hint.org, link.hint.name), link.hint.org, rates[link])
-        for (org, meter), rate in self._told_rates(now).items():
+        for (org, meter), rate in {**self._carried_rates(links, now), **self._told_rates(now)}.items():
             policy.rates.note((org, meter), org, rate)
         self._read_answers(links, now)
         carriage = self.door.carriage
@@ -112,6 +109,15 @@ class Rounds:
             sent[name] += int(rate)
         for name in self.places.addresses:
             policy.sent(name, float(sent[name]))
+
+    def _carried_rates(self, links: list[CarriedLink], now: float) -> dict[tuple[str, str], float]:
+        """What each meter brings on links that are carried here, for as long as its collector tells nothing of it."""
+        rates: dict[tuple[str, str], float] = {}
+        read = self._links.read(((link, link.carriage.bytes_in) for link in links), now)
+        for link in links:
+            key = (link.hint.org, link.hint.name)
+            rates[key] = rates.get(key, 0.0) + read[link]
+        return rates
 
     def _told_rates(self, now: float) -> dict[tuple[str, str], float]:
         """What each meter brings, as its collector tells: of a link that was handed off nothing else is known here."""

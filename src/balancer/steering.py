@@ -6,7 +6,6 @@ goes over it, so what is asked of a collector does not wait behind data.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from sapflow.errors import LinkError, SapflowError, first_of
 from sapflow.link import Connection, Noticed, Ponged, Side
 from sapflow.link.frames import Close, Hint
 from sapflow.runtime.each import TaskEach
+from sapflow.runtime.pauses import Pauses
 from sapflow.runtime.session import LinkSession
 
 log = structlog.get_logger()
@@ -137,7 +137,7 @@ class Steering:
         await self._tasks.run()
 
     async def _keep(self, name: str, address: str) -> None:
-        failures = 0
+        pauses = Pauses(BACKOFF_FIRST_S, BACKOFF_MOST_S, IDLE_TIMEOUT_S)
         while True:
             began = trio.current_time()
             reason = "closed by the collector"
@@ -146,10 +146,8 @@ class Steering:
             except* (SapflowError, trio.BrokenResourceError) as group:
                 error = first_of(group)
                 reason = str(error) or type(error).__name__
-            failures = failures + 1 if trio.current_time() < began + IDLE_TIMEOUT_S else 1
-            most = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2.0 ** min(failures, 16))
             log.info("control link lost", collector=name, reason=reason)
-            await trio.sleep(random.uniform(most / 2, most))
+            await trio.sleep(pauses.after(trio.current_time() - began))
 
     async def _listen(self, name: str, stream: trio.abc.Stream) -> None:
         session = LinkSession(

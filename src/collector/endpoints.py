@@ -186,10 +186,11 @@ class Endpoint:
             session.send(session.connection.rewind(handle, mark))
 
     def drop(self, state: StreamState) -> None:
-        """Let go of what is held without it being durable; upstream still has it."""
+        """Let go of what is held without it being durable; upstream still has it, or sends it again elsewhere."""
         released = state.outbox.acknowledged(state.outbox.last)
         self.held_bytes -= released
         self._release(released)
+        self._forget_if_done(state)
 
     def subscribe(self, subscription: DurableSubscription) -> None:
         """Everything held, and everything to come."""

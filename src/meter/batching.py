@@ -18,6 +18,7 @@ from sapflow.errors import MalformedMessage
 from sapflow.flows.ipfix.framing import MessageFramer, in_parts
 from sapflow.flows.ipfix.mending import mended
 from sapflow.flows.ipfix.session import Session
+from sapflow.flows.ipfix.session_state import SessionState
 from sapflow.flows.limits import FlowLimits
 from sapflow.flows.wire import MAX_MESSAGE_BYTES
 from sapflow.link import LinkLimits
@@ -81,6 +82,18 @@ class ExporterCounts:
     """Sets that could not be read and were left out, by reason."""
 
 
+@frozen
+class BatcherState:
+    """A batcher between two batches, of which all has been told: what another needs to go on as if it were this one."""
+
+    tail: bytes
+    """Of a message that has not come whole."""
+    offset: int
+    """Where in the exporter's stream that begins."""
+    walked: int
+    session: SessionState
+
+
 class Batcher:
     """Bytes in, drafts out; after a malformed message nothing more is taken and `fault` says why."""
 
@@ -96,6 +109,22 @@ class Batcher:
         self._faults = FaultNews()
         self.accounts = accounts or SessionAccounts(self._session)
         """Whose numbers say what was exported: by default those of the messages."""
+
+    @classmethod
+    def resumed(cls, state: BatcherState, limits: FlowLimits, *, batch_bytes: int) -> Batcher:
+        """One that goes on where another was; what it counts begins at nothing."""
+        batcher = cls(limits, batch_bytes=batch_bytes)
+        batcher._framer = MessageFramer(state.tail, state.offset)
+        batcher._session = Session.resumed(state.session, limits, mends=True)
+        batcher._walked = state.walked
+        batcher.accounts = SessionAccounts(batcher._session)
+        return batcher
+
+    def state(self) -> BatcherState:
+        """What another needs to go on, right after `last`."""
+        assert self.fault is None
+        assert not self._open.size
+        return BatcherState(self._framer.tail, self._framer.offset, self._walked, self._session.state())
 
     @property
     def waiting_bytes(self) -> int:

@@ -7,7 +7,7 @@ whose sessions are malformed again and again is turned away for a time.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from ipaddress import IPv6Address, ip_address, ip_network
 
 import structlog
@@ -17,12 +17,16 @@ from attrs import define, frozen
 from meter.backoff import Backoff, BackoffSettings
 from meter.exporter_tls import ExporterTls
 from meter.intake import Intake
+from meter.left import LeftSession
 from sapflow.errors import MalformedMessage
 from sapflow.runtime.addresses import split_address
 from sapflow.runtime.client_hello import MAX_HELLO_BYTES, name_asked_for
 from sapflow.runtime.peek import peek
 
 log = structlog.get_logger()
+
+FAREWELL_S = 1.0
+"""The end of a TLS session is said within so long."""
 
 
 @frozen
@@ -84,9 +88,23 @@ class ExporterDoor:
             return
         org, carried = admitted
         self.counts.accepted += 1
+        try:
+            await self._follow(address, org, self._intake.session(carried, peer, org))
+        finally:
+            if self._tls is not None:
+                await _farewell(carried)
+
+    async def resume(self, stream: trio.SocketStream, left: LeftSession) -> None:
+        """A plain exporter's session that another process left, if it is still its org's."""
+        if self.org_of(left.peer) != left.org:
+            self._refuse(left.peer, f"it is not of {left.org} any more", "it may connect again, as what it is now")
+            return
+        await self._follow(split_address(left.peer)[0], left.org, self._intake.resume(stream, left))
+
+    async def _follow(self, address: str, org: str, session: Awaitable[MalformedMessage | None]) -> None:
         self.counts.open += 1
         try:
-            fault = await self._intake.session(carried, peer, org)
+            fault = await session
         finally:
             self.counts.open -= 1
         if fault is None:
@@ -162,3 +180,9 @@ class ExporterDoor:
     def org_of(self, peer: str) -> str | None:
         """The org of a peer, given as host:port."""
         return self._bindings.org_of(split_address(peer)[0])
+
+
+async def _farewell(stream: trio.abc.Stream) -> None:
+    """Say that a TLS session ends (close_notify): one that only sees its connection cut may take it for an attack."""
+    with trio.move_on_after(FAREWELL_S, shield=True):
+        await stream.aclose()

@@ -3,65 +3,23 @@
 Backpressure is TCP's own: while a stream may hold no more unacknowledged bytes its exporter is not read from.
 A malformed message ends its exporter's session; what came whole before it is kept. A set that cannot be read within a
 message that can is left out, counted and told, and the session goes on.
+
+A process that ends may leave its sessions to its successor (`left` says what goes with a socket): at the end of a batch
+a session is read from no more, and goes on there. What cannot be left, as TLS, is read until it is quiet, and ended.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-
-import structlog
 import trio
-from attrs import define, frozen
 
-from meter.batching import FEED_BYTES, Batcher, Draft
-from meter.exporter_stream import StreamSource
+from meter.batching import Batcher
+from meter.exporter_session import ExporterSession, IntakeCounts, IntakeSettings, Leave
+from meter.exporter_stream import ExporterStream, StreamSource
 from meter.faults import Faults
+from meter.left import LeftSession
 from sapflow.errors import MalformedMessage
-from sapflow.flows.limits import FlowLimits
-from sapflow.runtime.addresses import split_address
 
-log = structlog.get_logger()
-
-
-STOPS_WITHIN_S = 1.0
-"""An exporter whose session is to end is waited for so long, …"""
-QUIET_S = 0.2
-"""… or until it has said nothing for so long; …"""
-EMPTY_S = 0.005
-"""… then what has come is read, and nothing more."""
-
-
-@frozen
-class IntakeSettings:
-    """Bounds of an intake; `message_timeout_s` bounds a message that comes a byte at a time."""
-
-    batch_bytes: int = 64 << 10
-    flush_interval_s: float = 1.0
-    message_timeout_s: float = 30.0
-    idle_timeout_s: float = 3600.0
-    receive_bytes: int = FEED_BYTES
-    limits: FlowLimits = FlowLimits(max_malformed_in_a_row=3)
-
-
-@define
-class IntakeCounts:
-    """What all exporters of this intake have brought; never goes down."""
-
-    exporters: int = 0
-    sessions: int = 0
-    bytes: int = 0
-    messages: int = 0
-    records: int = 0
-    batches: int = 0
-    malformed: int = 0
-    timed_out: int = 0
-    lost_records: int = 0
-    undecodable_sets: int = 0
-    refused_sets: int = 0
-    """Sets that could not be read, left out of their messages; `Intake.faults` has them by reason and exporter."""
-    redefined_templates: int = 0
-    stray_withdrawals: int = 0
-    """Withdrawals of templates that were not known."""
+__all__ = ["Intake", "IntakeCounts", "IntakeSettings", "Leave"]
 
 
 class Intake:
@@ -73,26 +31,42 @@ class Intake:
         self.counts = IntakeCounts()
         self.faults = Faults()
         """What could not be read: messages, which end their session, and sets."""
-        self._sessions: set[_ExporterSession] = set()
+        self._sessions: set[ExporterSession] = set()
         self._emptier = trio.lowlevel.ParkingLot()
         self._is_stopping = False
+        self._leave: Leave | None = None
 
-    async def stop(self) -> None:
-        """Read what exporters have sent, and end their sessions; returns when all have ended."""
-        self._is_stopping = True
-        for session in self._sessions:
-            session.stop()
+    async def stop(self, leave: Leave | None = None) -> None:
+        """Leave sessions to a successor, or read what was sent and end them; returns when none is here any more."""
+        self._is_stopping, self._leave = True, leave
+        for session in list(self._sessions):
+            session.stop(leave)
         while self._sessions:
             await self._emptier.park()
 
     async def session(self, stream: trio.abc.Stream, peer: str, org: str) -> MalformedMessage | None:
         """Carry one exporter's transport session until it ends: what was malformed, when that ended it."""
-        reader = _ExporterSession(self, stream, peer, org)
+        self.counts.sessions += 1
+        batcher = Batcher(self.settings.limits, batch_bytes=self.settings.batch_bytes)
+        return await self._carry(self._session(stream, peer, org, batcher, self.uplink.open_stream(org, peer)))
+
+    async def resume(self, stream: trio.abc.Stream, left: LeftSession) -> MalformedMessage | None:
+        """As `session`, for one that another process has left: it goes on as if nothing had been."""
+        self.counts.resumed += 1
+        batcher = Batcher.resumed(left.batcher, self.settings.limits, batch_bytes=self.settings.batch_bytes)
+        goes_to = self.uplink.resume_stream(left.org, left.peer, left.stream)
+        return await self._carry(self._session(stream, left.peer, left.org, batcher, goes_to))
+
+    def _session(
+        self, transport: trio.abc.Stream, peer: str, org: str, batcher: Batcher, goes_to: ExporterStream
+    ) -> ExporterSession:
+        return ExporterSession(transport, peer, org, batcher, goes_to, self.settings, self.counts, self.faults)
+
+    async def _carry(self, reader: ExporterSession) -> MalformedMessage | None:
         self._sessions.add(reader)
         if self._is_stopping:
-            reader.stop()
+            reader.stop(self._leave)
         self.counts.exporters += 1
-        self.counts.sessions += 1
         try:
             return await reader.run()
         finally:
@@ -100,179 +74,3 @@ class Intake:
             self._sessions.discard(reader)
             if not self._sessions:
                 self._emptier.unpark_all()
-
-
-class _Silent(Exception):
-    """An exporter that has said nothing for long is let go; it is not at fault."""
-
-
-class _ExporterSession:
-    def __init__(self, intake: Intake, transport: trio.abc.Stream, peer: str, org: str) -> None:
-        self._intake = intake
-        self._settings = intake.settings
-        self._transport = transport
-        self._peer = peer
-        self._org = org
-        self._batcher = Batcher(self._settings.limits, batch_bytes=self._settings.batch_bytes)
-        self._stream = intake.uplink.open_stream(org, peer)
-        self._unput: Draft | None = None
-        """What waits for room."""
-        self._refused = 0
-        self._noted: Counter[str] = Counter()
-        self._waiting = trio.CancelScope()
-        self._stops_at = float("inf")
-
-    def stop(self) -> None:
-        """End the session when what the exporter has sent is read."""
-        self._stops_at = trio.current_time() + STOPS_WITHIN_S
-        self._waiting.cancel()
-
-    async def run(self) -> MalformedMessage | None:
-        ended = "the exporter closed"
-        try:
-            await self._read()
-            if self._stops_at < float("inf"):
-                ended = "this door is being drained"
-        except MalformedMessage as fault:
-            ended = "malformed message"
-            self._intake.counts.malformed += 1
-            self._intake.faults.count(split_address(self._peer)[0], {fault.reason: 1})
-            log.warning(
-                "exporter cut off",
-                peer=self._peer,
-                org=self._org,
-                offset=fault.offset,
-                what=fault.what,
-                taken_records=self._batcher.counts.records,
-                advice="connection closed; all records before this message are kept. The exporter is faulty or this "
-                "is not IPFIX",
-            )
-        except _Silent:
-            ended = f"it said nothing for {self._settings.idle_timeout_s:g} s"
-        except trio.TooSlowError:
-            ended = "a message did not come whole in time"
-            self._intake.counts.timed_out += 1
-            log.warning("exporter cut off", peer=self._peer, org=self._org, what=ended)
-        except trio.BrokenResourceError:
-            ended = "the connection broke"
-        finally:
-            self._last_words()
-        log.info(
-            "exporter left",
-            peer=self._peer,
-            org=self._org,
-            reason=ended,
-            records=self._batcher.counts.records,
-            lost=self._batcher.counts.lost_records,
-            undecodable_sets=self._batcher.counts.undecodable_sets,
-            redefined_templates=self._batcher.counts.redefined_templates,
-            stray_withdrawals=self._batcher.counts.stray_withdrawals,
-        )
-        return self._batcher.fault
-
-    def _note_refused(self) -> None:
-        """Count sets that were left out since last time; told at the 1st, 2nd, 4th, 8th … of a session."""
-        refused = self._batcher.counts.refused_sets
-        before, self._refused = self._refused, refused.total()
-        self._intake.counts.refused_sets += self._refused - before
-        self._intake.faults.count(split_address(self._peer)[0], refused - self._noted)
-        self._noted = refused.copy()
-        if self._refused.bit_length() > before.bit_length():
-            log.warning(
-                "sets left out",
-                peer=self._peer,
-                org=self._org,
-                sets=self._refused,
-                reasons=dict(refused),
-                advice="they could not be read; all other sets are kept. The exporter is faulty, or its templates are "
-                "out of step with its data",
-            )
-
-    def _last_words(self) -> None:
-        """What came whole is delivered even after the session ended; the stream's outbox has room for one more."""
-        if self._unput is not None:
-            self._stream.put_now(self._unput)
-        draft = self._batcher.last()
-        if draft is not None:
-            self._count(draft.messages, draft.records)
-            self._stream.put_now(draft)
-        counts, total = self._batcher.counts, self._intake.counts
-        total.lost_records += counts.lost_records
-        total.undecodable_sets += counts.undecodable_sets
-        total.redefined_templates += counts.redefined_templates
-        total.stray_withdrawals += counts.stray_withdrawals
-        self._stream.end()
-
-    async def _read(self) -> None:
-        settings, batcher, counts = self._settings, self._batcher, self._intake.counts
-        message_since = flush_since = trio.current_time()
-        while True:
-            before = trio.current_time()
-            await self._stream.room()
-            now = trio.current_time()
-            # While it was not read from, an exporter could not send the rest of its message.
-            message_since += now - before
-            deadline = now + settings.idle_timeout_s
-            if batcher.partial_bytes:
-                deadline = min(deadline, message_since + settings.message_timeout_s)
-            if batcher.waiting_bytes:
-                deadline = min(deadline, flush_since + settings.flush_interval_s)
-            stopping = self._stops_at < float("inf")
-            if stopping:
-                deadline = now + (QUIET_S if now < self._stops_at else EMPTY_S)
-            data = b""
-            with trio.move_on_at(deadline) as scope:
-                self._waiting = scope
-                data = bytes(await self._transport.receive_some(settings.receive_bytes))
-            now = trio.current_time()
-            if scope.cancelled_caught:
-                if stopping:
-                    return
-                if self._stops_at < float("inf"):
-                    await _say_no_more(self._transport)
-                    continue
-                if batcher.waiting_bytes and now >= flush_since + settings.flush_interval_s:
-                    draft = batcher.flush()
-                elif batcher.partial_bytes:
-                    raise trio.TooSlowError
-                elif now >= deadline:
-                    raise _Silent
-                else:
-                    continue
-            elif not data:
-                return
-            else:
-                counts.bytes += len(data)
-                was_waiting, was_partial = batcher.waiting_bytes, batcher.partial_bytes
-                taken = batcher.counts.messages
-                draft = batcher.feed(data)
-                if batcher.counts.refused_sets:
-                    self._note_refused()
-                if not was_waiting:
-                    flush_since = now
-                if not was_partial or batcher.counts.messages != taken:
-                    message_since = now
-            if draft is not None:
-                self._count(draft.messages, draft.records)
-                self._unput = draft
-                await self._stream.put(draft)
-                self._unput = None
-                message_since += trio.current_time() - now
-                flush_since = trio.current_time()
-            if batcher.fault is not None:
-                raise batcher.fault
-
-    def _count(self, messages: int, records: int) -> None:
-        counts = self._intake.counts
-        counts.batches += 1
-        counts.messages += messages
-        counts.records += records
-
-
-async def _say_no_more(transport: trio.abc.Stream) -> None:
-    """An exporter that looks sees that the session ends, and sends the rest to the next."""
-    if isinstance(transport, trio.abc.HalfCloseableStream):
-        try:
-            await transport.send_eof()
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            log.debug("exporter has gone already")

@@ -23,7 +23,8 @@ from meter.batching import Draft, telling
 from meter.debts import Debts
 from meter.droppable import Droppable
 from meter.keeping_settings import KeepingSettings
-from meter.lanes import KeptStream, Lane
+from meter.lanes import KeptStream, Lane, reopened, resumed
+from meter.left import LeftStream
 from meter.pending import Pending
 from meter.room import Room
 from meter.spool import Spool
@@ -77,21 +78,9 @@ class Keeping:
         self.window = Window(self.settings)
         self.room = Room(self.spool, self.settings, self.pending)
         self._droppable = Droppable(lambda stream: self.streams.get(stream.id) is stream)
-        for record in sorted(self.spool.records.values(), key=lambda record: (record.order, record.first)):
-            key = (record.org, record.exporter, record.source)
-            lane = self._lanes.get(key) if record.droppable or record.source else None
-            if lane is None:
-                lane = Lane(record.org, record.exporter, record.droppable, record.source, not record.source, 0)
-                if record.droppable or record.source:
-                    self._lanes[key] = lane
-            before = record.first - 1
-            stream = KeptStream(
-                record.id, lane, record.order, record.last, record.last, before, before, record.offered, True
-            )
-            stream.offset = record.offset
-            lane.streams.append(stream)
+        for stream in reopened(self.spool.records.values(), self._lanes):
             self._enter(stream)
-            self._order = record.order
+            self._order = stream.order
         self._find_owing()
         for stream in list(self.streams.values()):
             self._settle(stream)
@@ -117,6 +106,27 @@ class Keeping:
         else:
             lane.users += 1
             lane.closed = False
+        return lane
+
+    def resume(self, org: str, exporter: str, left: LeftStream, now_us: int) -> Lane:
+        """The lane of a stream that another process left, most often with all of it on disk.
+
+        A new one where some of it is neither here nor durable: nothing behind it would ever be stored.
+        """
+        stream = self.streams.get(left.id)
+        if stream is not None:
+            stream.lane.closed, stream.lane.users = False, 1
+            return stream.lane
+        lane = Lane(org, exporter)
+        if not left.is_whole:
+            return lane
+        # What is acknowledged was let go of: it begins again behind that.
+        self.finished = [one for one in self.finished if one.id != left.id]
+        self._ended.discard(left.id)
+        self._order += 1
+        self._enter(resumed(left, lane, self._order))
+        for batch in left.batches:
+            self._number(lane, Draft(batch.messages, batch.records, batch.payload, batch.account), now_us)
         return lane
 
     def sources(self) -> list[Lane]:
@@ -208,8 +218,14 @@ class Keeping:
             stream = self.streams[put.stream]
             if not stream.stored:
                 lane = stream.lane
-                changes.opened[stream.id] = StreamRecord(
-                    stream.id, stream.id, lane.org, lane.exporter, stream.order, lane.source, lane.droppable
+                through = put.batch.seq - 1  # of a stream that goes on, what was before is acknowledged
+                changes.opened.setdefault(
+                    stream.id,
+                    StreamRecord(
+                        *(stream.id, stream.id, lane.org, lane.exporter, stream.order, lane.source, lane.droppable),
+                        first=through + 1,
+                        last=through,
+                    ),
                 )
         return changes
 

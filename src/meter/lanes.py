@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Iterator
 
 from attrs import define, field
 
+from meter.left import LeftStream
+from meter.spooled import StreamRecord
 from sapflow.link import StreamId
 from sapflow.link.account import NOTHING, Account
 
@@ -56,3 +59,27 @@ class KeptStream:
     def sealed(self) -> bool:
         """Whether nothing more is put."""
         return self.lane.closed or self.lane.streams[-1] is not self
+
+
+def reopened(records: Iterable[StreamRecord], lanes: dict[tuple[str, str, str], Lane]) -> Iterator[KeptStream]:
+    """Streams that an earlier life left, in their order; `lanes` are those that are found again, by their key."""
+    for record in sorted(records, key=lambda record: (record.order, record.first)):
+        key = (record.org, record.exporter, record.source)
+        lane = lanes.get(key) if record.droppable or record.source else None
+        if lane is None:
+            lane = Lane(record.org, record.exporter, record.droppable, record.source, not record.source, 0)
+            if record.droppable or record.source:
+                lanes[key] = lane
+        before = record.first - 1
+        numbers = (record.order, record.last, record.last, before, before)
+        stream = KeptStream(record.id, lane, *numbers, record.offered, True, offset=record.offset)
+        lane.streams.append(stream)
+        yield stream
+
+
+def resumed(left: LeftStream, lane: Lane, order: int) -> KeptStream:
+    """A stream that another process left, of which nothing is here: it goes on behind what is durable."""
+    before = left.last - len(left.batches)
+    stream = KeptStream(left.id, lane, order, before, before, before, before, offered=True)
+    lane.streams.append(stream)
+    return stream

@@ -19,6 +19,7 @@ from meter.batching import Draft
 from meter.keeping import Keeping
 from meter.keeping_settings import KeepingSettings
 from meter.lanes import KeptStream, Lane
+from meter.left import LeftStream
 from meter.spool import Spool, SpoolFull
 from meter.spooled import Applied, Changes
 from meter.uplink import Uplink, UplinkStream
@@ -74,6 +75,22 @@ class SpooledStream:
         while self._last is not None and self._last[0].durable < self._last[1]:
             await self.spooling.changed.park()
 
+    async def settled(self) -> None:
+        """As `durable`: what is on disk is found there by the next process."""
+        await self.durable()
+
+    def state(self) -> LeftStream | None:
+        """What a successor needs to go on with it, when all of it is in the spool."""
+        if not self.lane.streams:
+            return LeftStream(random_id(), 0, 0)
+        newest = self.lane.streams[-1]
+        if newest.durable < newest.last:
+            return None
+        return LeftStream(newest.id, newest.last, newest.acknowledged)
+
+    def leave(self) -> None:
+        """A successor goes on with it: its lane stays open on disk."""
+
     def end(self) -> None:
         """Nothing more will be put."""
         self.spooling.keeping.close(self.lane)
@@ -90,6 +107,12 @@ class SpooledDoor:
     def open_stream(self, org: str, exporter: str) -> SpooledStream:
         """A stream for an exporter's session."""
         return SpooledStream(self.spooling, self.spooling.keeping.lane(org, exporter, droppable=self.droppable))
+
+    def resume_stream(self, org: str, exporter: str, left: LeftStream) -> SpooledStream:
+        """A stream that another process left, for the rest of its exporter's session."""
+        lane = self.spooling.keeping.resume(org, exporter, left, time.time_ns() // 1000)
+        self.spooling.wake()
+        return SpooledStream(self.spooling, lane)
 
 
 @define
@@ -188,6 +211,16 @@ class Spooling:
         for org, waiting in self._waiting.items():
             if waiting and keeping.room.for_waiting(org):
                 waiting.unpark_all()
+
+    async def until_written(self) -> None:
+        """Wait until all that was put is on disk; `run` writes it."""
+        while self.keeping.pending.used_bytes:
+            await self.changed.park()
+
+    async def until_empty(self) -> None:
+        """Wait until all that was put is durable in the log."""
+        while self.keeping.pending.used_bytes or self.spool.totals.held_batches:
+            await self.changed.park()
 
     async def flush(self) -> None:
         """Write all that was put, at the end; nothing more is offered to anyone who would listen."""

@@ -186,6 +186,14 @@ class TargetLink:
         for stream in expected:
             self.expect(stream)
 
+    def abandon(self, stream: UplinkStream) -> None:
+        """Carry this stream no longer, without a word to the other end: another process goes on with it."""
+        self._streams = {handle: one for handle, one in self._streams.items() if one is not stream}
+        self._waiting = [one for one in self._waiting if one is not stream]
+        self._expected = [one for one in self._expected if one is not stream]
+        if stream.link is self:
+            stream.link = stream.sender = None
+
     def let_go(self, stream: UplinkStream) -> None:
         """Carry this stream no longer; a link that is to be left ends with its last one."""
         assert self._session is not None

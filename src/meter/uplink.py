@@ -22,6 +22,7 @@ from attrs import define
 
 from meter.budget import Budget
 from meter.choosing import Chooser, FixedTarget, Target
+from meter.left import LeftStream
 from meter.target_link import TargetLink
 from meter.uplink_stream import UplinkSettings, UplinkStream
 from sapflow.errors import LinkError, Overloaded, Refused, Unreachable, first_of
@@ -82,9 +83,27 @@ class Uplink:
         stream = UplinkStream(
             stream_id or StreamId(os.urandom(16)), org, exporter, self.settings, self.budget, self.taken
         )
+        stream.on_left = self._left_behind
         self.streams[stream] = None
         self.rehome(stream)
         return stream
+
+    def resume_stream(self, org: str, exporter: str, left: LeftStream) -> UplinkStream:
+        """A stream that another process left: what was not durable then is sent again, under the same numbers.
+
+        A new one where some of that is neither here nor durable: nothing behind it would ever be stored.
+        """
+        if not left.is_whole:
+            return self.open_stream(org, exporter)
+        stream = self.open_stream(org, exporter, left.id)
+        stream.resume(left)
+        return stream
+
+    def _left_behind(self, stream: UplinkStream) -> None:
+        """Another process goes on with a stream, and tells its collector: an end, said here, would be wrong."""
+        for link in {*self.links.values(), *([stream.link] if stream.link is not None else [])}:
+            link.abandon(stream)
+        self.forget(stream)
 
     def rehome(self, stream: UplinkStream) -> None:
         """Find the stream a collector anew; what it holds is sent again from its lowest."""

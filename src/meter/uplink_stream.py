@@ -11,6 +11,7 @@ from attrs import define, field, frozen
 
 from meter.batching import MAX_BATCH_BYTES, Draft
 from meter.budget import Budget
+from meter.left import LeftStream
 from meter.quarantine import emptied
 from sapflow.errors import LinkError
 from sapflow.link import Batch, Close, Outbox, Sender, StreamId, Traffic
@@ -56,6 +57,8 @@ class UplinkStream:
     moved_at: float = float("-inf")
     """When the fleet last asked for it elsewhere, and it obeyed."""
     ended: bool = False
+    on_left: Callable[[UplinkStream], None] | None = None
+    """Told when another process goes on with it."""
     on_acknowledged: Callable[[Batch], None] | None = None
     on_replaced: Callable[[Batch, Batch], None] | None = None
     """Told of a batch that no collector takes, and what goes in its place."""
@@ -119,6 +122,30 @@ class UplinkStream:
         """Nothing more will be put; what is held is still delivered."""
         self.ended = True
         self.acknowledged(0)
+
+    async def settled(self) -> None:
+        """As `drained`: what is not durable is in memory alone."""
+        await self.drained()
+
+    def state(self) -> LeftStream | None:
+        """What a successor needs to go on with it."""
+        outbox = self.outbox
+        return LeftStream(self.id, outbox.last, outbox.lowest - 1, tuple(outbox), self.target or "")
+
+    def leave(self) -> None:
+        """A successor goes on with it: what is held is sent by that one, under the same numbers."""
+        self.ended = True
+        if self.on_left is not None:
+            self.on_left(self)
+        if held := self.outbox.acknowledged(self.outbox.last):
+            self.budget.release(self.org, held)
+        self._changed.unpark_all()
+
+    def resume(self, left: LeftStream) -> None:
+        """Go on where another process left it."""
+        self.outbox.last = left.last - len(left.batches)
+        for batch in left.batches:
+            self.offer(batch)
 
     def refused(self, seq: int, reason: str) -> Batch | None:
         """No collector takes this batch: one without records goes in its place. The batch; None if it is not held.

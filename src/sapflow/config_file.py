@@ -83,15 +83,9 @@ def check(config: Config, where: str) -> None:
             _addressed(value, f"{where}: {key}")
     for role, prefixes in (("balancer", config.balancer.proxy_from), ("collector", config.collector.proxy_from)):
         for prefix in prefixes:
-            try:
-                ip_network(prefix)
-            except ValueError as error:
-                raise ConfigurationError(f"{where}: {role}.proxy_from: {error}") from None
+            _check_network(prefix, f"{where}: {role}.proxy_from")
     for number, source in enumerate(config.balancer.sources, 1):
-        try:
-            ip_network(source.prefix)
-        except ValueError as error:
-            raise ConfigurationError(f"{where}: balancer.sources, number {number}: prefix: {error}") from None
+        _check_network(source.prefix, f"{where}: balancer.sources, number {number}: prefix")
         if not ORG_NAME.fullmatch(source.org):
             raise ConfigurationError(f"{where}: balancer.sources, number {number}: '{source.org}' is no org's name")
     for name in config.balancer.tls_names:
@@ -113,10 +107,7 @@ def _named(name: TlsNameConfig, where: str) -> None:
             "certificates (authority)"
         )
     for prefix in name.sources:
-        try:
-            ip_network(prefix)
-        except ValueError as error:
-            raise ConfigurationError(f"{where}: sources: {error}") from None
+        _check_network(prefix, f"{where}: sources")
 
 
 def _coordinated(fleet: FleetConfig, where: str) -> None:
@@ -154,6 +145,13 @@ def _addressed(address: str, where: str) -> None:
     try:
         split_address(address)
     except ConfigurationError as error:
+        raise ConfigurationError(f"{where}: {error}") from None
+
+
+def _check_network(prefix: str, where: str) -> None:
+    try:
+        ip_network(prefix)
+    except ValueError as error:
         raise ConfigurationError(f"{where}: {error}") from None
 
 

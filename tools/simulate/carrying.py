@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from balancer.carry import Count, Counters
+from balancer.carry import Count, Counters, Keep, Rest
 
 
 async def copy_one_way(
@@ -15,8 +15,12 @@ async def copy_one_way(
     wrote: Count,
     pipe_bytes: int,
     both: trio.CancelScope,
+    first: bytes,
+    _rest: Rest,
+    _keep: Keep,
 ) -> None:
-    """As `balancer.carry.splice_one_way`."""
+    """As `balancer.carry.splice_one_way`; nothing is left to a successor here, so nothing is kept for one."""
+    assert not first
     try:
         while data := await source.receive_some(pipe_bytes):
             read(counters, len(data))

@@ -2,6 +2,7 @@
 
 kill, power       a process dies (its host closes its sockets; or says nothing to anybody, and comes back later)
 terminate         a process is ended in good order, and started again
+drain             a process is asked to end gently, and started again; only where a plan says so
 stop              a process is stopped for a while (SIGSTOP): its connections stall
 cut               connections between two hosts are reset
 partition         nothing gets from one host to another, nor back
@@ -28,6 +29,7 @@ KINDS = (
     *("terminate", "cut", "slow", "thin", "lossy", "disk", "clock", "late"),
 )
 FAR_S = 3600.0
+DRAIN_S = 10.0
 
 
 @frozen
@@ -80,6 +82,7 @@ class Faults:
             "kill": self._kill,
             "power": self._power,
             "terminate": self._terminate,
+            "drain": self._drain,
             "stop": self._stop,
             "disk": self._disk,
             "clock": self._clock,
@@ -89,6 +92,8 @@ class Faults:
             await self._on_path(kind, lasts_s)
             return
         free = [one for one in self.fleet.processes.values() if one.name not in self._under and one.starts]
+        if kind == "drain":  # a meter has nobody to hand on to
+            free = [one for one in free if not one.name.startswith("meter")]
         if not free:
             return
         victim = self.fleet.rng.choice(free)
@@ -113,6 +118,10 @@ class Faults:
     async def _terminate(self, victim: Process, _lasts_s: float) -> None:
         self._note("terminate", victim.name)
         await victim.terminate()
+
+    async def _drain(self, victim: Process, _lasts_s: float) -> None:
+        self._note("drain", victim.name)
+        await victim.drain(DRAIN_S)
 
     async def _stop(self, victim: Process, lasts_s: float) -> None:
         self._note("stop", victim.name, lasts_s)

@@ -16,6 +16,7 @@ from balancer.carry import carrier
 from sapflow.errors import SapflowError
 from sapflow.monitor.control import Actions, Status
 from sapflow.monitor.machine import Machine
+from sapflow.runtime.drain import Drain
 from sapflow.runtime.threads import instead
 from tools.simulate.carrying import copy_one_way
 from tools.simulate.disks import work_on
@@ -26,6 +27,8 @@ Announce = Callable[[dict[str, Any]], None]
 Run = Callable[[Announce, Machine], Awaitable[None]]
 
 RESTART_S = (0.05, 0.5)
+LATE_S = 5.0
+"""So long after its deadline a process that was to be drained is killed."""
 
 
 @define
@@ -60,6 +63,9 @@ class Process:
     """What its control plane shows."""
     on_end: Callable[[], None] = lambda: None
     """Told when it is about to be killed or ended."""
+    drains: list[bool] = field(factory=list)
+    """Of each time that it was drained: whether it said that it had handed on everything."""
+    _drain: Drain = field(factory=Drain)
     _killed: bool = False
     _scope: trio.CancelScope | None = None
     _task: trio.lowlevel.Task | None = None
@@ -89,8 +95,12 @@ class Process:
 
     async def _run(self) -> None:
         try:
-            await self.start(self._announce, Machine(self._serve_control, lambda: SimulatedFigures(self.host)))
-            self.deaths.append("it returned")
+            self._drain = drain = Drain()
+            await self.start(
+                self._announce, Machine(self._serve_control, lambda: SimulatedFigures(self.host), drain=drain)
+            )
+            if not drain.is_asked:
+                self.deaths.append("it returned")
         except* SapflowError as group:
             # As the command does: what it says is told, and the supervisor starts it again.
             self.trace.note(self.name, f"exits: {group.exceptions[0]}")
@@ -100,8 +110,11 @@ class Process:
                 self.deaths.append(told(group))
 
     def _announce(self, event: dict[str, Any]) -> None:
-        self.ready = True
-        self.trace.note(self.name, "ready")
+        if event["event"] == "drained":
+            self.drains.append(event["clean"])
+        else:
+            self.ready = True
+        self.trace.note(self.name, f"{event['event']} {event.get('clean', '')}".strip())
 
     async def _serve_control(
         self,
@@ -132,6 +145,19 @@ class Process:
             ended = self._ended = trio.Event()
             self._scope.cancel()
             await ended.wait()
+
+    async def drain(self, within_s: float) -> None:
+        """It hands on what it has, and ends; it is started anew then. What takes too long is killed."""
+        if self._scope is None or not self.ready:
+            return
+        self.on_end()
+        ended = self._ended = trio.Event()
+        self._drain.ask(within_s)
+        with trio.move_on_after(within_s + LATE_S):
+            await ended.wait()
+        if not ended.is_set():
+            self.deaths.append("it did not end when it was drained")
+            await self.kill()
 
     async def _end(self, sockets: Callable[[], None]) -> None:
         if self._scope is None:

@@ -92,6 +92,8 @@ class Outcome:
     read_records: int = 0
     """By consumers."""
     most_held: dict[str, int] = field(factory=dict)
+    drains: dict[str, list[bool]] = field(factory=dict)
+    """By process that was drained: each time, whether it said that it had handed on everything."""
     lines: list[str] = field(factory=list)
     """The last of the trace."""
 
@@ -157,6 +159,7 @@ class _Simulation:
             nursery.cancel_scope.cancel()
         invariants.final()
         outcome = self.outcome
+        outcome.drains = {name: process.drains for name, process in fleet.processes.items() if process.drains}
         outcome.wrong, outcome.most_held = invariants.faults, invariants.most_held
         outcome.acknowledged_records = senders.ledger.acknowledged_records
         outcome.read_records = sum(reader.records for reader in invariants.readers)

@@ -30,6 +30,7 @@ from sapflow.monitor.control import serve_control
 from sapflow.orgs import OrgTable
 from sapflow.runtime.serve import listen
 from sapflow.runtime.spare import Spare
+from sapflow.runtime.succession import INTO, OUT_OF, succession_sockets
 from sapflow.runtime.supervisor import Child, Supervisor, role_arguments, sapflow_command
 
 log = structlog.get_logger()
@@ -228,7 +229,8 @@ def _logging_to(place: str | None, command: list[str]) -> list[str]:
 
 
 async def _door_sockets(config: Config, stack: AsyncExitStack) -> dict[str, int]:
-    """The balancer's listening sockets by name: kept here, so that no connection is refused while it is started anew.
+    """The balancer's listening sockets by name: kept here, so that no connection is refused while it is started anew;
+    and the queue in which one process leaves exporters' connections to the next.
 
     Raises ConfigurationError.
     """
@@ -244,6 +246,9 @@ async def _door_sockets(config: Config, stack: AsyncExitStack) -> dict[str, int]
         ("control", "" if mine.control.endswith(":0") else mine.control, "the control plane of balancer"),
     ]
     sockets: dict[str, int] = {}
+    # What one process leaves to the next waits in it, and is nobody's who ends.
+    for name, end in zip((INTO, OUT_OF), succession_sockets(), strict=True):
+        sockets[name] = stack.enter_context(end).fileno()
     for name, address, what in wanted:
         if address:
             listener = await listen(address, what=what)

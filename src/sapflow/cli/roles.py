@@ -23,6 +23,7 @@ from sapflow.config_file import load
 from sapflow.errors import SapflowError
 from sapflow.flows.registry import using
 from sapflow.monitor.machine import Machine
+from sapflow.runtime.drain import Successor
 from sapflow.runtime.memory import keep_few_arenas
 
 CONFIG = click.option("--config", "config_path", type=click.Path(path_type=Path), help="A TOML configuration file.")
@@ -50,6 +51,8 @@ def say(event: dict[str, Any]) -> None:
     """Tell whoever started this process, one JSON object a line."""
     print(json.dumps(event), flush=True)
 
+
+_SUCCESSORS: dict[bytes, Successor] = {b"next": "next", b"there": "there"}
 
 Role = Callable[[Config, str, str, Callable[[dict[str, Any]], None], Machine], Awaitable[None]]
 
@@ -100,7 +103,7 @@ async def until_signalled(
 def _obey(line: bytes, machine: Machine) -> None:
     match line.split():
         case [b"drain", seconds, *how]:
-            machine.drain.ask(float(seconds), is_succeeded=how == [b"succeeded"])
+            machine.drain.ask(float(seconds), successor=_SUCCESSORS.get(b"".join(how), "none"))
         case [b"begin"]:
             machine.may_begin.set()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from attrs import define, field, frozen
+from attrs import define, frozen
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -16,12 +16,9 @@ from rich.text import Text
 from sapflow.cli.extents import batches, groups_of, mebibytes
 from sapflow.client import Extent
 
-APART = 0.05
-"""A ratio that is further than this, of what it should be, from it …"""
-APART_S = 10.0
-"""… for so long is an alarm, …"""
 LEAST_BYTES = 100_000
-"""… where at least this came in between two readings: of less, a batch or two on their way are a large part."""
+"""A ratio is shown where at least this came in between two readings: of less, a batch or two on their way are a large
+part."""
 NEAR = 0.9
 """Of a budget."""
 MAX_ORGS = 20
@@ -85,7 +82,6 @@ class Top:
     """What is shown, from one reading to the next; of one org only, where `org` says so."""
 
     org: str | None = None
-    _apart_since: dict[str, float] = field(factory=dict)
 
     def view(self, before: Reading, now: Reading, lost: Mapping[str, Any] | None = None) -> Group:
         """The screen. `lost` is what the org's ledger tells of records."""
@@ -101,30 +97,20 @@ class Top:
             parts.append(_groups(groups))
         if lost is not None:
             parts.append(Text("ledger  " + "  ".join(f"{what} {value:,}" for what, value in lost.items())))
-        found = [*self.alarms(before, now, flows)]
+        found = [*self.alarms(before, now)]
         parts.append(Text("\n".join(found), style="bold red") if found else Text("no alarms", style="green"))
         return Group(*parts)
 
-    def alarms(self, before: Reading, now: Reading, flows: Mapping[str, Flow]) -> Iterator[str]:
+    def alarms(self, before: Reading, now: Reading) -> Iterator[str]:
         """What somebody should look at, a line each."""
         for name, status in sorted(now.statuses.items()):
             if "error" in status:
                 yield f"{name}: does not answer: {status['error']}"
                 continue
-            yield from self._of_ratio(name, status, flows[name], now.at)
             yield from _of_gauges(name, status)
             yield from _of_losses(name, before.statuses.get(name, {}), status)
         for name in now.drained:
             yield f"{name}: drained; 'sapflow restart {name}' starts it"
-
-    def _of_ratio(self, name: str, status: Mapping[str, Any], flow: Flow, now: float) -> Iterator[str]:
-        expected = status["ratio"]["expected"]
-        if flow.ratio is None or expected is None or abs(flow.ratio - expected) <= APART * max(expected, 1e-9):
-            self._apart_since.pop(name, None)
-            return
-        since = self._apart_since.setdefault(name, now)
-        if now - since >= APART_S:
-            yield f"{name}: out/in is {flow.ratio:.2f} for {now - since:.0f} s, and should be {expected:.2f}"
 
     def _processes(self, now: Reading, flows: Mapping[str, Flow]) -> Table:
         table = _table("process", "CPU", "RSS MiB", "lag ms", "in MB/s", "out MB/s", "out/in", "expected", "held")
@@ -187,6 +173,9 @@ class Top:
 
 def _of_gauges(name: str, status: Mapping[str, Any]) -> Iterator[str]:
     gauges = status["gauges"]
+    if gauges.get("flow_alarm"):
+        out_in, expected = gauges["flow_out_in"], _figure(status["ratio"]["expected"])
+        yield f"{name}: out/in is {out_in:.2f} for about ten seconds, and should be {expected}"
     if gauges.get("coordinator_alarm"):
         yield f"{name}: asks the coordinator more often than what changes explains"
     budget = gauges.get("budget_bytes", 0)

@@ -6,8 +6,14 @@ it: what is not handed on by then is sent again by whoever still has it, as when
 
 from __future__ import annotations
 
+from typing import Literal
+
 import trio
 from attrs import define, field
+
+Successor = Literal["none", "next", "there"]
+"""Who does the work of a process that is drained: nobody in its place; one that is started when it has ended; one that
+is there already, on the same sockets."""
 
 
 @define(eq=False)
@@ -16,8 +22,7 @@ class Drain:
 
     deadline: float = float("inf")
     """By the clock of this process's event loop."""
-    is_succeeded: bool = False
-    """Whether another does its work from now on, on the same sockets."""
+    successor: Successor = "none"
     _asked: trio.Event = field(factory=trio.Event)
 
     @property
@@ -30,10 +35,10 @@ class Drain:
         """Until the deadline; 0 when it has passed."""
         return max(0.0, self.deadline - trio.current_time())
 
-    def ask(self, within_s: float, *, is_succeeded: bool = False) -> None:
+    def ask(self, within_s: float, *, successor: Successor = "none") -> None:
         """End within so many seconds. Who asks again changes nothing."""
         if not self.is_asked:
-            self.is_succeeded = is_succeeded
+            self.successor = successor
             self.deadline = trio.current_time() + within_s
             self._asked.set()
 

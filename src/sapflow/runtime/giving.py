@@ -9,7 +9,6 @@ from __future__ import annotations
 import array
 import errno
 import math
-import random
 import socket
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -21,6 +20,8 @@ from attrs import define, field, frozen
 
 from sapflow.runtime.each import TaskEach
 from sapflow.runtime.handoff import TAKEN, Handed, is_mine, path_here, short_path
+from sapflow.runtime.pauses import Pauses
+from sapflow.runtime.seldom import Seldom
 
 log = structlog.get_logger()
 
@@ -31,6 +32,7 @@ TURN_S = 0.05
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MOST_S = 2.0
 STEADY_S = 5.0
+GONE, SLOW, UNASKED = "closed by the taker", "a socket was not taken in time", "the taker answered what nobody asked"
 _BUSY = {errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS, errno.ENOMEM}
 
 
@@ -62,6 +64,8 @@ class _Channel:
 
     sock: socket.socket
     ended: bool = False
+    why: str = ""
+    """… it did."""
     turns: trio.Semaphore = field(factory=lambda: trio.Semaphore(MAX_WAITING))
     """One for each socket that may be on its way: who offers has one, and the answer gives it back."""
     _waiting: deque[_Offer] = field(factory=deque)
@@ -76,7 +80,7 @@ class _Channel:
             self.sock.sendmsg([handed.encode()], passed, socket.MSG_NOSIGNAL)
         except OSError as error:
             if error.errno not in _BUSY:
-                self.end()
+                self.end(error.strerror or GONE)
             return False
         if not self._waiting:
             self._in_time.deadline = until
@@ -92,13 +96,13 @@ class _Channel:
             while self._read_some():
                 continue
             if self._in_time.cancelled_caught and self._waiting and self._waiting[0].until <= trio.current_time():
-                self.end()
+                self.end(SLOW)
 
-    def end(self) -> None:
+    def end(self, why: str) -> None:
         """No answer comes any more: those that came are read, and the other sockets are still the giver's."""
         if self.ended:
             return
-        self.ended = True
+        self.ended, self.why = True, why
         try:
             self.sock.shutdown(socket.SHUT_RD)
         except OSError as error:
@@ -122,7 +126,7 @@ class _Channel:
         except OSError:
             answer = b""
         if not answer or not self._waiting:
-            self.end()
+            self.end(GONE if not answer else UNASKED)
             return False
         self._settle(answer)
         return True
@@ -145,12 +149,18 @@ class Giving:
         self.counts = GivingCounts()
         self._timeout_s = timeout_s
         self._channels: dict[str, _Channel] = {}
+        self._lost = Seldom()
         self._tasks = TaskEach(self._keep)
 
     def takers(self, announced: Mapping[str, str]) -> None:
         """Those that there are now, by name, as `handoff.announced` tells of them: those on this host are used."""
         here = {name: path_here(told) for name, told in announced.items()}
         self._tasks.of({name: str(path) for name, path in here.items() if path is not None})
+
+    def reaches(self, taker: str) -> bool:
+        """Whether a connection to it is up, so that a socket may be given."""
+        channel = self._channels.get(taker)
+        return channel is not None and not channel.ended
 
     async def offer(
         self, taker: str, descriptor: int, handed: Handed, settled: Settled, *, turn_s: float = TURN_S
@@ -198,20 +208,28 @@ class Giving:
         await self._tasks.run()
 
     async def _keep(self, name: str, path: str) -> None:
-        failures = 0
+        pauses = Pauses(BACKOFF_FIRST_S, BACKOFF_MOST_S, STEADY_S)
         while True:
             began = trio.current_time()
-            reason = "closed by the taker"
             try:
-                await self._once(name, path)
+                reason = await self._once(name, path)
             except OSError as error:
                 reason = error.strerror or str(error)
-            failures = failures + 1 if trio.current_time() < began + STEADY_S else 1
-            most = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2.0 ** min(failures, 16))
-            log.info("hand-off not possible now", taker=name, reason=reason, meaning="connections are relayed to it")
-            await trio.sleep(random.uniform(most / 2, most))
+            lasted_s = trio.current_time() - began
+            if lasted_s >= STEADY_S:
+                self._lost.over(name)
+            if times := self._lost.again(name):
+                log.info(
+                    "hand-off not possible now",
+                    taker=name,
+                    reason=reason,
+                    times=times,
+                    meaning="connections are relayed to it",
+                )
+            await trio.sleep(pauses.after(lasted_s))
 
-    async def _once(self, name: str, path: str) -> None:
+    async def _once(self, name: str, path: str) -> str:
+        """A connection to a taker, until it ends: why it did."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as sock:
             with short_path(Path(path)) as short:
                 # It is there or not, at once: a Unix socket whose queue is full says so.
@@ -222,6 +240,7 @@ class Giving:
             try:
                 await channel.read()
             finally:
-                channel.end()
+                channel.end(GONE)
                 if self._channels.get(name) is channel:
                     del self._channels[name]
+        return channel.why

@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 import trio
 
+from sapflow.runtime.drain import Successor
 from sapflow.runtime.sockets import SOCKETS_VARIABLE, told_sockets
 
 log = structlog.get_logger()
@@ -78,9 +79,9 @@ class Life:
             self.over.set()
             self._changed()
 
-    async def ask_to_drain(self, within_s: float, *, is_succeeded: bool = False) -> None:
-        """It is to end gently, within so many seconds; `is_succeeded`: another does its work from now on."""
-        await self._tell(f"drain {within_s:g}{' succeeded' if is_succeeded else ''}")
+    async def ask_to_drain(self, within_s: float, successor: Successor) -> None:
+        """It is to end gently, within so many seconds."""
+        await self._tell(f"drain {within_s:g} {successor}")
 
     async def ask_to_begin(self) -> None:
         """A successor is to take up its work."""

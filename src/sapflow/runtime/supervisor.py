@@ -2,10 +2,10 @@
 
 A child says `{"event": "ready", …}` as its first line on standard output, and `{"event": "drained", …}` as its last one
 when it was drained; its log goes to standard error. Its standard input is a pipe: the line `drain SECONDS` asks it to
-end gently (`drain SECONDS succeeded` one whose successor is there), and the line `begin` one that was started with
-`--successor` to take up the work of another. When the pipe ends, as it does with this process however that ends, a
-child that was told `--supervised` ends too. (The kernel's own way, PR_SET_PDEATHSIG, goes by the thread that started
-the child, and Trio's threads come and go.)
+end gently (`drain SECONDS next` one that is started anew then, `drain SECONDS there` one whose successor is there), and
+the line `begin` one that was started with `--successor` to take up the work of another. When the pipe ends, as it does
+with this process however that ends, a child that was told `--supervised` ends too. (The kernel's own way,
+PR_SET_PDEATHSIG, goes by the thread that started the child, and Trio's threads come and go.)
 
 A child that dies is started by giving its order to a spare, where there is one: see `spare.py`.
 """
@@ -16,7 +16,7 @@ import random
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 import trio
@@ -223,7 +223,7 @@ class _Keeper:
         with _Turn(self):
             life = self._running()
             self._is_wanted = False
-            return await self._drain(life, within_s)
+            return await self._drain(life, within_s, "none")
 
     async def restart(self, within_s: float) -> Drained | None:
         with _Turn(self):
@@ -234,7 +234,7 @@ class _Keeper:
             if self._child.successor_first:
                 return await self._succeed(before, within_s)
             self._is_wanted = False
-            drained = await self._drain(before, within_s)
+            drained = await self._drain(before, within_s, "next")
             await self._again(before)
             return drained
 
@@ -244,14 +244,16 @@ class _Keeper:
             raise SapflowError(f"{self._child.name} is not running: it is {self._child.state}; try again when it is")
         return life
 
-    async def _drain(self, life: Life, within_s: float, successor: Life | None = None) -> Drained:
+    async def _drain(self, life: Life, within_s: float, successor: Literal["none", "next"] | Life) -> Drained:
         name, began = self._child.name, trio.current_time()
         if self._life is life:
             self._child.state = "draining"
         self._events({"event": "draining", "name": name, "pid": life.pid, "deadline_s": within_s})
-        await life.ask_to_drain(within_s, is_succeeded=successor is not None)
-        if successor is not None:
+        if isinstance(successor, Life):
+            await life.ask_to_drain(within_s, "there")
             await successor.ask_to_begin()
+        else:
+            await life.ask_to_drain(within_s, successor)
         with trio.move_on_after(within_s + LATE_S):
             await life.over.wait()
         if not life.over.is_set():

@@ -109,6 +109,36 @@ def test_the_width_counts_streams_that_other_balancers_placed() -> None:
     assert chosen(placement.place("s2", "acme", 0.0)) == "c0"
 
 
+def test_a_small_org_is_on_two_collectors_and_one_that_is_most_of_the_load_on_all() -> None:
+    """What ails one org is to ail few collectors; what one org's load needs it has."""
+    placement = a_fleet(*[0.0] * 8)
+    for number in range(400):
+        placement.place(("large", number), "large", 0.0)
+    orgs = [f"org{number}" for number in range(20)]
+    for number in range(10):
+        for org in orgs:
+            placement.place((org, number), org, 0.0)
+    assert len(placement.reserved.of_org("large")) == 8
+    widths = [len(placement.reserved.of_org(org)) for org in orgs]
+    assert min(widths) >= 2
+    assert sum(widths) / len(widths) <= 4
+    loads = placement.loads(0.0).values()
+    assert max(loads) <= 1.25 * sum(loads) / len(loads)
+
+
+def test_an_org_whose_collectors_are_all_above_the_mean_is_not_kept_on_them() -> None:
+    placement = a_fleet(9e6, 9e6, 1e6, 1e6)
+    placement.seen({"acme": {"c0", "c1"}})
+    placement.place("other", "globex", 0.0)
+    decision = placement.place("s", "acme", 0.0)
+    assert chosen(decision) in {"c2", "c3"}
+    placement = a_fleet(3e6, 4e6, 1e6, 9e6)
+    placement.seen({"acme": {"c0", "c1"}})
+    placement.place("other", "globex", 0.0)
+    decision = placement.place("s", "acme", 0.0)
+    assert decision == Decision("c0", "least load: 3,000,000 B/s of 4 eligible, of the 2 where acme is")
+
+
 def test_a_new_collector_gets_a_part_that_grows_and_never_all_at_once() -> None:
     placement = a_fleet(1e6, 1e6)
     placement.members(["c0", "c1", "new"], 100.0)

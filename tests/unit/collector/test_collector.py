@@ -165,6 +165,22 @@ async def test_a_gap_that_this_collector_cannot_fill_is_passed_upstream(autojump
         assert collector.pool.used_bytes == 0
 
 
+async def test_a_stream_with_a_gap_whose_meter_has_left_is_forgotten(autojump_clock: MockClock) -> None:
+    """Nobody is there who could fill it; its meter sends it again by whichever collector it finds."""
+    collector = a_collector()
+    async with links(collector, 2) as (meter, phloem):
+        await a_subscriber(phloem)
+        await meter.hello(role="meter", token="a-token")
+        await meter.send(await meter.open(), a_batch(5))
+        theirs, _ = await deliver(phloem)
+        await meter._stream.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        await phloem.say(phloem.connection.rewind(theirs, 2))
+        await trio.testing.wait_all_tasks_blocked()
+        assert not collector.endpoints["acme"].streams
+        assert collector.pool.used_bytes == 0
+
+
 async def test_a_batch_that_comes_again_after_it_was_let_go_is_sent_on_and_acknowledged_again(
     autojump_clock: MockClock,
 ) -> None:

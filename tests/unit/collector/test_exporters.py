@@ -84,6 +84,7 @@ async def a_front(directory: Path, *, slots: int = 10, prefix: str = "127.0.0.0/
         carry = partial(
             ExporterCarry,
             place=places.place_link,
+            beyond=lambda: {one for one in places.addresses if not giving.reaches(one)},
             give=giving.give,
             handed_off=places.link_handed_off,
             left=places.link_left,

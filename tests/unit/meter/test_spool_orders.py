@@ -14,6 +14,7 @@ from meter.batching import Draft
 from meter.keeping import Keeping, Offer
 from meter.keeping_settings import KeepingSettings
 from meter.lanes import Lane
+from meter.left import LeftStream
 from meter.spool import MIN_BYTES, Spool
 from meter.spooled import SPOOL_FULL, Applied, Changes
 from sapflow.link import Batch, StreamId
@@ -152,6 +153,23 @@ class SpoolOrders(RuleBasedStateMachine):
         self.killed = True
         self.spool.close()
         self.boot()
+
+    @rule()
+    def a_session_is_left_and_goes_on_in_the_next_process(self) -> None:
+        """That of an exporter that can wait, once all of it is on disk; its stream goes on, whatever came of it."""
+        streams = self.lanes[0].streams
+        left = LeftStream(StreamId(next(self.ids).to_bytes(16, "big")), 0, 0)
+        if streams:
+            newest = streams[-1]
+            if newest.durable < newest.last:
+                return
+            left = LeftStream(newest.id, newest.last, newest.acknowledged)
+        self.killed = True
+        self.spool.close()
+        self.boot()
+        self.lanes[0] = self.keeping.resume("o", "x0", left, 1)
+        assert self.lanes[0].streams[-1].id == left.id
+        assert self.lanes[0].streams[-1].last == left.last
 
     @invariant()
     def memory_and_disk_are_bounded(self) -> None:

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 import trio
 from attrs import define, field
+from trio.testing import MockClock
 
 from sapflow.errors import ConfigurationError, LinkError
-from sapflow.runtime.giving import MAX_WAITING, Giving, _Channel
+from sapflow.runtime.giving import MAX_WAITING, SLOW, Giving, _Channel
 from sapflow.runtime.handoff import REFUSED, TAKEN, Handed, announced, host_id, path_here, short_path
 from sapflow.runtime.taking import Taking, check_tcp, listen_handoff
 from tests.peers import needs_root
@@ -469,3 +470,26 @@ def test_only_tcp_connections_are_taken() -> None:
 
 def test_the_answers_differ() -> None:
     assert TAKEN != REFUSED
+
+
+async def test_a_taker_that_is_not_there_is_told_seldom_and_with_what_is_wrong(
+    tmp_path: Path, autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    giving = Giving(1.0)
+    with trio.move_on_after(100):
+        await giving._keep("c1", str(tmp_path / "nowhere.sock"))
+    told = [line for line in capsys.readouterr().out.splitlines() if "hand-off not possible now" in line]
+    assert 5 <= len(told) <= 8, told
+    assert all("No such file or directory" in line for line in told)
+
+
+async def test_a_taker_that_does_not_answer_in_time_is_not_said_to_have_closed() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, SEQPACKET)
+    answers: list[bytes] = []
+    with theirs, ours, a_connection() as (_, stream):
+        channel = _Channel(ours)
+        await channel.turns.acquire()
+        assert channel.offer(stream.socket.fileno(), HANDED, trio.current_time() + 0.05, answers.append)
+        with trio.fail_after(10):
+            await channel.read()
+        assert (channel.ended, channel.why, answers) == (True, SLOW, [b""])

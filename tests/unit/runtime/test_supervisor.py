@@ -203,7 +203,7 @@ async def test_a_drained_child_stays_away_until_it_is_restarted(tmp_path: Path) 
         drained = await kept.supervisor.drain("one", 7.5)
         assert drained.pid == pid
         assert drained.clean
-        assert (tmp_path / "told").read_text() == "drain 7.5\n"
+        assert (tmp_path / "told").read_text() == "drain 7.5 none\n"
         assert await kept.until(3) == ["started", "draining", "drained"]
         assert not alive(pid)
         assert await kept.supervisor.restart("one", 7.5) is None
@@ -233,7 +233,7 @@ async def test_a_successor_is_ready_before_the_one_that_was_is_drained(tmp_path:
         assert await kept.until(4) == ["started", "restarted", "draining", "drained"]
         assert [event["pid"] for event in kept.told[2:]] == [pid, pid]
         with trio.fail_after(20):
-            while sorted((tmp_path / "told").read_text().splitlines()) != ["begin", "drain 1 succeeded"]:
+            while sorted((tmp_path / "told").read_text().splitlines()) != ["begin", "drain 1 there"]:
                 await trio.sleep(0.02)
         assert alive(kept.child.pid)
         # And it is kept as any other.

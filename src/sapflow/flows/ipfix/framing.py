@@ -44,15 +44,17 @@ def in_parts(messages: bytes, most: int) -> Iterator[bytes]:
 class MessageFramer:
     """Feed it what was read; after a fault, `fault` says what and where in the stream."""
 
-    def __init__(self) -> None:
+    def __init__(self, tail: bytes = b"", offset: int = 0) -> None:
         self.fault: MalformedMessage | None = None
-        self._tail = b""
-        self._offset = 0
+        self.tail = tail
+        """What is held of a message that has not come whole."""
+        self.offset = offset
+        """Where in the stream that begins."""
 
     @property
     def pending_bytes(self) -> int:
         """Bytes held of a message that has not come whole."""
-        return len(self._tail)
+        return len(self.tail)
 
     def feed(self, data: bytes) -> bytes:
         """All whole messages now available, as one piece; those before a fault are given too.
@@ -61,8 +63,8 @@ class MessageFramer:
         """
         if self.fault is not None:
             raise self.fault
-        if self._tail:
-            data = self._tail + data
+        if self.tail:
+            data = self.tail + data
         at, end = 0, len(data)
         unpack = _VERSION_AND_LENGTH.unpack_from
         last = end - 4
@@ -79,8 +81,8 @@ class MessageFramer:
                 self._fail(data[at] << 8, 0, at)
             elif at + 1 < end and data[at + 1] != VERSION:
                 self._fail(data[at + 1], 0, at)
-        self._tail = data[at:] if self.fault is None else b""
-        self._offset += at
+        self.tail = data[at:] if self.fault is None else b""
+        self.offset += at
         return data if at == end else data[:at]
 
     def _fail(self, version: int, length: int, at: int) -> None:
@@ -89,4 +91,4 @@ class MessageFramer:
             what += _LOOKS_LIKE.get(version >> 8 or version, "")
         else:
             what, reason = f"a message says it is {length} bytes long; its header alone has 16", "length"
-        self.fault = MalformedMessage(what, offset=self._offset + at, reason=reason)
+        self.fault = MalformedMessage(what, offset=self.offset + at, reason=reason)

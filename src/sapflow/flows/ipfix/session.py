@@ -16,6 +16,7 @@ from sapflow.errors import MalformedMessage
 from sapflow.flows.ipfix.mending import Cut
 from sapflow.flows.ipfix.messages import MessageSets, OnData
 from sapflow.flows.ipfix.sequences import Numbers, SequenceCounter
+from sapflow.flows.ipfix.session_state import DomainState, SessionState
 from sapflow.flows.ipfix.telling import tells
 from sapflow.flows.ipfix.templates import Template
 from sapflow.flows.limits import FlowLimits
@@ -98,6 +99,33 @@ class Session:
         """Templates held whose records have lists."""
         self._whole: set[int] = set()
         """Domains in which this batch defined or withdrew such templates."""
+
+    @classmethod
+    def resumed(cls, state: SessionState, limits: FlowLimits | None = None, *, mends: bool = False) -> Session:
+        """One that goes on where another was."""
+        session, lists = cls(limits, mends=mends), registry().list_elements
+        for number, its in state.domains.items():
+            session._domains[number] = _Domain(its.expected, sequences=its.sequences)
+        for key, template in state.templates.items():
+            shape = template.shape
+            session.templates[key] = template
+            session._domains.setdefault(key >> 16, _Domain()).keys.add(key)
+            session._template_bytes += template.raw_bytes
+            if shape.record_bytes and not shape.sparse:
+                session._fixed[key] = shape.record_bytes
+            if not lists.isdisjoint(shape.elements):
+                session._listing.add(key)
+        session.changes, session._walked = state.changes, state.walked
+        session._unread, session._unread_in_a_row = state.unread, state.unread_in_a_row
+        return session
+
+    def state(self) -> SessionState:
+        """What another needs to go on with it, right after a `cut`."""
+        assert not self._used
+        assert all(domain.first_sequence is None for domain in self._domains.values())
+        domains = {number: DomainState(its.expected, its.sequences) for number, its in self._domains.items()}
+        counts = (self.changes, self._walked, self._unread, self._unread_in_a_row)
+        return SessionState(self.templates, domains, *counts)
 
     def walk(self, data: bytes) -> Walk:
         """Go through whole messages, learning their templates. Never raises for what the data say."""
