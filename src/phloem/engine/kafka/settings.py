@@ -31,6 +31,7 @@ class KafkaSettings:
     copies: int = 3
     retention_s: float = 7 * 86_400.0
     retention_bytes_per_org: int = 10 << 30
+    ledger_streams_s: float = 86_400.0
     commit_timeout_s: float = 30.0
     request_timeout_s: float = 5.0
     readers: int = 5
