@@ -96,17 +96,17 @@ class LedgerLog:
         A partition in which another node has orgs too is left to that node as long as it writes checkpoints.
         """
         places = {self._topics.place(org) for org in orgs}
+        identities = self._topics.identities({place.topic for place in places})
+        places = {place for place in places if place.topic in identities}
         if not places:
             return
         partitions = self._topics.prepare_ledger()
-        ends = self._topics.ends(places)
-        written = self._topics.ends({self._ledger_place(place, partitions) for place in ends})
-        identities = self._topics.identities({place.topic for place in ends})
+        written = self._topics.ends({self._ledger_place(place, partitions) for place in places})
         try:
-            for place in sorted(ends, key=lambda place: (place.topic, place.partition)):
-                # Asked for again: between the steps of the one before, somebody may have asked for this one's ledger.
+            for place in sorted(places, key=lambda place: (place.topic, place.partition)):
+                # Asked for now: between the steps of the one before, somebody may have asked for this one's ledger.
                 end = self._topics.ends({place}).get(place)
-                if end is None or place.topic not in identities or self._is_others(place, partitions, written):
+                if end is None or self._is_others(place, partitions, written):
                     self._held.pop(place, None)
                     continue
                 held = self._hold(place, identities[place.topic], end, partitions)
@@ -269,8 +269,8 @@ class LedgerLog:
     def _current(self, org: str) -> tuple[bytes, Place, _Held | None, int, int]:
         """An org's partition, its fold to the end if that does not take too long, and where the log begins and ends."""
         name, place = org.encode(), self._topics.place(org)
-        end = self._topics.ends({place}).get(place)
         identity = self._topics.identities({place.topic}).get(place.topic)
+        end = self._topics.ends({place}).get(place) if identity is not None else None
         if end is None or identity is None:
             return name, place, None, 0, 0
         held = self._hold(place, identity, end, self._topics.prepare_ledger())

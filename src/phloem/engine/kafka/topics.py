@@ -127,6 +127,7 @@ class Topics:
             self._look("the ledger cannot be kept")
             if topic not in self._known:
                 self._make([topic], self._settings.partitions, ledger_config)
+                self._await_leaders({Place(topic, number) for number in range(self._partitions(topic))})
         try:
             return self._partitions(topic)
         except StorageError:
@@ -215,6 +216,13 @@ class Topics:
                 f"topic {topic} takes entries of at most {limit:,} bytes, and batches may be larger. Nothing is stored "
                 f"until its max.message.bytes is at least {MAX_ENTRY_BYTES}"
             )
+
+    def _await_leaders(self, places: Set[Place]) -> None:
+        """Wait, but not for long, until partitions that were made a moment ago answer. Raises StorageError."""
+        deadline = time.monotonic() + self._settings.request_timeout_s
+        while self._asked(places, OffsetSpec.latest())[1] and time.monotonic() < deadline:
+            time.sleep(LOOK_AGAIN_S)
+            self._listed()
 
     def _partitions(self, topic: str) -> int:
         """Of a topic that is there, though the broker asked may hear of it only in a moment. Raises StorageError."""
