@@ -85,21 +85,26 @@ def slot_of(key: bytes, place: Place) -> int | None:
     return int(slot) if slot.isdigit() and int(slot) < SLOTS else None
 
 
-def encode(fold: Fold, name: str, node: str) -> list[bytes]:
-    """The parts of a checkpoint of a fold as it stands."""
+def encode(fold: Fold, name: str, node: str) -> Iterator[bytes]:
+    """The parts of a checkpoint of a fold as it stands, one after the other."""
     fold.settle()
-    bodies: list[list[bytes]] = [[]]
+    told = (fold.topic_id, fold.begun, fold.unknown_through, fold.why, fold.through, fold.read_bytes, fold.newest_us)
+    counted = (fold.repeats, fold.damaged, fold.has_dropped_marks, fold.point_bytes)
+    parts = sum(1 for _ in _bodies(fold))
+    for index, body in enumerate(_bodies(fold)):
+        yield _part(Head(name, node, index, parts, *told, *counted), body)
+
+
+def _bodies(fold: Fold) -> Iterator[bytes]:
+    rows: list[bytes] = []
     size = 0
     for kind, data in _rows(fold):
         if size > PART_BYTES:
-            bodies.append([])
-            size = 0
-        bodies[-1] += (_ROW.pack(kind, len(data)), data)
+            yield b"".join(rows)
+            rows, size = [], 0
+        rows += (_ROW.pack(kind, len(data)), data)
         size += _ROW.size + len(data)
-    told = (fold.topic_id, fold.begun, fold.unknown_through, fold.why, fold.through, fold.read_bytes, fold.newest_us)
-    counted = (fold.repeats, fold.damaged, fold.has_dropped_marks, fold.point_bytes)
-    heads = (Head(name, node, index, len(bodies), *told, *counted) for index in range(len(bodies)))
-    return [_part(head, b"".join(body)) for head, body in zip(heads, bodies, strict=True)]
+    yield b"".join(rows)
 
 
 def _part(head: Head, body: bytes) -> bytes:
