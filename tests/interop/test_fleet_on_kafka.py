@@ -57,7 +57,7 @@ def brokers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Brokers]:
 def a_configuration(path: Path, kafka_port: int, *, fleet: str = "", phloem: str = "") -> Path:
     path.write_text(
         f'phloems = 2\n[fleet]\n{fleet}\n[phloem]\nengine = "kafka"\nkafka = "{HOST}:{kafka_port}"\n'
-        f"kafka_commit_timeout_s = 4.0\nkafka_request_timeout_s = 2.0\n{phloem}\n"
+        f"kafka_commit_timeout_s = 4.0\nkafka_request_timeout_s = 2.0\nkafka_ledger_interval_s = 0.5\n{phloem}\n"
     )
     return path
 
@@ -191,6 +191,7 @@ def test_two_nodes_divide_the_orgs_and_one_that_is_killed_or_stopped_loses_and_d
         status = fleet.status()
     scenario.check()
     assert min(status[name]["counts"]["commit"]["stored"] for name in ("phloem-1", "phloem-2")) > 20
+    assert sum(status[name]["counts"]["engine"]["ledger_checkpoints"] for name in ("phloem-1", "phloem-2")) > 5
 
 
 def test_a_node_that_is_drained_hands_its_orgs_over_and_a_rolling_restart_loses_and_doubles_nothing(
