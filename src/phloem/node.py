@@ -50,6 +50,11 @@ from sapflow.runtime.threads import ThreadKind
 
 log = structlog.get_logger()
 
+FEED_BYTES = 512 << 10
+"""Of the log for a consumer at a time, of which it holds up to four."""
+SHARED_FEED_BYTES = 192 << 10
+"""Where what reads the log takes memory too, and a turn of it takes longer than its bytes."""
+
 _DONE = object()
 
 Announce = Callable[[dict[str, Any]], None]
@@ -79,6 +84,7 @@ async def _run(
         engine,
         ConsumeSettings(
             fleet_token=fleet_token,
+            feed_bytes=SHARED_FEED_BYTES if engine.is_shared else FEED_BYTES,
             hello_timeout_s=mine.hello_timeout_s,
             idle_timeout_s=mine.idle_timeout_s,
             groups=_group_settings(mine),
