@@ -63,6 +63,8 @@ class Consumers:
         self.authenticate = authenticate
         self.is_org = is_org
         self.reading = ThreadKind("reading", settings.reading_threads)
+        self.counting = ThreadKind("ledger", 1)
+        """Ledgers are asked for in a thread of their own: where they are counted first, that takes a while."""
         self.shelf = Shelf(engine, self.reading, settings.feed_bytes, settings.feed_entries)
         self.groups = Groups(engine, storage, self.reading, settings.groups)
 
@@ -194,7 +196,7 @@ class _Consumer:
                     f"groups named {RESERVED}… are the exits' of this fleet; choose another name", code=Close.FORBIDDEN
                 )
             if fields.get("ledger"):
-                await tell_ledger(self._session, self._door.shelf.engine, self._door.reading, org, fields)
+                await tell_ledger(self._session, self._door.shelf.engine, groups, self._door.counting, org, fields)
             elif name is None and isinstance(event, Subscribed):
                 await self._feed(org, fields)
             elif isinstance(event, Noticed):

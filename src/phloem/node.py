@@ -8,6 +8,7 @@ nursery ── control plane (own listener)
         ├─ committer: group commit in the one storage thread, then acknowledgements
         ├─ upkeep of the log: bounded steps, each in a storage thread's turn
         ├─ news of what other nodes stored, where there may be others
+        ├─ the ledger, where it is counted from the log: in steps, in a thread of its own
         ├─ consume listener ── a task a consumer, fed from the log under its own credit
         ├─ groups: what consumers commit, written together in the storage thread's turns
         ├─ exits ── a task each, a consumer of the log that publishes to an org's own Kafka from a thread of its own
@@ -16,6 +17,7 @@ nursery ── control plane (own listener)
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -29,7 +31,7 @@ from phloem.commits import Committer
 from phloem.connections import Connections, ConnectionSettings
 from phloem.consume import Consumers, ConsumeSettings
 from phloem.draining import drain_node
-from phloem.engine.engine import Engine
+from phloem.engine.engine import Engine, SharedLedger
 from phloem.engine.opening import open_engine
 from phloem.exits.opening import open_exits
 from phloem.groups import GroupSettings
@@ -47,6 +49,13 @@ from sapflow.runtime.serve import address_of, listen, serve
 from sapflow.runtime.threads import ThreadKind
 
 log = structlog.get_logger()
+
+FEED_BYTES = 512 << 10
+"""Of the log for a consumer at a time, of which it holds up to four."""
+SHARED_FEED_BYTES = 192 << 10
+"""Where what reads the log takes memory too, and a turn of it takes longer than its bytes."""
+
+_DONE = object()
 
 Announce = Callable[[dict[str, Any]], None]
 
@@ -75,6 +84,7 @@ async def _run(
         engine,
         ConsumeSettings(
             fleet_token=fleet_token,
+            feed_bytes=SHARED_FEED_BYTES if engine.is_shared else FEED_BYTES,
             hello_timeout_s=mine.hello_timeout_s,
             idle_timeout_s=mine.idle_timeout_s,
             groups=_group_settings(mine),
@@ -183,6 +193,8 @@ async def _run(
         nursery.start_soon(_interrupt_at_the_end, engine)
         if engine.is_shared:
             nursery.start_soon(_hear_news, config, engine, consumers)
+        if engine.shared_ledger is not None:
+            nursery.start_soon(_keep_ledger, config, engine.shared_ledger, connections, consumers)
         nursery.start_soon(
             partial(serve, max_connections=mine.max_consumers, what="consume"), listener, consumers.serve
         )
@@ -240,6 +252,25 @@ async def _hear_news(config: Config, engine: Engine, consumers: Consumers) -> No
         except StorageError as error:
             if times := told.again(str(error)):
                 log.warning("no news of the log", reason=str(error), times=times)
+        else:
+            told = Seldom()
+
+
+async def _keep_ledger(config: Config, ledger: SharedLedger, connections: Connections, consumers: Consumers) -> None:
+    """Have what this node's orgs have stored counted, a bounded step at a time, in turn with those who ask for it."""
+    interval_s = config.phloem.kafka_ledger_interval_s
+    told = Seldom()
+    while True:
+        # Not in step with other nodes, or two would always do the same work at the same time.
+        await trio.sleep(interval_s * random.uniform(0.75, 1.25))
+        orgs = connections.orgs if connections.held is None else connections.held
+        steps = ledger.keep(frozenset(orgs))
+        try:
+            while await consumers.counting.run(lambda: next(steps, _DONE)) is not _DONE:  # noqa: B023
+                pass
+        except StorageError as error:
+            if times := told.again(str(error)):
+                log.warning("ledger not counted", reason=str(error), times=times, retry_s=interval_s)
         else:
             told = Seldom()
 

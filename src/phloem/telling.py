@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import trio
+
 from phloem.engine.engine import Engine
+from phloem.groups import Groups
 from sapflow.link import Close
 from sapflow.runtime.session import LinkSession
 from sapflow.runtime.threads import ThreadKind
@@ -15,21 +18,31 @@ MAX_ROWS = 10_000
 PAGE_BYTES = 32 << 10
 """A frame's worth of them."""
 LAST_S = 30.0
+GROUPS_S = 10.0
+"""Groups whose backlog is not counted by then are not told."""
 
 
 async def tell_ledger(
-    session: LinkSession, engine: Engine, reading: ThreadKind, org: str, fields: dict[str, Any]
+    session: LinkSession, engine: Engine, groups: Groups, counting: ThreadKind, org: str, fields: dict[str, Any]
 ) -> None:
-    """Answer a subscription that asks for the ledger: `streams` of its streams too, and the backlog at `position`."""
+    """Answer a subscription that asks for the ledger: `streams` of its streams too, and the backlog at `position`.
+
+    Raises StorageError.
+    """
     wanted = fields.get("streams")
     most = min(wanted, MAX_ROWS) if type(wanted) is int and wanted > 0 else 0
-    ledger = await reading.run(lambda: engine.ledger(org, most_rows=most))
-    if ledger is None:
-        await session.finish(Close.UNKNOWN, "this fleet's log (Kafka) keeps no ledger", deadline_s=LAST_S)
-        return
+    # Asked for first, so that no group has read more than is told to be there.
+    positions = {str(group["group"]): int(group["position"]) for group in await groups.figures(org)}
+    ledger = await counting.run(lambda: engine.ledger(org, most_rows=most))
     position = fields.get("position")
     if type(position) is int and 0 <= position < 1 << 63:
-        ledger.backlog = await reading.run(lambda: engine.backlog(org, position))
+        ledger.backlog = await counting.run(lambda: engine.backlog(org, position))
+    until = trio.current_time() + GROUPS_S
+    for name, at in positions.items():
+        if trio.current_time() > until:
+            ledger.untold_groups += 1
+        else:
+            ledger.groups[name] = await counting.run(lambda: engine.backlog(org, at))  # noqa: B023
     session.send(session.connection.notice(kind="ledger", ledger=ledger.as_json()))
     page: list[dict[str, Any]] = []
     size = 0

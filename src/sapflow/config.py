@@ -233,6 +233,8 @@ class PhloemConfig:
     """For whatever else is asked of a broker."""
     kafka_news_interval_s: float = 0.25
     """How often it is asked for what other nodes stored, while a consumer waits for it."""
+    kafka_ledger_interval_s: float = 30.0
+    """How often what is stored is counted for the ledger, and written to `<fleet>--ledger`."""
     exits: tuple[ExitConfig, ...] = ()
     """Topics that orgs' records are published to: a table `[[phloem.exits]]` each."""
 

@@ -68,6 +68,19 @@ def decode_entry(data: bytes) -> LogEntry:
     return LogEntry(stream, seq, exporter, received, messages, records, data[at + told :], data[at : at + told])
 
 
+def entry_head(data: bytes) -> LogEntry | None:
+    """An encoded entry without its payload; None of one that is not what was written."""
+    if len(data) < HEAD_BYTES:
+        return None
+    version, crc = HEAD.unpack_from(data)
+    if version != VERSION or crc32c(memoryview(data)[HEAD.size :]) != crc:
+        return None
+    stream, seq, received, messages, records, told, length = FIXED.unpack_from(data, HEAD.size)
+    end = HEAD_BYTES + length
+    exporter = data[HEAD_BYTES:end].decode("utf-8", "replace")
+    return LogEntry(stream, seq, exporter, received, messages, records, b"", data[end : end + told])
+
+
 def received_us(data: bytes) -> int:
     """When an encoded entry was taken in, without checking the rest; 0 of one that is cut off."""
     if len(data) < HEAD_BYTES:

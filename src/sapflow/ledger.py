@@ -36,6 +36,8 @@ class StreamLedger:
     """When it was last heard of (microseconds UTC, by the log's clock)."""
     stream: str = ""
     exporter: str = ""
+    unknown_batches: int = 0
+    """Those that were removed from the log before they were counted: what was in them is not known."""
 
     def add(self, other: StreamLedger) -> None:
         """Count another's with it."""
@@ -43,6 +45,7 @@ class StreamLedger:
         self.batches += other.batches
         self.stored += other.stored
         self.missing_batches += other.missing_batches
+        self.unknown_batches += other.unknown_batches
         self.updated_us = max(self.updated_us, other.updated_us)
 
     def differences(self) -> dict[str, int]:
@@ -68,6 +71,7 @@ class StreamLedger:
             "stored": self.stored,
             "batches": self.batches,
             "missing_batches": self.missing_batches,
+            "unknown_batches": self.unknown_batches,
             "updated_us": self.updated_us,
             "differences": self.differences(),
         }
@@ -88,6 +92,7 @@ class StreamLedger:
                 int(fields["updated_us"]),
                 str(fields["stream"]),
                 str(fields["exporter"]),
+                int(fields.get("unknown_batches", 0)),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SapflowError(f"this is no ledger: {error!r}") from None
@@ -100,6 +105,14 @@ class Backlog:
     position: int
     batches: int
     records: int
+    uncertain: int = 0
+    """So many records more may be left, where the log cannot count them in time."""
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Backlog:
+        """From its fields, of which an older log does not tell the last."""
+        position, batches, records = (int(fields[name]) for name in ("position", "batches", "records"))
+        return cls(position, batches, records, int(fields.get("uncertain", 0)))
 
 
 @define
@@ -117,17 +130,27 @@ class OrgLedger:
     """Behind the position that was asked for."""
     rows: list[StreamLedger] = field(factory=list)
     """The streams that are not folded into the sum yet, when they were asked for."""
+    groups: dict[str, Backlog] = field(factory=dict)
+    """Behind the position of each consumer group …"""
+    untold_groups: int = 0
+    """… but for so many, whose backlog could not be counted in time."""
+    behind: int = 0
+    """Positions at the log's end that are not counted yet; all figures are of what comes before."""
+    uncertain: int = 0
+    """Records that are kept or removed, where the log cannot count them in time."""
+    begun: str = ""
+    """Why it does not begin with the log's first entry, or missed some; empty when it does and did not."""
 
     def differences(self) -> dict[str, int]:
         """As a stream's; and whether what was stored is in the log, or was removed from it."""
         found = self.total.differences()
-        if self.total.stored != self.kept + self.removed:
-            found["kept"] = self.total.stored - self.kept - self.removed
+        if self.total.stored != self.kept + self.removed + self.uncertain:
+            found["kept"] = self.total.stored - self.kept - self.removed - self.uncertain
         return found
 
     @property
     def closes(self) -> bool:
-        """Whether every equation holds, to the record."""
+        """Whether every equation holds, to the record, for all that is counted."""
         return not self.differences()
 
     def as_json(self) -> dict[str, Any]:
@@ -137,6 +160,9 @@ class OrgLedger:
         figures: dict[str, Any] = {"streams": self.streams, "kept": self.kept, "removed": self.removed}
         if self.backlog is not None:
             figures["backlog"] = asdict(self.backlog)
+        figures["groups"] = {name: asdict(group) for name, group in self.groups.items()}
+        figures |= {"untold_groups": self.untold_groups, "behind": self.behind, "uncertain": self.uncertain}
+        figures["begun"] = self.begun
         return {"org": self.org, **total, **figures, "differences": self.differences(), "closes": self.closes}
 
     @classmethod
@@ -145,8 +171,11 @@ class OrgLedger:
         total = StreamLedger.from_json({**fields, "stream": "", "exporter": ""})
         try:
             streams, kept, removed = (int(fields[name]) for name in ("streams", "kept", "removed"))
-            backlog = fields.get("backlog")
-            behind = Backlog(*(int(backlog[name]) for name in ("position", "batches", "records"))) if backlog else None
-            return cls(str(fields["org"]), total, streams, kept, removed, behind)
-        except (KeyError, TypeError, ValueError) as error:
+            backlog = Backlog.of(fields["backlog"]) if fields.get("backlog") else None
+            groups = {str(name): Backlog.of(group) for name, group in fields.get("groups", {}).items()}
+            untold, behind, uncertain = (int(fields.get(name, 0)) for name in ("untold_groups", "behind", "uncertain"))
+            begun = str(fields.get("begun", ""))
+            org = str(fields["org"])
+            return cls(org, total, streams, kept, removed, backlog, [], groups, untold, behind, uncertain, begun)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SapflowError(f"this is no ledger: {error!r}") from None

@@ -19,7 +19,9 @@ from tools.peers import kafka, zookeeper
 from tools.peers.server import HOST, Server, free_ports
 
 from sapflow.client import consume, list_groups, subscribe
+from sapflow.client.ledger import ledger as tell_ledger
 from sapflow.errors import Unreachable
+from sapflow.ledger import OrgLedger
 from tests.interop.throttle import Throttle
 from tests.peers import needs
 
@@ -57,7 +59,7 @@ def brokers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Brokers]:
 def a_configuration(path: Path, kafka_port: int, *, fleet: str = "", phloem: str = "") -> Path:
     path.write_text(
         f'phloems = 2\n[fleet]\n{fleet}\n[phloem]\nengine = "kafka"\nkafka = "{HOST}:{kafka_port}"\n'
-        f"kafka_commit_timeout_s = 4.0\nkafka_request_timeout_s = 2.0\n{phloem}\n"
+        f"kafka_commit_timeout_s = 4.0\nkafka_request_timeout_s = 2.0\nkafka_ledger_interval_s = 0.5\n{phloem}\n"
     )
     return path
 
@@ -191,6 +193,7 @@ def test_two_nodes_divide_the_orgs_and_one_that_is_killed_or_stopped_loses_and_d
         status = fleet.status()
     scenario.check()
     assert min(status[name]["counts"]["commit"]["stored"] for name in ("phloem-1", "phloem-2")) > 20
+    assert sum(status[name]["counts"]["engine"]["ledger_checkpoints"] for name in ("phloem-1", "phloem-2")) > 5
 
 
 def test_a_node_that_is_drained_hands_its_orgs_over_and_a_rolling_restart_loses_and_doubles_nothing(
@@ -289,6 +292,7 @@ def test_a_group_is_read_on_at_another_node_when_one_is_killed_and_nothing_is_lo
     config = a_configuration(tmp_path / "fleet.toml", brokers.server.port, fleet=f'name = "{fleet_name}"')
     readers = [GroupReader("acme"), GroupReader("acme")]
     figures = []
+    ledgers: list[OrgLedger] = []
     with running(tmp_path / "fleet", collectors=1, config=config) as fleet:
 
         async def faults(scenario: Scenario) -> None:
@@ -315,6 +319,7 @@ def test_a_group_is_read_on_at_another_node_when_one_is_killed_and_nothing_is_lo
                     # Both nodes say the same, and that all was committed which was read before.
                     for door in fleet.consume:
                         figures.append((await list_groups(f"link://{door}", "acme", token, timeout_s=20.0))[0])
+                        ledgers.append(await tell_ledger(f"link://{door}", "acme", token))
                 reading.cancel_scope.cancel()
 
         def has(stored: dict[bytes, int]) -> bool:
@@ -337,3 +342,8 @@ def test_a_group_is_read_on_at_another_node_when_one_is_killed_and_nothing_is_lo
     # What was given to both was given to the first and not committed when its node was killed or stopped.
     assert len(both) < len(set(readers[0].given) | set(readers[1].given)) / 2, len(both)
     assert {one.generation for one in figures} == {figures[0].generation}
+    for told, group in zip(ledgers, figures, strict=True):
+        assert told.closes, told.differences()
+        assert told.groups["billing"].position >= group.position
+        # What was given last is committed with the next.
+        assert told.groups["billing"].batches < told.total.batches / 2

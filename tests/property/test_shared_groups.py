@@ -116,7 +116,11 @@ def test_who_begins_with_a_snapshot_comes_to_the_same(
     shift = len(parts)
     stands = [(at, record) for at, record in topic[:cut]]
     stands += [(written + 1 + index, part) for index, part in enumerate(parts)]  # type: ignore[misc]
-    stands += [(at + shift, record) for at, record in topic[cut:]]
+    # What their nodes had heard of stands there, too.
+    stands += [
+        (at + shift, evolve(record, heard=record.heard + shift * (record.heard > written)))
+        for at, record in topic[cut:]
+    ]
     for at, record in stands:
         again = decode(encode(record))
         assert again == record

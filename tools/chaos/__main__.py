@@ -72,7 +72,8 @@ def main(
 def _on_kafka(directory: Path, phloems: int) -> Iterator[list[str]]:
     """The configuration's lines of a fleet on a broker that runs meanwhile."""
     with kafka.broker(directory / "kafka") as broker:
-        yield [f"phloems = {phloems}", "[phloem]", 'engine = "kafka"', f'kafka = "{broker.address}"']
+        lines = [f"phloems = {phloems}", "[phloem]", 'engine = "kafka"', f'kafka = "{broker.address}"']
+        yield [*lines, "kafka_ledger_interval_s = 2.0"]
 
 
 if __name__ == "__main__":

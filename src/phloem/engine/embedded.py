@@ -51,6 +51,7 @@ class EmbeddedLog:
     """One process has it, so nobody else brings news, or stores twice."""
     measures = True
     shared_groups = None
+    shared_ledger = None
 
     def __init__(self, path: Path, lock: IO[bytes], map_bytes: int) -> None:
         self.retention = Retention()

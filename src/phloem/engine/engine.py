@@ -58,6 +58,13 @@ class SharedGroups(Protocol):
         """The seats of this node that read, as last heard, and for which org's group."""
 
 
+class SharedLedger(Protocol):
+    """The ledgers of a log that several nodes share; all calls in the thread in which ledgers are asked for."""
+
+    def keep(self, orgs: Set[str]) -> Iterator[None]:
+        """Count what these orgs have stored and make it durable, in bounded steps. Raises StorageError."""
+
+
 class Engine(Protocol):
     """One node's access to the log of all orgs."""
 
@@ -76,6 +83,10 @@ class Engine(Protocol):
     @property
     def shared_groups(self) -> SharedGroups | None:
         """What consumer groups need beside it, where other nodes' members may read for them; None: there are none."""
+
+    @property
+    def shared_ledger(self) -> SharedLedger | None:
+        """What counts for the ledger afterwards; None where that is done as entries are stored."""
 
     def counts(self) -> dict[str, int]:
         """What it has done beside storing; never goes down."""
@@ -140,17 +151,11 @@ class Engine(Protocol):
     def orgs_with_groups(self) -> list[str]:
         """The orgs that have consumer groups. Raises StorageError."""
 
-    def ledger(self, org: str, *, most_rows: int = 0) -> OrgLedger | None:
-        """What became of an org's records, with so many rows of streams; None when this log keeps none.
+    def ledger(self, org: str, *, most_rows: int = 0) -> OrgLedger:
+        """What became of an org's records, with so many rows of streams. Raises StorageError."""
 
-        Raises StorageError.
-        """
-
-    def backlog(self, org: str, position: int) -> Backlog | None:
-        """What is kept behind a position, left to read for who has read up to it; None when this log cannot say.
-
-        Raises StorageError.
-        """
+    def backlog(self, org: str, position: int) -> Backlog:
+        """What is kept behind a position, left to read for who has read up to it. Raises StorageError."""
 
     def holds(self, org: str) -> bool:
         """Whether this log is known to have anything of an org."""

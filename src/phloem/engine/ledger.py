@@ -46,23 +46,24 @@ class Row:
         self._figures = list(ROW.unpack_from(value)) if value is not None else [0] * (4 + len(FIGURES))
         self._text = value[ROW.size :] if value is not None else b""
 
-    def count(self, entry: LogEntry, *, first: bool) -> None:
-        """A batch of the stream is stored: `first` when the log has never seen the stream."""
+    def count(self, entry: LogEntry) -> bool:
+        """A batch of the stream is stored: whether it says that the stream begins with it."""
         figures, records = self._figures, entry.records
         if not self._text:
             self._text = _text(entry.exporter[:MAX_EXPORTER], NOTHING)
         figures[_BATCHES] += 1
         figures[_STORED] += records
-        if not entry.account:
-            figures[_ACCOUNT] += records
-            figures[_ACCOUNT + 1] += records
-        elif self._add(_account(entry)):
-            return
-        if first:
-            figures[_MISSING] += entry.seq - 1
+        if entry.account:
+            return self._add(_account(entry))
+        figures[_ACCOUNT] += records
+        figures[_ACCOUNT + 1] += records
+        return False
+
+    def miss(self, batches: int) -> None:
+        """So many came before the batch that was counted, and are not in this log."""
+        self._figures[_MISSING] += batches
 
     def _add(self, account: Account) -> bool:
-        """Whether it says that the stream begins with it."""
         for index, value in enumerate(account.figures, _ACCOUNT):
             self._figures[index] += value
         if account.refused or account.faults:

@@ -35,6 +35,7 @@ def _kafka(mine: PhloemConfig, fleet: str, node: str) -> Engine:
             copies=mine.kafka_copies,
             retention_s=mine.retention_s,
             retention_bytes_per_org=mine.retention_bytes_per_org,
+            ledger_streams_s=mine.ledger_streams_s,
             commit_timeout_s=mine.kafka_commit_timeout_s,
             request_timeout_s=mine.kafka_request_timeout_s,
         )

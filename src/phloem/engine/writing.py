@@ -43,7 +43,9 @@ class Writer:
             self._txn.put(TELLING.pack(number, entry.stream, position), b"", db=self._tables.telling)
         ring = mark.ring if mark is not None else [0] * RING
         self._marks[key] = Mark(entry.seq, [crc, *ring[: RING - 1]])
-        self._row(key).count(entry, first=mark is None)
+        row = self._row(key)
+        if not row.count(entry) and mark is None:
+            row.miss(entry.seq - 1)
         return Outcome("stored", entry.seq, position)
 
     def _put(self, number: int, entry: LogEntry, data: bytes) -> int:

@@ -105,19 +105,43 @@ def ledger_lines(found: OrgLedger) -> list[str]:
     ]
     lines += [_line(f"+ refused: {reason}", count) for reason, count in sorted(account.refused.items())]
     lines += ["", _line("stored", total.stored), _line("= kept", found.kept), _line("+ removed", found.removed)]
+    lines += _uncertain("kept or removed", found.uncertain)
     if found.backlog is not None:
-        read = total.stored - found.backlog.records
+        read = total.stored - found.backlog.records - found.backlog.uncertain
         lines += ["", _line("stored", total.stored), _line(f"= read, to {found.backlog.position:,}", read)]
-        lines += [_line("+ backlog", found.backlog.records)]
+        lines += [_line("+ backlog", found.backlog.records), *_uncertain("read or not", found.backlog.uncertain)]
+    for name, group in sorted(found.groups.items()):
+        lines += ["", _line("stored", total.stored)]
+        lines += [_line(f"= read by {name}", total.stored - group.records - group.uncertain)]
+        lines += [_line("+ backlog", group.records), *_uncertain("read or not", group.uncertain)]
     if account.faults:
         lines += ["", "messages and sets that could not be read"]
         lines += [_line(reason, count) for reason, count in sorted(account.faults.items())]
     if found.rows:
         lines += ["", f"{'exporter':<24}{'exported':>14}{'received':>14}{'lost':>12}{'refused':>12}{'stored':>14}"]
         lines += [_row(row) for row in found.rows]
+    lines += ["", *_not_known(found)]
     differences = found.differences()
-    lines += ["", "it closes" if not differences else "it does not close:"]
+    lines += ["it closes" if not differences else "it does not close:"]
     return lines + [f"  {value:,} {MEANINGS[name]}" for name, value in differences.items()]
+
+
+def _uncertain(what: str, records: int) -> list[str]:
+    return [_line(f"+ {what}, not known", records)] if records else []
+
+
+def _not_known(found: OrgLedger) -> list[str]:
+    """What the figures leave out."""
+    lines = []
+    if found.begun:
+        lines.append(f"not all of the log: {found.begun}")
+    if found.total.unknown_batches:
+        lines.append(f"{found.total.unknown_batches:,} batches were gone before they were counted")
+    if found.behind:
+        lines.append(f"{found.behind:,} positions at the log's end are not counted yet")
+    if found.untold_groups:
+        lines.append(f"{found.untold_groups:,} groups' backlogs could not be counted in time")
+    return lines
 
 
 def _line(what: str, records: int, packets: int | None = None) -> str:

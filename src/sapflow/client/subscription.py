@@ -24,7 +24,7 @@ from sapflow.client.missing import Corrupt, Gap
 from sapflow.entry import CorruptEntry, decode_entry
 from sapflow.errors import LinkError, Refused, Unreachable
 from sapflow.flows.columns.batches import FlowBatch, decode
-from sapflow.link import BatchReceived, Close, Closed, Connection, CreditWanted, Event, Noticed, Opened
+from sapflow.link import BatchReceived, Close, Closed, Connection, CreditWanted, Event, Noticed, Opened, Ponged
 
 ENTRY = struct.Struct("!QI")
 PING_INTERVAL_S = 10.0
@@ -140,7 +140,7 @@ class Subscription:
             await self._receive()
             return
         match self._events.popleft():
-            case Opened():
+            case Opened() | Ponged():
                 pass
             case Noticed({"kind": "standby"}):
                 self._standby = True

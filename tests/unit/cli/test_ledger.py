@@ -38,3 +38,21 @@ def test_a_ledger_comes_back_from_json() -> None:
 def test_options_of_the_ledger_are_refused_without_it() -> None:
     result = run("status", "--streams")
     assert (result.exit_code, "belong to --ledger" in result.stderr) == (2, True)
+
+
+def test_what_each_group_has_read_and_what_the_log_cannot_say_is_shown() -> None:
+    row = StreamLedger(ACCOUNT, 3, 85, unknown_batches=4)
+    groups = {"billing": Backlog(2, 1, 30), "late": Backlog(1, 1, 40, uncertain=5)}
+    ledger = OrgLedger("acme", row, 1, 70, 5, groups=groups, behind=7, uncertain=10, begun="the log was cut")
+    assert OrgLedger.from_json(ledger.as_json()) == ledger
+    lines = ledger_lines(ledger)
+    figures = [" ".join(line.split()) for line in lines]
+    assert figures[figures.index("= read by billing 55") + 1] == "+ backlog 30"
+    assert figures[figures.index("= read by late 40") + 2] == "+ read or not, not known 5"
+    assert "+ kept or removed, not known 10" in figures
+    assert lines[-4:] == [
+        "not all of the log: the log was cut",
+        "4 batches were gone before they were counted",
+        "7 positions at the log's end are not counted yet",
+        "it closes",
+    ]

@@ -10,9 +10,10 @@ import pytest
 import trio
 
 from phloem.engine.kafka import group_log
-from sapflow.client import Extent, Member, consume, list_groups, reset_group
+from sapflow.client import Extent, Member, consume, list_groups, reset_group, subscription
 from sapflow.client.groups import remove_group
 from sapflow.errors import Fenced, Refused
+from sapflow.link import Ponged
 from tests.unit.client.doors import Door, a_door
 from tests.unit.phloem.fake_kafka import FakeKafka
 
@@ -59,6 +60,38 @@ def test_a_member_at_another_node_stands_by_and_goes_on_where_the_first_had_come
         for door in (one, two):
             (figures,) = await list_groups(door.url, "acme", "a-token")
             assert (figures.position, figures.last, figures.lag) == (10, 10, Extent(0, None, None, None))
+
+    with_two_doors(tmp_path, work)
+
+
+def test_a_member_that_stands_by_for_long_is_answered_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscription, "PING_INTERVAL_S", 0.02)
+    answered = 0
+    take = subscription.Subscription._await_start
+
+    async def counted(self: subscription.Subscription) -> None:
+        nonlocal answered
+        answered += bool(self._events) and isinstance(self._events[0], Ponged)
+        await take(self)
+
+    monkeypatch.setattr(subscription.Subscription, "_await_start", counted)
+
+    async def work(one: Door, two: Door) -> None:
+        async with trio.open_nursery() as nursery:
+            given: list[int] = []
+
+            async def stand_by() -> None:
+                async with a_member(two) as member:
+                    given.extend(await some(member, 1))
+
+            async with a_member(one) as member:
+                assert await some(member, 1) == [1]
+                nursery.start_soon(stand_by)
+                while answered < 3:
+                    await trio.sleep(0.02)
+        assert given == [2]
 
     with_two_doors(tmp_path, work)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
 from attrs import define, field
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition, Uuid
 
 from phloem.engine.kafka.clients import Clients, Properties, Report
 
@@ -19,6 +20,7 @@ class FakeMessage:
     name: bytes | None = None
     body: bytes | None = None
     fault: KafkaError | None = None
+    stored_ms: int = 0
 
     def offset(self) -> int:
         return self.at
@@ -35,6 +37,12 @@ class FakeMessage:
     def error(self) -> KafkaError | None:
         return self.fault
 
+    def timestamp(self) -> tuple[int, int]:
+        return 2, self.stored_ms
+
+
+_numbers = itertools.count(1)
+
 
 @define
 class FakeTopic:
@@ -42,6 +50,8 @@ class FakeTopic:
     config: dict[str, str] = field(factory=lambda: {"max.message.bytes": "1048588"})
     low: dict[int, int] = field(factory=dict)
     copies: int = 1
+    number: int = field(factory=lambda: next(_numbers))
+    """No other topic's."""
 
 
 def failure(code: int, reason: str = "as told") -> KafkaException:
@@ -236,6 +246,14 @@ class FakeAdmin:
         (entry,) = resource.incremental_configs
         config = self.kafka.topics[resource.name].config
         return {resource.name: self._done("alter", lambda: config.update({entry.name: entry.value}))}
+
+    def describe_topics(self, asked: TopicCollection, request_timeout: float) -> dict[str, Future[Any]]:
+        def one(topic: str) -> Any:
+            if topic not in self.kafka.topics:
+                raise failure(KafkaError.UNKNOWN_TOPIC_OR_PART)
+            return type("Description", (), {"topic_id": Uuid(1, self.kafka.topics[topic].number)})
+
+        return {topic: self._done("describe", lambda topic=topic: one(topic)) for topic in asked.topic_names}
 
     def list_offsets(
         self, asked: dict[TopicPartition, Any], request_timeout: float

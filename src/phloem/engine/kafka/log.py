@@ -16,6 +16,7 @@ from phloem.engine.engine import Outcome, Stretch
 from phloem.engine.groups import Declined, Group, SharedChange
 from phloem.engine.kafka.clients import REAL, Clients, Trouble
 from phloem.engine.kafka.group_log import GroupLog
+from phloem.engine.kafka.ledger_log import LedgerLog
 from phloem.engine.kafka.marks import Key, Mark, Marks
 from phloem.engine.kafka.names import Place
 from phloem.engine.kafka.producing import Draft, Producing
@@ -68,6 +69,7 @@ class KafkaLog:
         self._readers = Readers(settings, clients, self._trouble)
         self._marks = Marks()
         self._groups = GroupLog(settings, clients, self._trouble, self._topics, self._tails)
+        self._ledgers = LedgerLog(settings, clients, self._trouble, self._topics, self._readers)
         self._to_forget: deque[str] = deque()
         self._seen_ends: dict[Place, int] = {}
         self._seen_orgs: set[str] = set()
@@ -80,7 +82,8 @@ class KafkaLog:
     def counts(self) -> dict[str, int]:
         """See `Engine`."""
         groups = {f"groups_{name}": value for name, value in asdict(self._groups.counts).items()}
-        return {**asdict(self.learning), **asdict(self._readers.counts), **groups}
+        ledgers = {f"ledger_{name}": value for name, value in asdict(self._ledgers.counts).items()}
+        return {**asdict(self.learning), **asdict(self._readers.counts), **groups, **ledgers}
 
     def reopen(self) -> None:
         """See `Engine`."""
@@ -92,11 +95,13 @@ class KafkaLog:
         """See `Engine`."""
         self._producing.interrupt()
         self._groups.interrupt()
+        self._ledgers.interrupt()
 
     def close(self) -> None:
         """See `Engine`."""
         self.is_open = False
         self._producing.throw_away()
+        self._ledgers.close()
         self._readers.close()
         self._groups.close()
 
@@ -278,13 +283,18 @@ class KafkaLog:
 
     # --- the ledger ---------------------------------------------------------------------------------------------
 
-    def ledger(self, org: str, *, most_rows: int = 0) -> OrgLedger | None:
-        """None: no ledger is kept here."""
-        return None
+    @property
+    def shared_ledger(self) -> LedgerLog:
+        """See `Engine`."""
+        return self._ledgers
 
-    def backlog(self, org: str, position: int) -> Backlog | None:
-        """None: an org's entries are not counted apart from those of the others in its partition."""
-        return None
+    def ledger(self, org: str, *, most_rows: int = 0) -> OrgLedger:
+        """See `Engine`."""
+        return self._ledgers.ledger(org, most_rows)
+
+    def backlog(self, org: str, position: int) -> Backlog:
+        """See `Engine`."""
+        return self._ledgers.backlog(org, position)
 
     def holds(self, org: str) -> bool:
         """See `Engine`: what this node has stored of it, or its topic."""

@@ -36,6 +36,11 @@ def groups_topic_of(fleet: str) -> str:
     return _fitting(f"{_escape(fleet)}--groups")
 
 
+def ledger_topic_of(fleet: str) -> str:
+    """The topic of a fleet's ledgers."""
+    return _fitting(f"{_escape(fleet)}--ledger")
+
+
 def _fitting(name: str) -> str:
     if len(name) <= MAX_TOPIC_CHARS:
         return name

@@ -108,17 +108,9 @@ class Reader:
 
     def stretch(self, place: Place, key: bytes, after: int, *, max_bytes: int, max_entries: int) -> Stretch:
         """See `Engine.stretch`; a position is an offset and one."""
-        gap_to = None
-        if self.stands != (place, after) or after >= self._end:
-            low, self._end = self.ends(place)
-            if after > self._end:
-                raise StorageError(f"the log of {place.topic} ends at {self._end}, before position {after}: it was cut")
-            if after < low:
-                gap_to, after = (low + 1 if after else None), low
-            if after == self._end:
-                return Stretch([], after, gap_to)
-        if self.stands != (place, after):
-            self._assign(place, after)
+        after, gap_to = self._begin(place, after)
+        if after == self._end:
+            return Stretch([], after, gap_to)
         entries: list[tuple[int, bytes]] = []
         size = scanned = 0
         while after < self._end and scanned < SCAN_BYTES and size < max_bytes and len(entries) < max_entries:
@@ -139,6 +131,52 @@ class Reader:
             scanned += len(value)
         self.stands = (place, after)
         return Stretch(entries, after, gap_to)
+
+    def scan(
+        self,
+        place: Place,
+        after: int,
+        each: Callable[[Message], None],
+        begins: Callable[[int], None] = lambda position: None,
+        *,
+        max_bytes: int,
+    ) -> tuple[int, int]:
+        """Give what stands behind a position, everybody's, one by one: from where, and up to where.
+
+        It begins later than at the position asked for where retention has removed what followed that; `begins` is told
+        before anything is given.
+        """
+        after, _ = self._begin(place, after)
+        begins(after)
+        if after == self._end:
+            return after, after
+        begin, scanned = after, 0
+        while after < self._end and scanned < max_bytes:
+            message = self._next(place)
+            if message is None:
+                after = self._end
+                break
+            each(message)
+            after = message.offset() + 1
+            scanned += len(message.value() or b"")
+        self.stands = (place, after)
+        return begin, after
+
+    def _begin(self, place: Place, after: int) -> tuple[int, int | None]:
+        """Stand behind a position, or where the log begins if that is later; at the log's end nowhere.
+
+        Also the first position that is kept, where retention has removed what followed the position asked for.
+        """
+        gap_to = None
+        if self.stands != (place, after) or after >= self._end:
+            low, self._end = self.ends(place)
+            if after > self._end:
+                raise StorageError(f"the log of {place.topic} ends at {self._end}, before position {after}: it was cut")
+            if after < low:
+                gap_to, after = (low + 1 if after else None), low
+        if after < self._end and self.stands != (place, after):
+            self._assign(place, after)
+        return after, gap_to
 
     def _assign(self, place: Place, after: int) -> None:
         self.stands = self._kept = None

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import structlog
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition, Uuid
 from confluent_kafka.admin import (
     AlterConfigOpType,
     ConfigEntry,
@@ -25,8 +25,16 @@ from confluent_kafka.admin import (
 )
 
 from phloem.engine.kafka.clients import Clients, Trouble
-from phloem.engine.kafka.names import Place, groups_topic_of, is_topic_of_an_org, partition_of, topic_of
+from phloem.engine.kafka.names import (
+    Place,
+    groups_topic_of,
+    is_topic_of_an_org,
+    ledger_topic_of,
+    partition_of,
+    topic_of,
+)
 from phloem.engine.kafka.settings import MAX_ENTRY_BYTES, KafkaSettings
+from phloem.engine.kafka.topic_configs import groups_config, ledger_config, log_config
 from sapflow.errors import StorageError
 
 log = structlog.get_logger()
@@ -43,11 +51,8 @@ OTHER_LEADER = frozenset(
 
 CLOSED_BYTES = 1
 """The max.message.bytes of a topic that takes nothing any more."""
-SEGMENTS = 8
-"""A retention is divided into so many segments, the last of which is kept whole."""
-LEAST_SEGMENT_MS = 60_000
-GROUPS_SEGMENT_BYTES = 16 << 20
-"""Of the groups' topic: what was forgotten of it goes in such pieces."""
+NO_ID = str(Uuid(0, 0))
+"""What librdkafka has as a topic's identity where the brokers told none."""
 LOOK_AGAIN_S = 0.05
 """Between two looks at a topic that a broker does not know yet."""
 
@@ -113,7 +118,42 @@ class Topics:
             return
         self._look("consumer groups cannot be kept")
         if topic not in self._known:
-            self._make([topic], 1, self._groups_config)
+            self._make([topic], 1, groups_config)
+
+    def prepare_ledger(self) -> int:
+        """Make the topic of ledgers if it is not there: how many partitions it has. Raises StorageError."""
+        topic = ledger_topic_of(self._settings.fleet)
+        if topic not in self._known:
+            self._look("the ledger cannot be kept")
+            if topic not in self._known:
+                self._make([topic], self._settings.partitions, ledger_config)
+                self._await_leaders({Place(topic, number) for number in range(self._partitions(topic))})
+        try:
+            return self._partitions(topic)
+        except StorageError:
+            self._known.discard(topic)  # it may have been deleted
+            raise
+
+    def identities(self, topics: Set[str]) -> Mapping[str, str]:
+        """What tells each topic from one of the same name that was there before; of those that are there.
+
+        Empty where the brokers are too old to say. Raises StorageError.
+        """
+        if not topics:
+            return {}
+        asked = TopicCollection(sorted(topics))
+        futures = self._admin.describe_topics(asked, request_timeout=self._settings.request_timeout_s)
+        found = {}
+        for topic, future in futures.items():
+            with self._trouble.told(f"topic {topic} cannot be looked at"):
+                try:
+                    told = self._result(future, topic).topic_id
+                except KafkaException as error:
+                    if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                        raise
+                    continue
+            found[topic] = "" if told is None or str(told) == NO_ID else str(told)
+        return found
 
     def forget_before(self, place: Place, offset: int) -> None:
         """Have Kafka delete what stands before an offset. Raises StorageError."""
@@ -177,6 +217,13 @@ class Topics:
                 f"until its max.message.bytes is at least {MAX_ENTRY_BYTES}"
             )
 
+    def _await_leaders(self, places: Set[Place]) -> None:
+        """Wait, but not for long, until partitions that were made a moment ago answer. Raises StorageError."""
+        deadline = time.monotonic() + self._settings.request_timeout_s
+        while self._asked(places, OffsetSpec.latest())[1] and time.monotonic() < deadline:
+            time.sleep(LOOK_AGAIN_S)
+            self._listed()
+
     def _partitions(self, topic: str) -> int:
         """Of a topic that is there, though the broker asked may hear of it only in a moment. Raises StorageError."""
         deadline = time.monotonic() + self._settings.request_timeout_s
@@ -195,7 +242,7 @@ class Topics:
         """Make topics; those that were there already. Raises StorageError."""
         there = []
         copies = min(self._settings.copies, self._brokers)
-        own = (config or self._config)(copies)
+        own = config(copies) if config is not None else log_config(self._settings, copies)
         new = [NewTopic(topic, partitions, copies, config=own) for topic in topics]
         futures = self._admin.create_topics(new, request_timeout=self._settings.request_timeout_s)
         for topic, future in futures.items():
@@ -209,33 +256,6 @@ class Topics:
                     there.append(topic)
             self._known.add(topic)
         return there
-
-    def _config(self, copies: int) -> dict[str, str]:
-        settings = self._settings
-        retention_ms = int(settings.retention_s * 1000)
-        config = {
-            **self._safe(copies),
-            "retention.ms": str(retention_ms),
-            "segment.ms": str(max(LEAST_SEGMENT_MS, retention_ms // SEGMENTS)),
-            # By the broker's clock: an intake's, which may be wrong, would have entries refused, or kept for ever.
-            "message.timestamp.type": "LogAppendTime",
-        }
-        if settings.topic_per_org:
-            config["retention.bytes"] = str(settings.retention_bytes_per_org)
-        return config
-
-    def _groups_config(self, copies: int) -> dict[str, str]:
-        # Shortened by whoever writes a snapshot, and by nothing else.
-        kept = {"retention.ms": "-1", "retention.bytes": "-1", "segment.bytes": str(GROUPS_SEGMENT_BYTES)}
-        return {**self._safe(copies), **kept}
-
-    def _safe(self, copies: int) -> dict[str, str]:
-        return {
-            "max.message.bytes": str(MAX_ENTRY_BYTES),
-            "min.insync.replicas": str(max(1, copies - 1)),
-            "unclean.leader.election.enable": "false",
-            "cleanup.policy": "delete",
-        }
 
     def _listed(self) -> list[str]:
         with self._trouble.told("topics cannot be listed"):
