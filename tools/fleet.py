@@ -17,7 +17,7 @@ from sapflow.cli.fleet_file import read_fleet, read_status
 from sapflow.errors import SapflowError
 from sapflow.orgs import OrgTable
 
-READY_TIMEOUT_S = 60
+READY_TIMEOUT_S = 90
 
 
 class Fleet:

@@ -29,6 +29,7 @@ ORG_BYTES = 2_000
 LARGE_BYTES = 10 << 30
 TOPICS = (1, 1_000)
 KILLS = 5
+APART_S = 5.0
 METERS = 20
 TIMEOUT_S = 60.0
 GROUP_BYTES = 8 << 20
@@ -90,7 +91,7 @@ async def _kills(fleet: Fleet) -> list[float]:
         sending = partial(load, meters=METERS, interval_s=0.1, records=200)
         nursery.start_soon(partial(sending, fleet.doors["link"], tokens, Ledger(), stop))
         for _ in range(KILLS):
-            await trio.sleep(3.0)
+            await trio.sleep(APART_S)
             fleet.kill("phloem-1")
             began = time.perf_counter()
             with trio.fail_after(TIMEOUT_S):

@@ -109,7 +109,10 @@ class Life:
             return
         self.pid = process.pid
         try:
-            said = await self._ready(process)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._tell_if_late)
+                said = await self._ready(process)
+                nursery.cancel_scope.cancel()
             if isinstance(said, str):
                 await self._end_unready(process, said)
             else:
@@ -120,6 +123,15 @@ class Life:
         finally:
             with trio.CancelScope(shield=True):
                 await self._end(process)
+
+    async def _tell_if_late(self) -> None:
+        await trio.sleep(self._ready_timeout_s / 3)
+        log.warning(
+            "process not ready yet",
+            name=self._name,
+            pid=self.pid,
+            meaning=f"the machine is busy, or it hangs; it is killed {self._ready_timeout_s:g} s after its start",
+        )
 
     async def _end_unready(self, process: trio.Process, why: str) -> None:
         self.why = why

@@ -28,7 +28,8 @@ from sapflow.runtime.spare import Order, Spare
 
 log = structlog.get_logger()
 
-READY_TIMEOUT_S = 20.0
+READY_TIMEOUT_S = 60.0
+"""A machine that starts many things at once may take long; a process that hangs is rarer. A third of it is told."""
 STOP_TIMEOUT_S = 10.0
 STEADY_S = 2.0
 """A process that lasted so long did start: its end is no reason to wait before the next."""
