@@ -70,8 +70,9 @@ async def relay(
     async with trio.open_nursery() as nursery:
         both = nursery.cancel_scope
         into, back = rest.into, rest.back
+        # A name of its own would be made anew for each.
         nursery.start_soon(
-            one_way, client, upstream, counters, _taken, _given, pipe_bytes, both, into, rest, _keep_into
+            one_way, client, upstream, counters, _taken, _given, pipe_bytes, both, into, rest, _keep_into, name="relay"
         )
         await one_way(upstream, client, counters, _nothing, _back, pipe_bytes, both, back, rest, _keep_back)
         nursery.cancel_scope.deadline = trio.current_time() + HALF_CLOSED_S

@@ -13,7 +13,7 @@ from functools import partial
 
 import structlog
 import trio
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 
 from balancer.carry import relay
 from balancer.hints import MAX_HINT_BYTES, read_hint
@@ -77,8 +77,9 @@ class CarriedLink:
     hint: Hint
     carriage: Carriage = field(factory=Carriage)
     scope: trio.CancelScope = field(factory=trio.CancelScope)
-    answered: Carriage = field(factory=Carriage)
-    """As it was when bytes last came back."""
+    answered_in: int = 0
+    answered_back: int = 0
+    """As they were when bytes last came back."""
     seen_as: tuple[str, ...] = ()
     """The addresses that its collector may see it come from: the meter's if it believes us, else ours."""
     into: bytes = b""
@@ -90,15 +91,15 @@ class CarriedLink:
 
     def is_answered(self) -> bool:
         """Whether bytes came back since this was asked last."""
-        if self.carriage.bytes_back == self.answered.bytes_back:
+        if self.carriage.bytes_back == self.answered_back:
             return False
-        self.answered = evolve(self.carriage)
+        self.answered_in, self.answered_back = self.carriage.bytes_in, self.carriage.bytes_back
         return True
 
     @property
     def unanswered_bytes(self) -> int:
         """That went in since bytes last came back."""
-        return self.carriage.bytes_in - self.answered.bytes_in
+        return self.carriage.bytes_in - self.answered_in
 
 
 LeaveLink = Callable[[CarriedLink, trio.SocketStream, trio.SocketStream], Awaitable[bool]]
@@ -109,10 +110,15 @@ LeaveLink = Callable[[CarriedLink, trio.SocketStream, trio.SocketStream], Awaita
 class _Begun:
     """A link that was placed before it had a task."""
 
+    door: LinkDoor
     link: object
     hint: Hint
     name: str
     address: str
+
+    async def serve(self, stream: trio.SocketStream, peer: str) -> None:
+        """It has one after all."""
+        await self.door.serve(stream, peer, self)
 
 
 async def _nobody_takes(_collector: str, _stream: trio.SocketStream, _handed: Handed) -> bool:
@@ -152,6 +158,8 @@ class LinkDoor:
     """By collector, of all links that it was ever given."""
     _refusals: Seldom = field(factory=Seldom)
     _turn: trio.StrictFIFOLock = field(factory=trio.StrictFIFOLock)
+    _is_full: bool = False
+    """Whoever's turn it is finds no collector, and waits for one."""
     _decided: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot)
 
     async def at_once(self, fresh: Fresh) -> bool:
@@ -159,22 +167,26 @@ class LinkDoor:
 
         False for one that has to be waited for, or waits behind others: it is for `serve`.
         """
-        if self._turn.locked():
+        if self._is_full:
             return False
         hint = self._said(fresh.sock)
         if hint is None:
             return False
         link = object()
-        placed = self.place(link, hint, set())
+        if self._turn.locked():
+            async with self._turn:
+                placed = self.place(link, hint, set()) if not self._is_full else None
+        else:
+            placed = self.place(link, hint, set())
         if placed is None:
             return False
-        begun, is_sent = _Begun(link, hint, *placed), False
+        begun, is_sent = _Begun(self, link, hint, *placed), False
         try:
             handed = Handed("link", fresh.peer, self.name)
             is_sent = await self.offer(begun.name, fresh.sock.fileno(), handed, partial(self._settled, fresh, begun))
         finally:
             if not is_sent:
-                fresh.serve(partial(self._serve, begun=begun))
+                fresh.serve(begun.serve)
         return True
 
     def _said(self, sock: socket.socket) -> Hint | None:
@@ -187,18 +199,15 @@ class LinkDoor:
 
     def _settled(self, fresh: Fresh, begun: _Begun, is_taken: bool) -> None:
         if not is_taken:
-            fresh.serve(partial(self._serve, begun=begun))
+            fresh.serve(begun.serve)
             return
         fresh.close()
         self.counts.accepted += 1
         self.counts.handed += 1
         self.handed_off(begun.link)
 
-    async def serve(self, stream: trio.SocketStream, peer: str) -> None:
-        """One link, from its preamble until either side ends it."""
-        await self._serve(stream, peer)
-
-    async def _serve(self, stream: trio.SocketStream, peer: str, begun: _Begun | None = None) -> None:
+    async def serve(self, stream: trio.SocketStream, peer: str, begun: _Begun | None = None) -> None:
+        """One link, from its preamble until either side ends it; `begun` when it was placed already."""
         link = object() if begun is None else begun.link
         try:
             placed = await self._placed(link, stream, peer, begun)
@@ -345,9 +354,11 @@ class LinkDoor:
     async def _place_in_turn(self, link: object, hint: Hint, tried: set[str]) -> tuple[str, str]:
         """In the order that they came: while the first of them finds no collector, the others wait behind it."""
         async with self._turn:
-            while True:
-                placed = self.place(link, hint, tried)
-                if placed is not None:
-                    return placed
-                tried.clear()
-                await trio.sleep(PLACE_AGAIN_S)
+            try:
+                while (placed := self.place(link, hint, tried)) is None:
+                    self._is_full = True
+                    tried.clear()
+                    await trio.sleep(PLACE_AGAIN_S)
+            finally:
+                self._is_full = False
+        return placed

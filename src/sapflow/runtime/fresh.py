@@ -73,7 +73,7 @@ class _Accepting:
             return
         fresh.sock.setblocking(False)
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(fresh.sock))
-        self.nursery.start_soon(serve_one, stream, fresh.peer, handler, self.what, self.slots, ticket)
+        self.nursery.start_soon(serve_one, stream, fresh.peer, handler, self.what, self.slots, ticket, name=self.what)
         self._fewer.unpark_all()
 
     def close(self, fresh: Fresh) -> None:

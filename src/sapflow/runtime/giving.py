@@ -27,8 +27,8 @@ log = structlog.get_logger()
 
 MAX_WAITING = 64
 """Sockets given to one taker that it has not answered yet; more wait for their turn."""
-TURN_S = 0.05
-"""So long whoever accepts for all waits until fewer are on their way."""
+TURN_S = 0.5
+"""So long whoever accepts for all waits until fewer are on their way: a taker may be busy with a herd."""
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MOST_S = 2.0
 STEADY_S = 5.0

@@ -129,7 +129,7 @@ async def serve(
                     await pauses.after(error)
                     continue
                 pauses.over()
-                nursery.start_soon(serve_one, stream, peer_of(stream), handler, what, slots, ticket)
+                nursery.start_soon(serve_one, stream, peer_of(stream), handler, what, slots, ticket, name=what)
         # Whoever comes now is refused, and not kept waiting for nobody; one that shares the socket accepts it.
         listener.socket.close()
 
