@@ -293,7 +293,7 @@ class MemoryFleet:
                 one.bytes_back += size
 
         try:
-            with carried.scope:
+            with trio.CancelScope() as carried.scope:
                 async with client, upstream, trio.open_nursery() as nursery:
                     for source, to, count in ((client, upstream, into), (upstream, client, back)):
                         nursery.start_soon(_pump, source, to, count, nursery.cancel_scope)

@@ -39,6 +39,8 @@ class Rest(Protocol):
     into: bytes
     """For the upstream."""
     back: bytes
+    scope: trio.CancelScope | None
+    """While it runs: by which it is stopped."""
 
 
 @define
@@ -47,6 +49,7 @@ class NoRest:
 
     into: bytes = b""
     back: bytes = b""
+    scope: trio.CancelScope | None = None
 
 
 Counters = tuple[RelayCounts, ...]
@@ -68,7 +71,7 @@ async def relay(
     one_way = carrier.get()
     rest = NoRest() if rest is None else rest
     async with trio.open_nursery() as nursery:
-        both = nursery.cancel_scope
+        both = rest.scope = nursery.cancel_scope
         into, back = rest.into, rest.back
         # A name of its own would be made anew for each.
         nursery.start_soon(

@@ -76,7 +76,8 @@ class CarriedLink:
     collector: str
     hint: Hint
     carriage: Carriage = field(factory=Carriage)
-    scope: trio.CancelScope = field(factory=trio.CancelScope)
+    scope: trio.CancelScope | None = None
+    """The relay's, once it is carried."""
     answered_in: int = 0
     answered_back: int = 0
     """As they were when bytes last came back."""
@@ -239,14 +240,13 @@ class LinkDoor:
         try:
             async with upstream:
                 while True:
-                    with carried.scope:
-                        await relay(stream, upstream, self.counts, carried.carriage, of_all, rest=carried)
-                    if carried.leave is None or not carried.scope.cancelled_caught:
+                    await relay(stream, upstream, self.counts, carried.carriage, of_all, rest=carried)
+                    if carried.leave is None or carried.scope is None or not carried.scope.cancelled_caught:
                         return
                     if await carried.leave(carried, stream, upstream):
                         self.counts.left += 1
                         return
-                    carried.leave, carried.scope = None, trio.CancelScope()
+                    carried.leave = None
                     self._decided.unpark_all()
         finally:
             self.links.pop(carried, None)
@@ -266,7 +266,8 @@ class LinkDoor:
         deciding = list(self.links)
         for link in deciding:
             link.leave = leave
-            link.scope.cancel()
+            if link.scope is not None:
+                link.scope.cancel()
         while any(link in self.links and link.leave is not None for link in deciding):
             await self._decided.park()
 
@@ -274,7 +275,8 @@ class LinkDoor:
         """Cut all links to a collector that does not work, over a while, so that they are placed anew: how many."""
         cut = [link for link in self.links if link.collector == collector]
         for link in cut:
-            link.scope.deadline = trio.current_time() + random.uniform(0, CUT_WITHIN_S)
+            if link.scope is not None:
+                link.scope.deadline = trio.current_time() + random.uniform(0, CUT_WITHIN_S)
         return len(cut)
 
     async def _hold(self, stream: trio.SocketStream) -> None:
