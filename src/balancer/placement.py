@@ -18,7 +18,8 @@ Rule 6: links are admitted to a collector at a rate that it can bear; what is ov
 Rule 7: up to `few` collectors are all compared; of more, two at random.
 Rule 8: one that is being drained takes nothing, and is not among those whose mean is compared with: what it has still
         is on its way to others.
-Rule 9: a wanted collector is taken when it is eligible and not past `start` times the mean: who lies gains nothing.
+Rule 9: a wanted collector is taken when it is eligible and not past WANTED_MOST times the mean of those that were not
+        left lately: neither a meter nor a collector that lies gains by it.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ DRAINED = "it is being drained"
 LEAST_RAMP = 0.1
 LEAST_WIDTH = 2
 SPREAD = 2.0
+LATELY_S = 60.0
+"""So long after it may be tried again, one that gave no sign of work is not believed."""
 WANTED_MOST = 1.25
 """Times the mean: a wanted collector that has more is not taken."""
 
@@ -89,7 +92,7 @@ class _Collector:
     report: Report | None = None
     reported_at: float = 0.0
     failed_until: float = 0.0
-    idle_until: float = 0.0
+    idle_until: float = float("-inf")
     """Until then it is left out, since it gave no sign of work."""
     why_idle: str = ""
     sent: float = 0.0
@@ -190,8 +193,7 @@ class Placement:
             return Refusal("; ".join(f"{name}: {why}" for name, why in sorted(reasons.items())) or "no collectors")
         loads = self.loads(now)
         rate = self.rates.predict(key if known_as is None else known_as, org)
-        mean = sum(loads.values()) / len(loads)
-        if want in eligible and loads[want] <= WANTED_MOST * mean:
+        if want in eligible and loads[want] <= WANTED_MOST * self._trusted_mean(loads, now):
             decision = Decision(want, "wanted after a move")
         else:
             decision = self._least(eligible, org, rate, loads, now)
@@ -199,6 +201,12 @@ class Placement:
         if is_link:
             self._collectors[decision.collector].tokens -= 1.0
         return decision
+
+    def _trusted_mean(self, loads: dict[str, float], now: float) -> float:
+        """Without those that were left lately: by what such a one says of itself nobody is kept on it who is to go."""
+        trusted = [loads[name] for name, its in self._collectors.items() if now >= its.idle_until + LATELY_S]
+        trusted = trusted or list(loads.values())
+        return sum(trusted) / len(trusted)
 
     def loads(self, now: float) -> dict[str, float]:
         """bytes/s of each collector: reported, or average when unknown, plus what is reserved."""
