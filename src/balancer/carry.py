@@ -142,14 +142,7 @@ async def splice_one_way(
             if is_small and spliced >= BULK_BYTES:
                 is_small = False
                 _widen(in_end, pipe_bytes)
-            left = spliced
-            while left:
-                gone = _splice(out_end, to_fd, left)
-                if gone is None:
-                    await trio.lowlevel.wait_writable(to_fd)
-                else:
-                    wrote(counters, gone)
-                    left -= gone
+            await _empty(out_end, to_fd, counters, spliced, wrote)
             await trio.lowlevel.checkpoint()
         await destination.send_eof()
     except (trio.BrokenResourceError, trio.ClosedResourceError):
