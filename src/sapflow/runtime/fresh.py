@@ -13,7 +13,7 @@ import trio
 from attrs import define, field
 
 from sapflow.runtime.addresses import join_address
-from sapflow.runtime.serve import Handler, Pauses, cancel_when, serve_one
+from sapflow.runtime.serve import AcceptErrors, Handler, cancel_when, serve_one
 
 MOST_AT_ONCE = 32
 """Connections accepted between two passes of the scheduler."""
@@ -122,19 +122,19 @@ async def serve_fresh(
 
 
 async def _accept(listener: socket.socket, accepting: _Accepting, handler: Handler, at_once: AtOnce) -> None:
-    pauses = Pauses(accepting.what)
+    errors = AcceptErrors(accepting.what)
     while True:
         await trio.lowlevel.wait_readable(listener)
         try:
             for _ in range(MOST_AT_ONCE):
                 fresh = await accepting.accept(listener)
-                pauses.over()
+                errors.over()
                 if not await _is_done(fresh, handler, at_once):
                     fresh.serve(handler)
         except BlockingIOError:
             continue
         except OSError as error:
-            await pauses.after(error)
+            await errors.after(error)
 
 
 async def _is_done(fresh: Fresh, handler: Handler, at_once: AtOnce) -> bool:

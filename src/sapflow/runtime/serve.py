@@ -26,7 +26,7 @@ a second."""
 
 
 @define
-class Pauses:
+class AcceptErrors:
     """What an accept loop does about errors: it never ends of one, and waits a moment where nothing else helps."""
 
     what: str
@@ -114,7 +114,7 @@ async def serve(
     when the last connection has ended.
     """
     slots = slots or trio.CapacityLimiter(max_connections)
-    pauses = Pauses(what)
+    errors = AcceptErrors(what)
     async with trio.open_nursery() as nursery:
         with trio.CancelScope() as accepting:
             if until is not None:
@@ -126,9 +126,9 @@ async def serve(
                     stream = await listener.accept()
                 except OSError as error:
                     slots.release_on_behalf_of(ticket)
-                    await pauses.after(error)
+                    await errors.after(error)
                     continue
-                pauses.over()
+                errors.over()
                 nursery.start_soon(serve_one, stream, peer_of(stream), handler, what, slots, ticket, name=what)
         # Whoever comes now is refused, and not kept waiting for nobody; one that shares the socket accepts it.
         listener.socket.close()

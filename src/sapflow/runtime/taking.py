@@ -20,7 +20,7 @@ from attrs import define, field
 from sapflow.errors import ConfigurationError, LinkError
 from sapflow.link.frames import Close
 from sapflow.runtime.handoff import MAX_MESSAGE_BYTES, REFUSED, TAKEN, Door, Handed, is_mine, short_path
-from sapflow.runtime.serve import Handler, Pauses, serve_one
+from sapflow.runtime.serve import AcceptErrors, Handler, serve_one
 
 log = structlog.get_logger()
 
@@ -100,7 +100,7 @@ class Taking:
 
     async def run(self, listener: socket.socket, path: Path) -> None:
         """Until cancelled; closes the listener, and removes its path."""
-        pauses = Pauses("hand-off")
+        errors = AcceptErrors("hand-off")
         try:
             async with trio.open_nursery() as nursery:
                 while True:
@@ -110,9 +110,9 @@ class Taking:
                     except BlockingIOError:
                         continue
                     except OSError as error:
-                        await pauses.after(error)
+                        await errors.after(error)
                         continue
-                    pauses.over()
+                    errors.over()
                     self._admit(giver, nursery)
         finally:
             _unlisten(listener, path)
