@@ -171,7 +171,10 @@ class Giving:
         close its own descriptor, without a word to the other end. Who is cancelled in here has sent nothing.
         """
         channel = self._channels.get(taker)
-        if channel is None or channel.ended or not await _has_turn(channel.turns, turn_s):
+        if channel is None or channel.ended:
+            return False
+        if not await _has_turn(channel.turns, turn_s):
+            self.counts.unanswered += 1
             return False
 
         def counted(answer: bytes) -> None:
@@ -186,6 +189,7 @@ class Giving:
         if channel.offer(descriptor, handed, trio.current_time() + self._timeout_s, counted):
             return True
         channel.turns.release()
+        self.counts.unanswered += 1
         return False
 
     async def give(self, taker: str, stream: trio.SocketStream, handed: Handed) -> bool:

@@ -251,6 +251,7 @@ async def test_an_offer_waits_a_moment_for_its_turn_and_no_longer(tmp_path: Path
             with trio.fail_after(10):
                 assert not await giving.offer("c1", stream.socket.fileno(), HANDED, heard.append)
             assert not heard
+            assert giving.counts.unanswered == 1
             taker, _ = listener.accept()
             with taker:
                 taker.send(TAKEN)
