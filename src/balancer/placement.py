@@ -42,7 +42,7 @@ DRAINED = "it is being drained"
 LEAST_RAMP = 0.1
 LEAST_WIDTH = 2
 SPREAD = 2.0
-LATELY_S = 60.0
+DISTRUSTED_S = 60.0
 """So long after it may be tried again, one that gave no sign of work is not believed."""
 WANTED_MOST = 1.25
 """Times the mean: a wanted collector that has more is not taken."""
@@ -204,7 +204,7 @@ class Placement:
 
     def _trusted_mean(self, loads: dict[str, float], now: float) -> float:
         """Without those that were left lately: by what such a one says of itself nobody is kept on it who is to go."""
-        trusted = [loads[name] for name, its in self._collectors.items() if now >= its.idle_until + LATELY_S]
+        trusted = [loads[name] for name, its in self._collectors.items() if now >= its.idle_until + DISTRUSTED_S]
         trusted = trusted or list(loads.values())
         return sum(trusted) / len(trusted)
 

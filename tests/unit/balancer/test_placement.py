@@ -6,7 +6,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.placement import LATELY_S, Decision, Placement, PlacementSettings, Refusal, Report
+from balancer.placement import DISTRUSTED_S, Decision, Placement, PlacementSettings, Refusal, Report
 
 
 def a_report(rate: float = 0.0, *, lag: float = 0.0, held: int = 0) -> Report:
@@ -85,13 +85,13 @@ def test_who_leaves_a_collector_that_says_it_has_nothing_is_taken_where_it_wants
     placement = a_fleet(0.0, 9e6, 9e6)
     assert chosen(placement.place("before", "acme", 0.0, want="c1")) == "c0"
     placement.idle("c0", 10.0, "nothing acknowledged")
-    for now in (11.0, 10.0 + LATELY_S - 1.0):
+    for now in (11.0, 10.0 + DISTRUSTED_S - 1.0):
         placement.report("c0", Report(0.0, 0.0, 0, 100), now)
         placement.report("c1", Report(9e6, 0.0, 0, 100), now)
         placement.report("c2", Report(9e6, 0.0, 0, 100), now)
         assert chosen(placement.place("s", "acme", now, want="c1")) == "c1"
         assert chosen(placement.place("s", "acme", now, want="c0")) == "c0"
-    now = 10.0 + LATELY_S + 1.0
+    now = 10.0 + DISTRUSTED_S + 1.0
     for name, rate in (("c0", 0.0), ("c1", 9e6), ("c2", 9e6)):
         placement.report(name, Report(rate, 0.0, 0, 100), now)
     assert chosen(placement.place("s", "globex", now, want="c1")) == "c0"
