@@ -13,7 +13,8 @@ import trio
 from attrs import define, field
 from trio.testing import memory_stream_pair
 
-from balancer.doors import Carriage, CarriedLink, LinkDoor
+from balancer.carried_link import Carriage, CarriedLink
+from balancer.doors import LinkDoor
 from balancer.idle import IdleCollectors
 from balancer.placement import Placement, PlacementSettings
 from balancer.places import Places

@@ -15,7 +15,8 @@ import structlog
 import trio
 from attrs import define, evolve
 
-from balancer.doors import CarriedLink, LinkDoor
+from balancer.carried_link import CarriedLink
+from balancer.doors import LinkDoor
 from balancer.left_link import LeftLink
 from balancer.places import Places
 from meter.exporter_door import ExporterDoor

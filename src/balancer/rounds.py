@@ -15,7 +15,8 @@ import structlog
 import trio
 from attrs import define, field
 
-from balancer.doors import CarriedLink, LinkDoor
+from balancer.carried_link import CarriedLink
+from balancer.doors import LinkDoor
 from balancer.idle import IdleCollectors, Work
 from balancer.placement import Decision
 from balancer.places import Places

@@ -6,7 +6,8 @@ import pytest
 from attrs import define, field
 from trio.testing import MockClock
 
-from balancer.doors import Carriage, CarriedLink, LinkDoor
+from balancer.carried_link import Carriage, CarriedLink
+from balancer.doors import LinkDoor
 from balancer.idle import IdleCollectors
 from balancer.places import Places
 from balancer.rebalancing import Rebalancing, RebalancingSettings

@@ -8,7 +8,8 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.doors import CarriedLink, LinkDoor
+from balancer.carried_link import CarriedLink
+from balancer.doors import LinkDoor
 from balancer.left_link import LeftLink
 from sapflow.errors import LinkError
 from sapflow.link.frames import Hint
