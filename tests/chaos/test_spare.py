@@ -119,7 +119,7 @@ def test_a_spare_ends_when_its_supervisor_is_killed(tmp_path: Path) -> None:
         spare, up = until(lambda: spare_of(fleet)), up_of(fleet)
         os.kill(up, signal.SIGKILL)
         os.waitpid(up, 0)
-        until(lambda: not alive(spare))
+        assert until(lambda: not alive(spare))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

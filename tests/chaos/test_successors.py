@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,14 @@ async def until(holds: object) -> None:
     with trio.fail_after(60):
         while not await trio.to_thread.run_sync(holds):
             await trio.sleep(0.2)
+
+
+async def restart_while(fleet: Fleet, kill: Callable[[int], Awaitable[None]]) -> None:
+    """Restart the balancer while `kill`, which is given the process that is to go, does its work."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(kill, fleet.processes()["balancer"])
+        await trio.to_thread.run_sync(restart, fleet)
+    await until(lambda: intake(fleet).get("exporters") == EXPORTERS)
 
 
 async def under_load(fleet: Fleet, during: Any, ledger: Ledger) -> Account:
@@ -174,13 +183,7 @@ def test_a_successor_that_is_killed_before_it_took_up_the_sessions_costs_none_of
                     await trio.sleep(0.05)
             os.kill(new, signal.SIGKILL)
 
-        async def during() -> None:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(kill_the_successor, fleet.processes()["balancer"])
-                await trio.to_thread.run_sync(restart, fleet)
-            await until(lambda: intake(fleet).get("exporters") == EXPORTERS)
-
-        account = trio.run(partial(under_load, fleet, during, ledger))
+        account = trio.run(partial(under_load, fleet, partial(restart_while, fleet, kill_the_successor), ledger))
         counts = intake(fleet)
     # It may have taken some up before it stood still; none of those was lost unnoticed by its exporter.
     assert counts["resumed"] + ledger.exporters_cut >= EXPORTERS
@@ -208,13 +211,7 @@ def test_one_that_is_killed_while_it_leaves_its_sessions_doubles_nothing_and_all
             if is_there(old):
                 os.kill(old, signal.SIGKILL)
 
-        async def during() -> None:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(kill_the_old_one, fleet.processes()["balancer"])
-                await trio.to_thread.run_sync(restart, fleet)
-            await until(lambda: intake(fleet).get("exporters") == EXPORTERS)
-
-        account = trio.run(partial(under_load, fleet, during, ledger))
+        account = trio.run(partial(under_load, fleet, partial(restart_while, fleet, kill_the_old_one), ledger))
         counts = intake(fleet)
     assert counts["resumed"] + counts["sessions"] >= EXPORTERS
     assert account.clean, account
