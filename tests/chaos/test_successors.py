@@ -122,7 +122,8 @@ def test_exporters_keep_their_connections_over_restarts_and_no_record_is_lost_or
 @pytest.mark.timeout(300)
 def test_meters_whose_links_are_relayed_keep_them_too(tmp_path: Path) -> None:
     config, ledger = tmp_path / "fleet.toml", Ledger()
-    config.write_text("[collector]\nhandoff = false\n")
+    # A meter that were moved for balance would come to the door anew.
+    config.write_text("[balancer]\nrebalance_start = 1000.0\n[collector]\nhandoff = false\n")
     with running(tmp_path / "data", collectors=2, config=config) as fleet:
 
         async def during() -> None:
