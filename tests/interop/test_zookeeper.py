@@ -128,8 +128,9 @@ def watches(server: Server) -> int:
     return int(found[1])
 
 
-def assert_one_watch_a_path(server: Server, *members: Started) -> None:
-    assert watches(server) == sum(member.coordinator.watches for member in members)
+async def one_watch_a_path(server: Server, *members: Started) -> None:
+    """Wait for it: between a change and the word of it, the server has fired what a member still counts."""
+    await until(lambda: watches(server) == sum(member.coordinator.watches for member in members))
     # Members' folder, each member, claims' and pegs' folders: for those who want orgs.
     assert all(member.coordinator.watches <= 3 + len(members) for member in members)
 
@@ -147,7 +148,7 @@ async def test_members_see_each_other_their_loads_and_share_orgs_and_strangers_s
             await until(lambda: one.held | two.held == orgs)
             assert {len(one.held), len(two.held)} == {2, 3}
             await until(lambda: sum(member.coordinator.watches for member in (one, two, three)) == 5 + 5 + 4)
-            assert_one_watch_a_path(server, one, two, three)
+            await one_watch_a_path(server, one, two, three)
             with another_client(server) as stranger, pytest.raises(NoAuthError):
                 stranger.get(PATHS.member("p1"))
             with another_client(server, **operator(server)) as client:
@@ -177,7 +178,7 @@ async def test_a_server_killed_and_started_again_finds_everyone_as_before(tmp_pa
                 await trio.to_thread.run_sync(server.start)
                 await until(lambda: one.held | two.held == orgs)
             await until(lambda: one.coordinator.watches == two.coordinator.watches == 5)
-            assert_one_watch_a_path(server, one, two)
+            await one_watch_a_path(server, one, two)
             assert threading.active_count() <= threads + 1, "but for Trio's own, which idle"
             await until(lambda: one.sees() == two.sees() == {"p1", "p2"})
             nursery.cancel_scope.cancel()
@@ -204,7 +205,7 @@ async def test_an_expired_session_ends_acting_and_all_is_registered_and_claimed_
             assert member.coordinator._znodes.session != session
             assert member.sees() == {"p1"}
             assert len(member.lost) == 1
-            assert_one_watch_a_path(server, member)
+            await one_watch_a_path(server, member)
             nursery.cancel_scope.cancel()
 
 
@@ -255,6 +256,6 @@ async def test_a_connection_that_flaps_each_second_leaves_no_claim_acted_on_too_
                 await trio.sleep(0.6)
             await until(lambda: flapping.held | steady.held == orgs)
             await until(lambda: flapping.coordinator.watches == steady.coordinator.watches == 5)
-            assert_one_watch_a_path(server, flapping, steady)
+            await one_watch_a_path(server, flapping, steady)
             await until(lambda: flapping.coordinator.operations_per_change < 2)
             nursery.cancel_scope.cancel()
