@@ -88,11 +88,21 @@ class SequenceCounter:
         """The number that would come next without loss; None when it is not known."""
         return self._expected
 
-    def expect(self, number: int | None) -> None:
-        """Datagrams that followed on one another were passed by here; the next follows on with this number."""
-        if number != self._expected:
-            self._expected, self._last = number, None
+    @property
+    def last_count(self) -> int:
+        """How many units the datagram before held; 0 when there was none."""
+        return 0 if self._last is None else self._last[1]
+
+    def passed_by(self, number: int | None, count: int, *, unlike: bool) -> None:
+        """Datagrams that followed on one another were not told of here: the next follows on with this number, the last
+        of them held `count` units. `unlike` says that not all held as many, so that it is sure what numbers count."""
+        if number == self._expected:
+            return
+        if unlike:
             self._begin_learning()
+        self._expected = number
+        self.behind, self._behind_next = 0, None
+        self._last = None if number is None else ((number - count) & _MASK, count)
 
     def take(self) -> Numbers:
         """What the numbers say since this was last asked."""
@@ -133,6 +143,8 @@ class SequenceCounter:
             self._learn_kind(number, count)
             if self.counts_own:
                 number = self._beginning(number, count)
+        else:
+            self._last = None
         held = count if count is not None else at_least or 0
         gap = self._gap(number)
         if gap and self._uptime_fell(uptime_ms):

@@ -13,10 +13,11 @@ from __future__ import annotations
 from attrs import define, field
 
 from sapflow.errors import MalformedMessage
+from sapflow.flows.ipfix.domains import Domain
 from sapflow.flows.ipfix.mending import Cut
 from sapflow.flows.ipfix.messages import MessageSets, OnData
-from sapflow.flows.ipfix.sequences import Numbers, SequenceCounter
-from sapflow.flows.ipfix.session_state import DomainState, SessionState
+from sapflow.flows.ipfix.sequences import Numbers
+from sapflow.flows.ipfix.session_state import SessionState
 from sapflow.flows.ipfix.telling import tells
 from sapflow.flows.ipfix.templates import Template
 from sapflow.flows.limits import FlowLimits
@@ -60,18 +61,6 @@ class Walk:
     """Of a session that mends: the sets that cannot be read."""
 
 
-@define(slots=True)
-class _Domain:
-    """Per observation domain: what sequence number comes next (None: unknown), and this batch's beginning."""
-
-    expected: int | None = None
-    export_time: int = 0
-    first_sequence: int | None = None
-    keys: set[int] = field(factory=set)
-    """Of its templates."""
-    sequences: SequenceCounter = field(factory=SequenceCounter)
-
-
 class Session:
     """State of one transport session. Template ids mean something only within it and their domain."""
 
@@ -87,7 +76,7 @@ class Session:
         self._unread = -1
         """The last message of which nothing could be read, and how many there were in a row with it."""
         self._unread_in_a_row = 0
-        self._domains: dict[int, _Domain] = {}
+        self._domains: dict[int, Domain] = {}
         self._template_bytes = 0
         self._fixed: dict[int, int] = {}
         """Length of the records of templates whose records are all alike, and are sure to be within limits."""
@@ -104,12 +93,12 @@ class Session:
     def resumed(cls, state: SessionState, limits: FlowLimits | None = None, *, mends: bool = False) -> Session:
         """One that goes on where another was."""
         session, lists = cls(limits, mends=mends), registry().list_elements
-        for number, its in state.domains.items():
-            session._domains[number] = _Domain(its.expected, sequences=its.sequences)
+        for number, counter in state.domains.items():
+            session._domains[number] = Domain(counter)
         for key, template in state.templates.items():
             shape = template.shape
             session.templates[key] = template
-            session._domains.setdefault(key >> 16, _Domain()).keys.add(key)
+            session._domains.setdefault(key >> 16, Domain()).keys.add(key)
             session._template_bytes += template.raw_bytes
             if shape.record_bytes and not shape.sparse:
                 session._fixed[key] = shape.record_bytes
@@ -123,7 +112,7 @@ class Session:
         """What another needs to go on with it, right after a `cut`."""
         assert not self._used
         assert all(domain.first_sequence is None for domain in self._domains.values())
-        domains = {number: DomainState(its.expected, its.sequences) for number, its in self._domains.items()}
+        domains = {number: its.caught_up() for number, its in self._domains.items()}
         counts = (self.changes, self._walked, self._unread, self._unread_in_a_row)
         return SessionState(self.templates, domains, *counts)
 
@@ -147,6 +136,8 @@ class Session:
                         if domain.expected == sequence and domain.first_sequence is not None and set_length >= 4:
                             count = (set_length - 4) // record_bytes
                             domain.expected = (sequence + count) & _MASK
+                            if count != domain.records:
+                                domain.records, domain.unlike = count, True
                             records += count
                             messages += 1
                             at += length
@@ -197,8 +188,7 @@ class Session:
         """What the exporter's sequence numbers say since this was last asked, of all observation domains."""
         total = Numbers()
         for domain in self._domains.values():
-            domain.sequences.expect(domain.expected)
-            total += domain.sequences.take()
+            total += domain.caught_up().take()
         return total
 
     def _needed(self) -> dict[int, Template | None]:
@@ -236,7 +226,7 @@ class Session:
         if not known and len(self._domains) >= self._limits.max_domains:
             what = f"more than {self._limits.max_domains:,} observation domains in one session"
             raise MalformedMessage(what, offset=start, reason="domains")
-        domain = self._domains.get(domain_id) or _Domain()
+        domain = self._domains.get(domain_id) or Domain()
         keys = domain.keys if known else None
         sets = MessageSets(domain_id, self.templates, keys, self._used, self._limits, mends=self._mends)
         sets.read(data, start, stop, on_data)
@@ -253,7 +243,9 @@ class Session:
         result.cuts += sets.cuts
         if domain.first_sequence is None:
             domain.first_sequence, domain.export_time = sequence, export_time
-        _follow(domain, sequence, sets.records, sets.uncounted > 0, result)
+        lost, repeats = domain.follow(sequence, sets.records, unknown=sets.uncounted > 0)
+        result.lost_records += lost
+        result.repeats += repeats
         return stop, sets.records
 
     def _note_unread(self, start: int, reason: str, number: int) -> None:
@@ -293,7 +285,7 @@ class Session:
                 result.may_tell = result.may_tell or tells(template)
         self._used.update(sets.used)
 
-    def _apply(self, domain: _Domain, sets: MessageSets) -> None:
+    def _apply(self, domain: Domain, sets: MessageSets) -> None:
         """The message's templates count from now on."""
         templates, keys, fixed = self.templates, domain.keys, self._fixed
         for key, template in sets.changes.items():
@@ -321,20 +313,6 @@ class Session:
             self._listing.add(key)
         elif listed:
             self._listing.discard(key)
-
-
-def _follow(domain: _Domain, sequence: int, records: int, unknown: bool, result: Walk) -> None:
-    """Sequence numbers count data records (RFC 7011, 3.1); after an undecodable set the next is not known."""
-    counter = domain.sequences
-    if sequence == domain.expected and not unknown and not counter.counts_own:
-        domain.expected = (sequence + records) & _MASK
-        return
-    lost, repeats = counter.lost, counter.repeats
-    counter.expect(domain.expected)
-    counter.follow(sequence, None if unknown else records, at_least=records)
-    domain.expected = counter.expected
-    result.lost_records += counter.lost - lost
-    result.repeats += counter.repeats - repeats
 
 
 def _definitions(templates: list[Template], domain_id: int, export_time: int, sequence: int) -> list[bytes]:

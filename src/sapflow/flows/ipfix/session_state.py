@@ -23,20 +23,13 @@ _converter = cattrs.Converter()
 
 
 @frozen
-class DomainState:
-    """An observation domain: the number that comes next, and what is known of its numbers."""
-
-    expected: int | None
-    sequences: SequenceCounter
-
-
-@frozen
 class SessionState:
     """All that a session knows between two batches."""
 
     templates: Mapping[int, Template]
     """By domain << 16 | template id."""
-    domains: Mapping[int, DomainState]
+    domains: Mapping[int, SequenceCounter]
+    """By observation domain."""
     changes: int
     walked: int
     """Messages, …"""
@@ -46,7 +39,7 @@ class SessionState:
 
     def fields(self) -> dict[str, Any]:
         """All but the templates, as JSON has it."""
-        domains = {str(number): _converter.unstructure(domain) for number, domain in self.domains.items()}
+        domains = {str(number): _converter.unstructure(counter) for number, counter in self.domains.items()}
         numbers = [self.changes, self.walked, self.unread, self.unread_in_a_row]
         return {"domains": domains, "numbers": numbers}
 
@@ -61,16 +54,16 @@ class SessionState:
     @classmethod
     def read(cls, fields: Mapping[str, Any], definitions: bytes) -> SessionState:
         """From what `fields` and `definitions` gave. Raises ValueError, KeyError or TypeError when it is not."""
-        domains = {int(number): _domain(domain) for number, domain in fields["domains"].items()}
+        domains = {int(number): _counter(counter) for number, counter in fields["domains"].items()}
         changes, walked, unread, in_a_row = map(int, fields["numbers"])
         return cls(_templates(definitions), domains, changes, walked, unread, in_a_row)
 
 
-def _domain(fields: Any) -> DomainState:
+def _counter(fields: Any) -> SequenceCounter:
     try:
-        return _converter.structure(fields, DomainState)
+        return _converter.structure(fields, SequenceCounter)
     except cattrs.BaseValidationError as error:
-        raise ValueError(f"an observation domain cannot be read: {error}") from None
+        raise ValueError(f"an observation domain's numbers cannot be read: {error}") from None
 
 
 def _templates(data: bytes) -> dict[int, Template]:
