@@ -23,7 +23,7 @@ from sapflow.flows.ipfix.session_state import SessionState
 from sapflow.link import Batch, StreamId
 from sapflow.link.frames import Close
 
-VERSION = 1
+VERSION = 2
 _HEAD = struct.Struct("!II")
 
 

@@ -19,7 +19,7 @@ from sapflow.flows.ipfix.templates import Template
 
 _TEMPLATE = struct.Struct("!IHHI")
 """Domain, set id, template id, length of the shape behind it."""
-_converter = cattrs.Converter()
+_converter = cattrs.Converter(forbid_extra_keys=True)
 
 
 @frozen
