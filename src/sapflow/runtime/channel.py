@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 import trio
@@ -26,8 +26,8 @@ class ChannelCounts:
 class ByteChannel(Generic[T]):
     """`send` waits while `limit_bytes` are inside, `receive_all` takes everything that waits.
 
-    First in, first out within a lane; lanes take turns. One item larger than the limit passes when the channel is
-    empty, so nothing can be stuck for its size.
+    First in, first out within a lane; lanes take turns, those that were empty first. One item larger than the limit
+    passes when the channel is empty, so nothing can be stuck for its size.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -60,12 +60,31 @@ class ByteChannel(Generic[T]):
         while not self.try_send(item, size, lane):
             await self._room.park()
 
+    @property
+    def has_backlog(self) -> bool:
+        """Whether a lane has more than one turn's."""
+        return self._items.has_backlog
+
+    @property
+    def lone(self) -> int:
+        """How many items were all that their lane had when its turn came; never goes down."""
+        return self._items.lone
+
     async def receive_all(self, at_most_bytes: int) -> list[T]:
         """Everything that waits, up to about `at_most_bytes`, at least one item."""
         while not len(self._items):
             await self._filled.park()
+        return self._out(self._items.take, at_most_bytes)
+
+    async def receive_fresh(self, at_most_bytes: int) -> list[T]:
+        """As `receive_all`, but only of lanes that were empty: whoever has a backlog waits."""
+        while not self._items.has_fresh:
+            await self._filled.park()
+        return self._out(self._items.take_fresh, at_most_bytes)
+
+    def _out(self, take: Callable[[int], list[T]], at_most_bytes: int) -> list[T]:
         before = self.fill_bytes
-        taken = self._items.take(at_most_bytes)
+        taken = take(at_most_bytes)
         self.counts.items_out += len(taken)
         self.counts.bytes_out += before - self.fill_bytes
         self._room.unpark_all()
