@@ -14,6 +14,7 @@ import trio
 from attrs import define, frozen
 
 from phloem.engine.engine import Engine, Outcome
+from phloem.rest import Rest
 from sapflow.entry import LogEntry
 from sapflow.errors import StorageError
 from sapflow.link import Batch, Traffic
@@ -79,7 +80,13 @@ class Committer:
     """The one writer of this node's log."""
 
     def __init__(
-        self, engine: Engine, *, channel_bytes: int, commit_bytes: int, on_stored: Callable[[set[str]], None]
+        self,
+        engine: Engine,
+        *,
+        channel_bytes: int,
+        commit_bytes: int,
+        on_stored: Callable[[set[str]], None],
+        backlog_rest: float = 0.0,
     ) -> None:
         self.counts = CommitCounts()
         self.channelled = Traffic()
@@ -88,9 +95,12 @@ class Committer:
         self.stored = Traffic()
         self.channel: ByteChannel[Commit] = ByteChannel(channel_bytes)
         self.storage = ThreadKind("storage", 1)
+        self._ahead = ThreadKind("ahead", 1)
+        self._removed = trio.Event()
         self._engine = engine
         self._commit_bytes = commit_bytes
         self._on_stored = on_stored
+        self._rest = Rest(backlog_rest)
         self.sources: dict[Source, None] = {}
         """In the order that they came, and so in the same in every run of a simulation."""
 
@@ -102,10 +112,16 @@ class Committer:
 
     async def run(self) -> None:
         """Commit what comes until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._look_ahead)
+            await self._commit()
+
+    async def _commit(self) -> None:
         if not self._engine.is_open:
             await self._reopen()
         while True:
-            group = self._due(await self._draw())
+            drawn = await self._draw()
+            group, began = self._due(drawn), trio.current_time()
             if not group:
                 continue
             found = await self._append(group)
@@ -115,6 +131,19 @@ class Committer:
             else:
                 self.counts.commits += 1
                 self._tell(group, found)
+                if self._engine.removes:
+                    self._removed.set()
+                self._rest.after(began, trio.current_time(), lone=self.channel.lone, backlog=self.channel.has_backlog)
+
+    async def _look_ahead(self) -> None:
+        """While old entries are removed as new ones are stored, have the next of them read off the disk."""
+        while True:
+            await self._removed.wait()
+            self._removed = trio.Event()
+            try:
+                await self._ahead.run(self._engine.look_ahead)
+            except StorageError:
+                log.debug("nothing looked ahead", exc_info=True)
 
     def _due(self, group: list[Commit]) -> list[Commit]:
         """Those that are still to be stored here; the others are let go of."""
@@ -135,7 +164,12 @@ class Committer:
             return str(error)
 
     async def _draw(self) -> list[Commit]:
-        group = await self.channel.receive_all(self._commit_bytes)
+        group: list[Commit] = []
+        if self._rest.until > trio.current_time():
+            with trio.move_on_at(self._rest.until):
+                group = await self.channel.receive_fresh(self._commit_bytes)
+        if not group:
+            group = await self.channel.receive_all(self._commit_bytes)
         for commit in group:
             self.drawn.add(commit.batch)
         return group

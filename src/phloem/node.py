@@ -78,6 +78,7 @@ async def _run(
         engine,
         channel_bytes=mine.budget_bytes,
         commit_bytes=mine.commit_bytes,
+        backlog_rest=mine.backlog_rest,
         on_stored=lambda orgs: consumers.stored(orgs),
     )
     consumers = Consumers(

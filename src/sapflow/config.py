@@ -180,8 +180,12 @@ class PhloemConfig:
     """Of batches on their way into the log: credit is granted out of it."""
     org_share: float = 0.5
     """No org holds more than this share of the budget."""
-    commit_bytes: int = 1 << 20
-    """At most so much goes into one synced commit: more is a little faster, and others wait longer for the next."""
+    commit_bytes: int = 512 << 10
+    """At most so much goes into one synced commit: more is faster, and others wait longer for the next."""
+    backlog_rest: float = 1.0
+    """After a commit that leaves a backlog the log rests for so many times as long as that took, but for orgs without a
+    backlog, as long as there are any: less is faster for whoever sends more than the log takes, and others wait for it;
+    0: no rest."""
     max_consumers: int = 1000
     """Consumers at a time."""
     hello_timeout_s: float = 5.0
@@ -204,7 +208,7 @@ class PhloemConfig:
     retention_bytes_per_org: int = 10 << 30
     """… and the oldest of an org that holds more than this."""
     retention_interval_s: float = 10.0
-    """How often that is looked at."""
+    """How often that is looked at; what an org that stores holds too much goes as it stores."""
     ledger_streams_s: float = 86_400.0
     """A stream that was not heard of for so long has no row of its own in the ledger any more; its org's sum has it."""
     options_bytes_per_stream: int = 512 << 10

@@ -34,6 +34,7 @@ MOST: Mapping[str, float] = {
     "collector.org_share": 1,
     "phloem.org_share": 1,
     "phloem.map_bytes": 1 << 46,
+    "phloem.backlog_rest": 100,
     # A commit is one control frame of the link, in which the state is base64.
     "phloem.group_state_bytes": 40 << 10,
     # It is given to readers in one batch of the link.

@@ -22,14 +22,15 @@ from phloem.engine.groups import Declined, Group, GroupTable, SharedChange
 from phloem.engine.layout import KEY, MARK, ORG, Place, Tail
 from phloem.engine.ledger import backlog, fold, org_ledger
 from phloem.engine.options import OptionsBounds, OptionsCounts, OptionsTable
-from phloem.engine.writing import Writer, remove_oldest
+from phloem.engine.retaining import without_oldest
+from phloem.engine.writing import Writer
 from sapflow.entry import HEAD_BYTES, CorruptEntry, LogEntry, decode_entry, entry_counts, received_us
 from sapflow.errors import EngineLocked, StorageError
 from sapflow.held import HeldElsewhere, hold
 from sapflow.ledger import Backlog, OrgLedger, StreamLedger
 
-RETAIN_STEP = 50
-"""Entries removed in one transaction, between commits."""
+RETAIN_STEP = 16
+"""Entries removed in one transaction, between commits; what is old is read off the disk for that."""
 
 
 @frozen
@@ -59,6 +60,8 @@ class EmbeddedLog:
         self._options_counts = OptionsCounts()
         self.environment = Environment(path, map_bytes)
         self._lock = lock
+        self._removed: dict[int, int] = {}
+        """Entries that the last append removed, by org's number."""
 
     @classmethod
     def open(cls, path: Path, *, map_bytes: int = 64 << 30) -> EmbeddedLog:
@@ -100,11 +103,27 @@ class EmbeddedLog:
 
         Raises StorageError: then nothing of this call is to be acknowledged, and `reopen` comes before the next.
         """
-        with self.environment.writing() as txn:
+        with self.environment.writing(buffers=True) as txn:
             writer = Writer(self.environment.tables, txn)
             outcomes = [writer.append(org, entry) for org, entry in batches]
+            self._removed = writer.retain(self.retention.bytes_per_org)
             writer.finish()
         return outcomes
+
+    @property
+    def removes(self) -> bool:
+        """Whether the last append removed anything."""
+        return bool(self._removed)
+
+    def look_ahead(self) -> None:
+        """Read the heads of the oldest entries, some more than the last append removed. Raises StorageError."""
+        tables, removed = self.environment.tables, self._removed
+        with self.environment.reading(buffers=True) as txn:
+            for number, count in removed.items():
+                first = Tail.read(txn, tables, number).first
+                for position in range(first, first + 4 * count):
+                    head = txn.get(KEY.pack(number, position), b"", db=tables.entries)[:1]
+                    bytes(head)
 
     def counts(self) -> dict[str, int]:
         """What became of options data; what it stores else is counted by who has it stored."""
@@ -119,6 +138,7 @@ class EmbeddedLog:
     def upkeep(self, orgs: Set[str]) -> Iterator[int]:
         """Retention, of all that have a log: entries removed in each step. Raises StorageError.
 
+        By age; by size only what `append` left, of orgs that store nothing any more.
         The ledger's rows of silent streams are folded as well, and what exporters told, before its entries may go.
         """
         while self.fold_options():
@@ -143,10 +163,15 @@ class EmbeddedLog:
         number = self._org_number(org)
         if number is None:
             return 0
+        tables = self.environment.tables
         with self.environment.writing(buffers=True) as txn:
-            return remove_oldest(
-                txn, self.environment.tables, number, before_us=before_us, keep_bytes=keep_bytes, at_most=at_most
+            tail = Tail.read(txn, tables, number)
+            left = without_oldest(
+                txn, tables, number, tail, before_us=before_us, keep_bytes=keep_bytes, at_most=at_most
             )
+            if left != tail:
+                left.write(txn, tables, number)
+        return left.first - tail.first
 
     def fold_ledger(self, org: str, *, before_us: int, at_most: int = 1000) -> int:
         """Fold the ledger's rows of streams that were not heard of since `before_us`: how many. Raises StorageError."""

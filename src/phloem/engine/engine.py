@@ -81,6 +81,10 @@ class Engine(Protocol):
         """Whether it counts what lies before a place: else places have positions only."""
 
     @property
+    def removes(self) -> bool:
+        """Whether the last append removed old entries, and `look_ahead` is worth a call."""
+
+    @property
     def shared_groups(self) -> SharedGroups | None:
         """What consumer groups need beside it, where other nodes' members may read for them; None: there are none."""
 
@@ -95,6 +99,12 @@ class Engine(Protocol):
         """Store batches durably, in order: what became of each.
 
         Raises StorageError: then nothing of this call is to be acknowledged, and `reopen` comes before the next.
+        """
+
+    def look_ahead(self) -> None:
+        """Read what the next append will remove, so that it has not to wait for that. In any thread but the storage's.
+
+        Raises StorageError.
         """
 
     def reopen(self) -> None:

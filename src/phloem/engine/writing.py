@@ -1,4 +1,4 @@
-"""One write transaction of the embedded log: batches appended, or the oldest entries removed.
+"""One write transaction of the embedded log that batches are appended in.
 
 The rules of what is stored are here, and nowhere else: number <= mark is a duplicate, mark + 1 is stored, anything
 higher is refused; a stream that was never seen may start anywhere. Opening, syncing and reading are `embedded.py`.
@@ -12,7 +12,8 @@ from attrs import evolve
 from phloem.engine.engine import Outcome
 from phloem.engine.layout import COUNT, COUNT_EVERY, KEY, MARK, ORG, RING, TELLING, Mark, Tables, Tail, number_of
 from phloem.engine.ledger import Row, now_us
-from sapflow.entry import HEAD_BYTES, LogEntry, encode_entry, entry_counts, received_us
+from phloem.engine.retaining import kept_from, without_oldest
+from sapflow.entry import LogEntry, encode_entry
 
 
 class Writer:
@@ -23,6 +24,8 @@ class Writer:
         self._txn = txn
         self._numbers: dict[str, int] = {}
         self._tails: dict[int, Tail] = {}
+        self._stored: dict[int, int] = {}
+        """Entries, by org."""
         self._marks: dict[bytes, Mark] = {}
         self._rows: dict[bytes, Row] = {}
 
@@ -54,6 +57,7 @@ class Writer:
         if tail is None:
             tail = Tail.read(self._txn, self._tables, number)
         position = tail.next
+        self._stored[number] = self._stored.get(number, 0) + 1
         self._txn.put(KEY.pack(number, position), data, db=self._tables.entries, dupdata=False)
         if position % COUNT_EVERY == 0:
             self._txn.put(KEY.pack(number, position), COUNT.pack(tail.records), db=self._tables.counts)
@@ -68,6 +72,25 @@ class Writer:
             tail.removed_bytes,
         )
         return position
+
+    def retain(self, keep_bytes: int) -> dict[int, int]:
+        """Retention by size, as it goes: of each org that stores something here, about twice as many entries go, its
+        oldest, while it holds more than `keep_bytes`.
+
+        Were they left to collect, whoever stores would wait for all of them at once. What was stored here stays.
+        Returns how many went, by org's number.
+        """
+        removed = {}
+        for number, tail in self._tails.items():
+            if tail.bytes > keep_bytes:
+                stored = self._stored[number]
+                kept = min(tail.next - stored, kept_from(self._txn, self._tables, number))
+                most = min(2 * stored, kept - tail.first)
+                self._tails[number] = without_oldest(
+                    self._txn, self._tables, number, tail, before_us=0, keep_bytes=keep_bytes, at_most=most
+                )
+                removed[number] = self._tails[number].first - tail.first
+        return removed
 
     def finish(self) -> None:
         """Write the marks, tails and rows that changed."""
@@ -101,38 +124,3 @@ class Writer:
             highest, *ring = MARK.unpack(value)
             mark = Mark(highest, ring)
         return mark
-
-
-def remove_oldest(
-    txn: lmdb.Transaction, tables: Tables, number: int, *, before_us: int, keep_bytes: int, at_most: int
-) -> int:
-    """Remove an org's entries older than `before_us`, or beyond `keep_bytes`: how many went.
-
-    `txn` gives buffers: of an entry only the head is read, since what is old is on disk and not in memory.
-    """
-    removed = 0
-    tail = Tail.read(txn, tables, number)
-    cursor = txn.cursor(tables.entries)
-    while removed < at_most and tail.first < tail.next:
-        key = KEY.pack(number, tail.first)
-        value = cursor.value() if cursor.set_key(key) else b""
-        size, head = len(value), bytes(value[:HEAD_BYTES])
-        if size and received_us(head) >= before_us and tail.bytes <= keep_bytes:
-            break
-        _, records = entry_counts(head)
-        if size:
-            cursor.delete()
-        if tail.first % COUNT_EVERY == 0:
-            txn.delete(key, db=tables.counts)
-        tail = evolve(
-            tail,
-            first=tail.first + 1,
-            bytes=tail.bytes - size,
-            removed_entries=tail.removed_entries + 1,
-            removed_records=tail.removed_records + records,
-            removed_bytes=tail.removed_bytes + size,
-        )
-        removed += 1
-    if removed:
-        tail.write(txn, tables, number)
-    return removed

@@ -1,5 +1,6 @@
 """Acknowledged only when synced; a failing disk acknowledges nothing and loses nothing."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,9 +56,9 @@ class FailingLog(EmbeddedLog):
         return super().append(batches)
 
 
-def a_commit(source: Source, seq: int) -> Commit:
-    entry = LogEntry(STREAM, seq, "x", 1, 1, 1, b"payload")
-    return Commit("acme", entry, source, 1, Batch(seq, 1, 1, 1, b"payload"))
+def a_commit(source: Source, seq: int, org: str = "acme", payload: bytes = b"payload") -> Commit:
+    entry = LogEntry(STREAM, seq, "x", 1, 1, 1, payload)
+    return Commit(org, entry, source, 1, Batch(seq, 1, 1, 1, payload))
 
 
 async def test_c08_a_commit_that_failed_is_never_acknowledged_and_the_next_ones_are(tmp_path: Path) -> None:
@@ -98,4 +99,59 @@ async def test_what_is_another_nodes_by_now_is_let_go_of_and_not_stored(tmp_path
                 await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
     assert (source.outcomes, log.marks("acme")) == ([], {})
+    log.close()
+
+
+class SlowLog(EmbeddedLog):
+    """Each commit takes 50 ms, and what was in it is noted."""
+
+    orders: list[list[tuple[str, int]]]
+
+    def append(self, batches: Sequence[tuple[str, LogEntry]]) -> list[Outcome]:
+        self.orders.append([(org, entry.seq) for org, entry in batches])
+        time.sleep(0.05)
+        return super().append(batches)
+
+
+async def test_while_the_log_rests_from_a_backlog_those_without_one_are_stored(tmp_path: Path) -> None:
+    log = SlowLog.open(tmp_path)
+    assert isinstance(log, SlowLog)
+    log.orders = []
+    source = Source()
+    committer = Committer(log, channel_bytes=10_000, commit_bytes=100, on_stored=lambda _: None, backlog_rest=100.0)
+    committer.put(a_commit(source, 1, "quiet"))
+    for seq in range(1, 6):
+        committer.put(a_commit(source, seq, "busy", bytes(200)))
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(committer.run)
+            # The first finds no backlog from before, the second leaves one: the log rests for seconds.
+            while len(log.orders) < 2:
+                await trio.sleep(0.01)
+            for seq in range(2, 5):
+                committer.put(a_commit(source, seq, "quiet"))
+                while len(log.orders) < 1 + seq:
+                    await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+    assert log.orders[0] == [("quiet", 1)]
+    assert log.orders[1] == [("busy", 1)]
+    assert log.orders[2:] == [[("quiet", 2)], [("quiet", 3)], [("quiet", 4)]]
+    log.close()
+
+
+async def test_who_is_alone_with_its_backlog_does_not_wait(tmp_path: Path) -> None:
+    log = SlowLog.open(tmp_path)
+    assert isinstance(log, SlowLog)
+    log.orders = []
+    source = Source()
+    committer = Committer(log, channel_bytes=10_000, commit_bytes=100, on_stored=lambda _: None, backlog_rest=1000.0)
+    for seq in range(1, 6):
+        committer.put(a_commit(source, seq, "busy", bytes(200)))
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(committer.run)
+            while len(source.outcomes) < 5:
+                await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+    assert log.orders == [[("busy", seq)] for seq in range(1, 6)]
     log.close()

@@ -10,7 +10,7 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from phloem.engine.embedded import EmbeddedLog
+from phloem.engine.embedded import EmbeddedLog, Retention
 from sapflow.entry import CorruptEntry, LogEntry, decode_entry, encode_entry
 from sapflow.errors import EngineLocked, StorageError
 
@@ -74,6 +74,34 @@ def test_retention_removes_the_oldest_and_says_how_many(tmp_path: Path) -> None:
     assert kinds(log, an_entry(3), an_entry(11)) == ["duplicate", "stored"]
 
 
+def test_an_org_that_holds_too_much_loses_its_oldest_as_it_stores_more_and_never_what_it_stores_now(
+    tmp_path: Path,
+) -> None:
+    log = EmbeddedLog.open(tmp_path)
+    size = len(encode_entry(an_entry(1, bytes(100)))[0])
+    kinds(log, *(an_entry(seq, bytes(100)) for seq in range(1, 11)))
+    log.retention = Retention(bytes_per_org=5 * size)
+    assert not log.removes
+    firsts = []
+    for seq in range(11, 19):
+        assert kinds(log, an_entry(seq, bytes(100))) == ["stored"]
+        log.look_ahead()
+        firsts.append(log.first_position("acme"))
+        assert log.removes
+    # Twice as many as come, until there are few enough.
+    assert firsts == [3, 5, 7, 9, 11, 12, 13, 14]
+    log.retention = Retention(bytes_per_org=1)
+    kinds(log, an_entry(19, bytes(100)), an_entry(20, bytes(100)))
+    kinds(log, an_entry(21, bytes(100)), an_entry(22, bytes(100)))
+    kinds(log, an_entry(23, bytes(100)), an_entry(24, bytes(100)))
+    tail = log.tail("acme")
+    assert (tail.first, tail.next, tail.bytes) == (23, 25, 2 * size)
+    assert tail.removed_bytes == 22 * size
+    log.retention = Retention()
+    kinds(log, an_entry(25, bytes(100)))
+    assert (log.removes, log.first_position("acme")) == (False, 23)
+
+
 def test_c09_a_second_process_is_refused(tmp_path: Path) -> None:
     log = EmbeddedLog.open(tmp_path)
     code = "import sys, pathlib, phloem.engine.embedded as e; e.EmbeddedLog.open(pathlib.Path(sys.argv[1]))"
@@ -133,7 +161,7 @@ def test_retention_that_cannot_write_says_so(tmp_path: Path, monkeypatch: pytest
 
     log = EmbeddedLog.open(tmp_path)
     kinds(log, an_entry(1))
-    monkeypatch.setattr("phloem.engine.embedded.remove_oldest", full)
+    monkeypatch.setattr("phloem.engine.embedded.without_oldest", full)
     with pytest.raises(StorageError, match=r"cannot be written.*No space left"):
         log.remove_oldest("acme", before_us=1, keep_bytes=0)
 

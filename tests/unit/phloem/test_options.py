@@ -91,6 +91,27 @@ def test_it_outlives_the_entries_that_told_it(tmp_path: Path) -> None:
     assert names(EmbeddedLog.open(tmp_path)) == ["eth0"]
 
 
+def test_what_an_org_holds_too_much_stays_while_what_it_told_is_not_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = EmbeddedLog.open(tmp_path)
+    log.retention = type(log.retention)(bytes_per_org=1)
+    store(log, A, 1, FLOW, tells=False)
+    store(log, A, 2, interface(7, "eth0"))
+    store(log, B, 1, interface(8, "eth1"))
+    for number in range(3, 6):
+        store(log, A, number, FLOW, tells=False)
+    assert log.first_position("acme") == 2, "what told nothing is gone"
+    monkeypatch.setattr("phloem.engine.retaining.MOST_TELLING", 1)
+    store(log, A, 6, FLOW, tells=False)
+    assert log.first_position("acme") == 2, "nor is any gone when too many wait to look at"
+    assert log.fold_options() or not waiting(log)
+    for number in range(7, 10):
+        store(log, A, number, FLOW, tells=False)
+    assert log.first_position("acme") > 3
+    assert (names(log), names(log, B)) == (["eth0"], ["eth1"])
+
+
 def test_a_stream_s_bound_costs_what_it_told_longest_ago_and_is_counted(tmp_path: Path) -> None:
     log = EmbeddedLog.open(tmp_path)
     log.options = OptionsBounds(bytes_per_stream=400, bytes_per_org=4000)

@@ -58,6 +58,7 @@ class KafkaLog:
 
     is_shared = True
     measures = False
+    removes = False
 
     def __init__(self, settings: KafkaSettings, clients: Clients = REAL) -> None:
         self.is_open = False
@@ -84,6 +85,9 @@ class KafkaLog:
         groups = {f"groups_{name}": value for name, value in asdict(self._groups.counts).items()}
         ledgers = {f"ledger_{name}": value for name, value in asdict(self._ledgers.counts).items()}
         return {**asdict(self.learning), **asdict(self._readers.counts), **groups, **ledgers}
+
+    def look_ahead(self) -> None:
+        """Nothing: brokers remove what is old."""
 
     def reopen(self) -> None:
         """See `Engine`."""
