@@ -24,6 +24,8 @@ from sapflow.runtime.threads import ThreadKind
 
 log = structlog.get_logger()
 
+SHARED = 8
+"""What a commit may take of a backlog is a so much smaller part while there are others, who may come at any moment."""
 REOPEN_S = 1.0
 """Between two tries to open a log that failed."""
 
@@ -133,7 +135,7 @@ class Committer:
                 self._tell(group, found)
                 if self._engine.removes:
                     self._removed.set()
-                self._rest.after(began, trio.current_time(), lone=self.channel.lone, backlog=self.channel.has_backlog)
+                self._rest.after(began, trio.current_time(), brief=self.channel.brief, backlog=self.channel.has_backlog)
 
     async def _look_ahead(self) -> None:
         """While old entries are removed as new ones are stored, have the next of them read off the disk."""
@@ -169,7 +171,8 @@ class Committer:
             with trio.move_on_at(self._rest.until):
                 group = await self.channel.receive_fresh(self._commit_bytes)
         if not group:
-            group = await self.channel.receive_all(self._commit_bytes)
+            of_backlog = self._commit_bytes // SHARED if self._rest.is_shared(trio.current_time()) else None
+            group = await self.channel.receive_all(self._commit_bytes, of_backlog_bytes=of_backlog)
         for commit in group:
             self.drawn.add(commit.batch)
         return group

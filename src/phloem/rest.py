@@ -13,7 +13,7 @@ from math import inf
 from attrs import define
 
 OTHERS_S = 1.0
-"""For so long after a lone batch others are taken to be there."""
+"""For so long after a brief turn others are taken to be there."""
 
 
 @define
@@ -23,15 +23,19 @@ class Rest:
     ratio: float
     """To how long the commit took; 0: no rest."""
     until: float = -inf
-    _lone: int = 0
-    _lone_at: float = -inf
+    _brief: int = 0
+    _brief_at: float = -inf
 
-    def after(self, began: float, ended: float, *, lone: int, backlog: bool) -> None:
-        """A commit took from `began` to `ended`; `lone` batches so far were all that their org had, and there is, or is
+    def is_shared(self, now: float) -> bool:
+        """Whether there is rest at all, and there are others."""
+        return self.ratio > 0 and now - self._brief_at < OTHERS_S
+
+    def after(self, began: float, ended: float, *, brief: int, backlog: bool) -> None:
+        """A commit took from `began` to `ended`; `brief` orgs so far had no more than a turn's, and there is, or is
         no, backlog behind it. One that was stored in a rest lengthens none."""
-        if lone > self._lone:
-            self._lone, self._lone_at = lone, ended
+        if brief > self._brief:
+            self._brief, self._brief_at = brief, ended
         if not backlog:
             self.until = -inf
-        elif began >= self.until and ended - self._lone_at < OTHERS_S:
+        elif began >= self.until and self.is_shared(ended):
             self.until = ended + self.ratio * (ended - began)

@@ -180,12 +180,12 @@ class PhloemConfig:
     """Of batches on their way into the log: credit is granted out of it."""
     org_share: float = 0.5
     """No org holds more than this share of the budget."""
-    commit_bytes: int = 512 << 10
-    """At most so much goes into one synced commit: more is faster, and others wait longer for the next."""
+    commit_bytes: int = 1 << 20
+    """At most so much goes into one synced commit: more is a little faster, and others wait longer for the next."""
     backlog_rest: float = 1.0
-    """After a commit that leaves a backlog the log rests for so many times as long as that took, but for orgs without a
-    backlog, as long as there are any: less is faster for whoever sends more than the log takes, and others wait for it;
-    0: no rest."""
+    """As long as there are orgs without a backlog, a commit takes an eighth as much of one, and the log then rests from
+    it for so many times as long as that took: less is faster for whoever sends more than the log takes, and others
+    wait for it; 0: no rest, and whole commits."""
     max_consumers: int = 1000
     """Consumers at a time."""
     hello_timeout_s: float = 5.0

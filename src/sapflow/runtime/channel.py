@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Generic, TypeVar
 
 import trio
@@ -62,19 +63,19 @@ class ByteChannel(Generic[T]):
 
     @property
     def has_backlog(self) -> bool:
-        """Whether a lane has more than one turn's."""
+        """Whether a lane has more than its first turn's."""
         return self._items.has_backlog
 
     @property
-    def lone(self) -> int:
-        """How many items were all that their lane had when its turn came; never goes down."""
-        return self._items.lone
+    def brief(self) -> int:
+        """How many lanes had no more than one turn's; never goes down."""
+        return self._items.brief
 
-    async def receive_all(self, at_most_bytes: int) -> list[T]:
-        """Everything that waits, up to about `at_most_bytes`, at least one item."""
+    async def receive_all(self, at_most_bytes: int, *, of_backlog_bytes: int | None = None) -> list[T]:
+        """Everything that waits, up to about `at_most_bytes`, and so many of a backlog; at least one item."""
         while not len(self._items):
             await self._filled.park()
-        return self._out(self._items.take, at_most_bytes)
+        return self._out(partial(self._items.take, of_backlog_bytes=of_backlog_bytes), at_most_bytes)
 
     async def receive_fresh(self, at_most_bytes: int) -> list[T]:
         """As `receive_all`, but only of lanes that were empty: whoever has a backlog waits."""

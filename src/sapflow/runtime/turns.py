@@ -12,17 +12,22 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
+TURN_BYTES = 64 << 10
+"""What a lane may give in one turn; an item that is larger is a turn by itself."""
+
+
 class Turns(Generic[T]):
-    """Of each lane one item, and then again from the first; a lane without items is forgotten.
+    """A turn for each lane, and then again from the first; a lane without items is forgotten.
 
     Lanes that were empty come first: they are *fresh* until their first turn. What is left after it is *backlog*.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, turn_bytes: int = TURN_BYTES) -> None:
+        self._turn_bytes = turn_bytes
         self.bytes = 0
         """Of the items inside."""
-        self.lone = 0
-        """Items that were all that their lane had at its first turn; never goes down."""
+        self.brief = 0
+        """Lanes that had no more than one turn's; never goes down."""
         self._lanes: dict[Hashable, deque[tuple[T, int]]] = {}
         self._fresh: deque[Hashable] = deque()
         self._backlog: deque[Hashable] = deque()
@@ -38,7 +43,7 @@ class Turns(Generic[T]):
 
     @property
     def has_backlog(self) -> bool:
-        """Whether a lane has more than it was given its first turn for."""
+        """Whether a lane has more than its first turn's."""
         return bool(self._backlog)
 
     def put(self, item: T, size: int, lane: Hashable) -> None:
@@ -51,13 +56,19 @@ class Turns(Generic[T]):
         self.bytes += size
         self._count += 1
 
-    def take(self, at_most_bytes: int) -> list[T]:
-        """The next items, up to so many bytes; but at least one of the fresh, and one of the backlog that there was: so
-        neither can wait for the other for ever."""
+    def take(self, at_most_bytes: int, *, of_backlog_bytes: int | None = None) -> list[T]:
+        """The next items, up to so many bytes, and so many of the backlog; but at least one of the fresh, and one turn
+        of the backlog that there was: so neither can wait for the other for ever."""
         taken: list[T] = []
-        least = min(1, len(self._backlog))
+        waited = bool(self._backlog)
         room = self._take(self._fresh, at_most_bytes, 1, taken)
-        self._take(self._backlog, room if not self._fresh else -1, least, taken)
+        if of_backlog_bytes is not None:
+            room = min(room, of_backlog_bytes)
+        if waited:
+            one = min(self._turn_bytes, at_most_bytes)
+            self._take(self._backlog, one if self._fresh else max(room, one), 1, taken)
+        elif not self._fresh:
+            self._take(self._backlog, room, 0, taken)
         return taken
 
     def take_fresh(self, at_most_bytes: int) -> list[T]:
@@ -67,23 +78,26 @@ class Turns(Generic[T]):
         return taken
 
     def _take(self, lanes: deque[Hashable], room: int, least: int, taken: list[T]) -> int:
-        """Take from lanes in turn, `least` items at least: how much room is left."""
-        fresh = lanes is self._fresh
+        """Give lanes their turns, of `least` items at least: how much room is left."""
         while lanes:
-            items = self._lanes[lanes[0]]
-            item, size = items[0]
-            if least <= 0 and size > room:
+            items, turn, before = self._lanes[lanes[0]], self._turn_bytes, len(taken)
+            while items:
+                item, size = items[0]
+                if (least <= 0 and size > room) or (len(taken) > before and size > turn):
+                    break
+                items.popleft()
+                taken.append(item)
+                least -= 1
+                turn -= size
+                room -= size
+                self.bytes -= size
+            self._count -= len(taken) - before
+            if len(taken) == before:
                 break
             lane = lanes.popleft()
-            items.popleft()
             if items:
                 self._backlog.append(lane)
             else:
                 del self._lanes[lane]
-                self.lone += fresh
-            taken.append(item)
-            least -= 1
-            room -= size
-            self.bytes -= size
-            self._count -= 1
+                self.brief += lanes is self._fresh
         return room
