@@ -55,6 +55,8 @@ class Measured:
     """Seconds until durable of the other orgs, by quantile …"""
     busy: dict[str, float]
     """… and beside the overload."""
+    stored: float
+    """Records a second, beside it, of all orgs."""
 
 
 def run() -> list[dict[str, Any]]:
@@ -70,7 +72,7 @@ def run() -> list[dict[str, Any]]:
         for name, size in found.most_rss.items()
     ]
     quantiles = [f"{name} {found.idle[name] * 1e3:.0f} -> {found.busy[name] * 1e3:.0f} ms" for name in ("p50", "p99")]
-    what = f"other orgs, idle -> overload: {', '.join(quantiles)}"
+    what = f"other orgs, idle -> overload: {', '.join(quantiles)}; {found.stored / 1e6:.2f} M records/s stored"
     return [*rows, {"what": what, **dict.fromkeys(list(rows[0])[1:], "-")}]
 
 
@@ -80,8 +82,8 @@ def measure(seconds: float, idle_s: float = IDLE_S) -> Measured:
         config = Path(directory).absolute() / "fleet.toml"
         config.write_text(CONFIG)
         with running(config.parent / "data", collectors=2, config=config) as fleet, _limited(fleet) as groups:
-            idle, busy, most = trio.run(partial(_overload, fleet, seconds, idle_s))
-            return Measured(most, {name: _oom_kills(group) for name, group in groups.items()}, idle, busy)
+            idle, busy, most, stored = trio.run(partial(_overload, fleet, seconds, idle_s))
+            return Measured(most, {name: _oom_kills(group) for name, group in groups.items()}, idle, busy, stored)
 
 
 @contextmanager
@@ -108,8 +110,8 @@ def _oom_kills(group: Path) -> int:
 
 async def _overload(
     fleet: Fleet, seconds: float, idle_s: float
-) -> tuple[dict[str, float], dict[str, float], dict[str, int]]:
-    """Latencies of other orgs idle and busy, and the most memory of each process."""
+) -> tuple[dict[str, float], dict[str, float], dict[str, int], float]:
+    """Latencies of other orgs idle and busy, the most memory of each process, and records stored in a second."""
     tokens = {f"load-{number}": fleet.token(f"load-{number}") for number in range(3)}
     ledger, stop = Ledger(), trio.Event()
     most: dict[str, int] = {}
@@ -122,14 +124,19 @@ async def _overload(
         with _pushing(fleet.doors["ipfix_tcp"]):
             await trio.sleep(2.0)
             ledger.latencies_s.clear()
-            until = time.monotonic() + seconds
+            before, until = _stored(fleet), time.monotonic() + seconds
             while time.monotonic() < until:
                 await trio.sleep(0.5)
                 for name, pid in fleet.processes().items():
                     most[name] = max(most.get(name, 0), rss(pid))
-            busy = ledger.quantiles()
+            busy, stored = ledger.quantiles(), (_stored(fleet) - before) / seconds
         stop.set()
-    return idle, busy, most
+    return idle, busy, most, stored
+
+
+def _stored(fleet: Fleet) -> int:
+    counted: int = fleet.status()["phloem-1"]["counts"]["commit"]["stored_records"]
+    return counted
 
 
 @contextmanager
