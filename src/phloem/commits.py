@@ -24,8 +24,6 @@ from sapflow.runtime.threads import ThreadKind
 
 log = structlog.get_logger()
 
-SHARED = 8
-"""What a commit may take of a backlog is a so much smaller part while there are others, who may come at any moment."""
 REOPEN_S = 1.0
 """Between two tries to open a log that failed."""
 
@@ -102,7 +100,7 @@ class Committer:
         self._engine = engine
         self._commit_bytes = commit_bytes
         self._on_stored = on_stored
-        self._rest = Rest(backlog_rest)
+        self._rest = Rest(backlog_rest, commit_bytes)
         self.sources: dict[Source, None] = {}
         """In the order that they came, and so in the same in every run of a simulation."""
 
@@ -122,7 +120,7 @@ class Committer:
         if not self._engine.is_open:
             await self._reopen()
         while True:
-            drawn = await self._draw()
+            drawn, heavy = await self._draw()
             group, began = self._due(drawn), trio.current_time()
             if not group:
                 continue
@@ -135,7 +133,10 @@ class Committer:
                 self._tell(group, found)
                 if self._engine.removes:
                     self._removed.set()
-                self._rest.after(began, trio.current_time(), brief=self.channel.brief, backlog=self.channel.has_backlog)
+                channel = self.channel
+                self._rest.after(
+                    began, trio.current_time(), brief=channel.brief, heavy=heavy, backlog=channel.has_backlog
+                )
 
     async def _look_ahead(self) -> None:
         """While old entries are removed as new ones are stored, have the next of them read off the disk."""
@@ -165,17 +166,21 @@ class Committer:
         except StorageError as error:
             return str(error)
 
-    async def _draw(self) -> list[Commit]:
+    async def _draw(self) -> tuple[list[Commit], bool]:
+        """What goes into the next commit, and whether any of it is of a backlog, or leaves one."""
+        rest, channel, heavy = self._rest, self.channel, False
         group: list[Commit] = []
-        if self._rest.until > trio.current_time():
-            with trio.move_on_at(self._rest.until):
-                group = await self.channel.receive_fresh(self._commit_bytes)
+        if rest.until > trio.current_time():
+            with trio.move_on_at(rest.until):
+                group = await channel.receive_fresh(self._commit_bytes)
         if not group:
-            of_backlog = self._commit_bytes // SHARED if self._rest.is_shared(trio.current_time()) else None
-            group = await self.channel.receive_all(self._commit_bytes, of_backlog_bytes=of_backlog)
+            had = channel.has_backlog
+            part_bytes = rest.part_bytes(trio.current_time())
+            group = await channel.receive_all(self._commit_bytes, of_backlog_bytes=part_bytes)
+            heavy = had or channel.has_backlog
         for commit in group:
             self.drawn.add(commit.batch)
-        return group
+        return group, heavy
 
     def _tell(self, group: list[Commit], outcomes: list[Outcome]) -> None:
         counts = self.counts
@@ -210,7 +215,7 @@ class Committer:
         for source in list(self.sources):
             source.failed()
         while len(self.channel):
-            group += await self._draw()
+            group += (await self._draw())[0]
         for commit in group:
             commit.source.dropped(commit)
         # While it is waited for, what is sent again takes the place of these.

@@ -182,9 +182,9 @@ class PhloemConfig:
     """No org holds more than this share of the budget."""
     commit_bytes: int = 1 << 20
     """At most so much goes into one synced commit: more is a little faster, and others wait longer for the next."""
-    backlog_rest: float = 1.0
-    """As long as there are orgs without a backlog, a commit takes an eighth as much of one, and the log then rests from
-    it for so many times as long as that took: less is faster for whoever sends more than the log takes, and others
+    backlog_rest: float = 2.0
+    """As long as there are orgs without a backlog, a commit takes less of one, and the log then rests from it for so
+    many times as long as it made that commit take: less is faster for whoever sends more than the log takes, and others
     wait for it; 0: no rest, and whole commits."""
     max_consumers: int = 1000
     """Consumers at a time."""

@@ -1,37 +1,77 @@
-"""The log rests from a backlog as long as there are others, in proportion to what the backlog took."""
+"""While there are others a backlog gets less of the log, by what it costs; else all that there is."""
+
+import pytest
 
 from phloem.rest import OTHERS_S, Rest
 
-
-def test_it_rests_after_a_commit_that_leaves_a_backlog_while_there_are_others() -> None:
-    rest = Rest(2.0)
-    rest.after(0.0, 0.1, brief=1, backlog=True)
-    assert rest.until == 0.1 + 2.0 * 0.1
-    # What others have stored meanwhile lengthens nothing …
-    rest.after(0.15, 0.2, brief=2, backlog=True)
-    assert rest.until == 0.1 + 2.0 * 0.1
-    # … and where there is no backlog any more, there is no rest.
-    rest.after(0.4, 0.5, brief=2, backlog=False)
-    assert rest.until < 0
+MIB = 1 << 20
 
 
-def test_it_does_not_rest_when_all_have_a_backlog_or_one_is_alone() -> None:
-    rest = Rest(1.0)
-    rest.after(0.0, 0.1, brief=0, backlog=True)
-    assert rest.until < 0
-    rest.after(0.1, 0.2, brief=1, backlog=True)
-    ended = 0.2 + OTHERS_S
-    rest.after(ended - 0.1, ended - 0.01, brief=1, backlog=True)
-    assert rest.until > ended
-    assert rest.is_shared(ended - 0.01)
-    assert not rest.is_shared(ended)
+def shared(ratio: float = 2.0, brief_s: float = 0.1) -> Rest:
+    """With others, whose commits take that long; at 1.0."""
+    rest = Rest(ratio, MIB)
+    rest.after(1.0 - brief_s, 1.0, brief=1, heavy=False, backlog=False)
+    return rest
+
+
+def test_it_rests_by_what_a_backlog_cost_while_there_are_others() -> None:
+    rest = shared()
+    rest.after(1.0, 1.3, brief=1, heavy=True, backlog=True)
+    assert rest.until == pytest.approx(1.3 + 2.0 * (0.3 - 0.1))
     until = rest.until
-    rest.after(until, until + 0.1, brief=1, backlog=True)
-    assert rest.until == until, "nobody else was heard of for long"
+    # What others have stored meanwhile lengthens nothing …
+    rest.after(1.4, 1.5, brief=2, heavy=False, backlog=True)
+    assert rest.until == until
+    # … and where there is no backlog any more, there is no rest.
+    rest.after(1.8, 1.9, brief=2, heavy=True, backlog=False)
+    assert rest.until < 0
 
 
-def test_a_ratio_of_0_is_no_rest() -> None:
-    rest = Rest(0.0)
-    rest.after(0.0, 0.1, brief=1, backlog=True)
-    assert rest.until <= 0.1
-    assert not rest.is_shared(0.1)
+def test_a_commit_takes_less_of_a_backlog_while_that_makes_it_long_and_more_again_when_it_does_not() -> None:
+    rest = shared()
+    assert rest.part_bytes(1.0) == MIB
+    parts = []
+    for at in range(5):
+        began = 1.0 + at / 10
+        rest.after(began, began + 0.3, brief=2 + at, heavy=True, backlog=True)
+        parts.append(rest.part_bytes(began + 0.3))
+    assert parts == [MIB // 2, MIB // 4, MIB // 8, MIB // 8, MIB // 8]
+    for at in range(4):
+        rest.after(2.0, 2.12, brief=10 + at, heavy=True, backlog=True)
+        parts.append(rest.part_bytes(2.12))
+    assert parts[5:] == [MIB // 4, MIB // 2, MIB, MIB]
+    assert rest.until < 2.2, "it cost next to nothing, and next to nothing is the rest"
+
+
+def test_where_a_commit_takes_long_whatever_is_in_it_nothing_rests() -> None:
+    rest = shared(brief_s=0.5)
+    rest.after(1.0, 1.5, brief=2, heavy=True, backlog=True)
+    assert (rest.until, rest.part_bytes(1.5)) == (pytest.approx(1.5), MIB)
+
+
+def test_what_a_commit_without_a_backlog_takes_is_learned_and_not_from_one() -> None:
+    rest = shared(brief_s=0.1)
+    rest.after(1.0, 1.9, brief=2, heavy=False, backlog=True)
+    rest.after(1.9, 2.3, brief=3, heavy=True, backlog=True)
+    assert rest.until == pytest.approx(2.3 + 2.0 * (0.4 - 0.2))
+
+
+def test_all_that_have_a_backlog_and_one_that_is_alone_get_all() -> None:
+    rest = Rest(2.0, MIB)
+    rest.after(0.0, 0.1, brief=0, heavy=True, backlog=True)
+    assert (rest.until < 0, rest.part_bytes(0.1)) == (True, None)
+    rest = shared()
+    rest.after(1.0, 1.3, brief=1, heavy=True, backlog=True)
+    assert rest.part_bytes(1.3) == MIB // 2
+    later = 1.0 + OTHERS_S
+    rest.after(later, later + 0.3, brief=1, heavy=True, backlog=True)
+    assert (rest.until < 0, rest.part_bytes(later + 0.3)) == (True, None)
+    rest.after(later, later + 0.3, brief=2, heavy=False, backlog=True)
+    assert rest.part_bytes(later + 0.3) == MIB, "they begin again with all"
+
+
+def test_a_ratio_of_0_is_no_rest_and_no_smaller_commit() -> None:
+    rest = shared(ratio=0.0)
+    rest.after(1.0, 1.3, brief=2, heavy=True, backlog=True)
+    assert rest.until <= 1.3
+    assert rest.part_bytes(1.3) is None
