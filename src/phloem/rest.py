@@ -15,7 +15,7 @@ from math import inf
 from attrs import define, field
 
 OTHERS_S = 1.0
-"""For so long after a turn that left no backlog others are taken to be there."""
+"""For so long after a turn that left no backlog beside one they are taken to be there."""
 LEAST_PART = 8
 """A commit takes at least so small a part of what it may of a backlog."""
 STEADY = 8
@@ -50,8 +50,8 @@ class Rest:
     def after(self, began: float, ended: float, *, brief: int, heavy: bool, backlog: bool) -> None:
         """A commit took from `began` to `ended`.
 
-        `brief` orgs so far had no more than a turn's; it was `heavy` when it took of a backlog or left one; and there
-        is, or is no, backlog now.
+        `brief` orgs so far had no more than a turn's beside a backlog; it was `heavy` when it took of a backlog or left
+        one; and there is, or is no, backlog now.
         """
         took = ended - began
         if brief > self._brief:

@@ -68,7 +68,7 @@ class ByteChannel(Generic[T]):
 
     @property
     def brief(self) -> int:
-        """How many lanes had no more than one turn's; never goes down."""
+        """How many lanes had no more than one turn's while others had a backlog; never goes down."""
         return self._items.brief
 
     async def receive_all(self, at_most_bytes: int, *, of_backlog_bytes: int | None = None) -> list[T]:

@@ -27,7 +27,7 @@ class Turns(Generic[T]):
         self.bytes = 0
         """Of the items inside."""
         self.brief = 0
-        """Lanes that had no more than one turn's; never goes down."""
+        """Lanes that had no more than one turn's while others had a backlog; never goes down."""
         self._lanes: dict[Hashable, deque[tuple[T, int]]] = {}
         self._fresh: deque[Hashable] = deque()
         self._backlog: deque[Hashable] = deque()
@@ -99,5 +99,5 @@ class Turns(Generic[T]):
                 self._backlog.append(lane)
             else:
                 del self._lanes[lane]
-                self.brief += lanes is self._fresh
+                self.brief += lanes is self._fresh and bool(self._backlog)
         return room

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import trio
@@ -119,23 +120,24 @@ async def test_while_the_log_rests_from_a_backlog_those_without_one_are_stored(t
     log.orders = []
     source = Source()
     committer = Committer(log, channel_bytes=10_000, commit_bytes=100, on_stored=lambda _: None, backlog_rest=100.0)
-    committer.put(a_commit(source, 1, "quiet"))
-    for seq in range(1, 6):
+    for seq in range(1, 9):
         committer.put(a_commit(source, seq, "busy", bytes(200)))
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(committer.run)
-            # The first finds no backlog from before, the second leaves one: the log rests for seconds.
-            while len(log.orders) < 2:
-                await trio.sleep(0.01)
-            for seq in range(2, 5):
-                committer.put(a_commit(source, seq, "quiet"))
-                while len(log.orders) < 1 + seq:
+            for seq in range(1, 5):
+                while ("quiet", seq - 1) not in chain(*log.orders) and seq > 1:
                     await trio.sleep(0.01)
+                await trio.sleep(0.07)
+                committer.put(a_commit(source, seq, "quiet"))
+            while ("quiet", 4) not in chain(*log.orders):
+                await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
-    assert log.orders[0] == [("quiet", 1)]
-    assert log.orders[1] == [("busy", 1)]
-    assert log.orders[2:] == [[("quiet", 2)], [("quiet", 3)], [("quiet", 4)]]
+    # The first came beside the backlog; from then on the log rests from that, for seconds.
+    quiet = next(index for index, order in enumerate(log.orders) if ("quiet", 1) in order)
+    assert log.orders[0] == [("busy", 1)]
+    assert [org for org, _ in log.orders[quiet]] == ["quiet", "busy"]
+    assert log.orders[quiet + 1 :] == [[("quiet", 2)], [("quiet", 3)], [("quiet", 4)]]
     log.close()
 
 

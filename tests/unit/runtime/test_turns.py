@@ -33,6 +33,16 @@ def test_a_lane_s_turn_is_so_many_bytes_and_not_one_item() -> None:
     assert turns.brief == 0
 
 
+def test_who_is_alone_is_not_told_from_itself() -> None:
+    turns: Turns[str] = Turns(10)
+    turns.put("first", 10, "one")
+    turns.take(100)
+    for _ in range(3):
+        turns.put("more", 10, "one")
+    turns.take(1)
+    assert (turns.has_backlog, turns.brief) == (True, 0)
+
+
 def test_a_backlog_gets_on_however_many_others_come() -> None:
     turns: Turns[str] = Turns(10)
     for number in range(3):
