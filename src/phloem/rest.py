@@ -16,6 +16,8 @@ from attrs import define, field
 
 OTHERS_S = 1.0
 """For so long after a turn that left no backlog beside one they are taken to be there."""
+MOST_S = 0.1
+"""A rest is no longer, however long a commit hung."""
 LEAST_PART = 8
 """A commit takes at least so small a part of what it may of a backlog."""
 STEADY = 8
@@ -57,7 +59,7 @@ class Rest:
         if brief > self._brief:
             self._brief, self._brief_at = brief, ended
         if not heavy:
-            self._brief_s += (took - self._brief_s) / STEADY if self._brief_s else took
+            self._brief_s += (min(took, 2 * self._brief_s) - self._brief_s) / STEADY if self._brief_s else took
         elif not self.is_shared(ended):
             self._part_bytes = self.commit_bytes
         else:
@@ -66,6 +68,6 @@ class Rest:
                 self._part_bytes = max(self._part_bytes // 2, self.commit_bytes // LEAST_PART)
             elif cost < self._brief_s / 2:
                 self._part_bytes = min(self._part_bytes * 2, self.commit_bytes)
-            self.until = ended + self.ratio * cost
+            self.until = ended + min(self.ratio * cost, MOST_S)
         if not backlog or not self.is_shared(ended):
             self.until = -inf

@@ -181,11 +181,12 @@ class PhloemConfig:
     org_share: float = 0.5
     """No org holds more than this share of the budget."""
     commit_bytes: int = 1 << 20
-    """At most so much goes into one synced commit: more is a little faster, and others wait longer for the next."""
-    backlog_rest: float = 2.0
-    """As long as there are orgs without a backlog, a commit takes less of one, and the log then rests from it for so
-    many times as long as it made that commit take: less is faster for whoever sends more than the log takes, and others
-    wait for it; 0: no rest, and whole commits."""
+    """About so much goes into one synced commit: more is a little faster, and others wait longer for the next."""
+    backlog_rest: float = 0.0
+    """0: an org's backlog is stored as fast as the log takes it. More: as long as there are orgs without a backlog, a
+    commit takes less of one, and the log then rests from it for so many times as long as it made that commit take. With
+    2 the others hardly notice, and all backlogs together get about a third of the log: set it only where orgs send less
+    than that day by day, since what has once collected would else only grow."""
     max_consumers: int = 1000
     """Consumers at a time."""
     hello_timeout_s: float = 5.0

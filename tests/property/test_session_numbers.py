@@ -23,7 +23,7 @@ def another_process(session: Session) -> Session:
     return Session.resumed(SessionState.read(state.fields(), state.definitions()))
 
 
-counts = st.one_of(st.integers(1, 4), st.sampled_from([3, 3, 3, 20]))
+counts = st.one_of(st.integers(1, 4), st.sampled_from([0, 3, 3, 3, 20]))
 a_fate = st.sampled_from(["comes"] * 8 + ["lost", "twice"])
 after_it = st.sampled_from(["more"] * 4 + ["cut", "asked", "carried"])
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import IO
 
-from attrs import asdict, frozen
+from attrs import asdict
 
 from phloem.engine.engine import Outcome, Stretch
 from phloem.engine.environment import Environment
@@ -22,25 +22,15 @@ from phloem.engine.groups import Declined, Group, GroupTable, SharedChange
 from phloem.engine.layout import KEY, MARK, ORG, Place, Tail
 from phloem.engine.ledger import backlog, fold, org_ledger
 from phloem.engine.options import OptionsBounds, OptionsCounts, OptionsTable
-from phloem.engine.retaining import without_oldest
+from phloem.engine.retaining import RETAIN_STEP, Retention, remove_oldest
 from phloem.engine.writing import Writer
 from sapflow.entry import HEAD_BYTES, CorruptEntry, LogEntry, decode_entry, entry_counts, received_us
 from sapflow.errors import EngineLocked, StorageError
 from sapflow.held import HeldElsewhere, hold
 from sapflow.ledger import Backlog, OrgLedger, StreamLedger
 
-RETAIN_STEP = 16
-"""Entries removed in one transaction, between commits; what is old is read off the disk for that."""
-
-
-@frozen
-class Retention:
-    """What is removed: entries older than `seconds`, and the oldest of an org that holds more than `bytes_per_org`."""
-
-    seconds: float = 7 * 86_400.0
-    bytes_per_org: int = 10 << 30
-    silent_s: float = 86_400.0
-    """A stream's row in the ledger is folded into its org's when it was not heard of for so long."""
+FOLD_STEP = 50
+"""Rows of the ledger that are folded in one."""
 
 
 class EmbeddedLog:
@@ -62,6 +52,8 @@ class EmbeddedLog:
         self._lock = lock
         self._removed: dict[int, int] = {}
         """Entries that the last append removed, by org's number."""
+        self._untold = 0
+        """Entries that appends removed since upkeep last said so."""
 
     @classmethod
     def open(cls, path: Path, *, map_bytes: int = 64 << 30) -> EmbeddedLog:
@@ -106,8 +98,10 @@ class EmbeddedLog:
         with self.environment.writing(buffers=True) as txn:
             writer = Writer(self.environment.tables, txn)
             outcomes = [writer.append(org, entry) for org, entry in batches]
-            self._removed = writer.retain(self.retention.bytes_per_org)
+            removed = writer.retain(self.retention.bytes_per_org)
             writer.finish()
+        self._removed = removed
+        self._untold += sum(removed.values())
         return outcomes
 
     @property
@@ -117,8 +111,9 @@ class EmbeddedLog:
 
     def look_ahead(self) -> None:
         """Read the heads of the oldest entries, some more than the last append removed. Raises StorageError."""
-        tables, removed = self.environment.tables, self._removed
+        removed = self._removed
         with self.environment.reading(buffers=True) as txn:
+            tables = self.environment.tables
             for number, count in removed.items():
                 first = Tail.read(txn, tables, number).first
                 for position in range(first, first + 4 * count):
@@ -138,40 +133,34 @@ class EmbeddedLog:
     def upkeep(self, orgs: Set[str]) -> Iterator[int]:
         """Retention, of all that have a log: entries removed in each step. Raises StorageError.
 
-        By age; by size only what `append` left, of orgs that store nothing any more.
+        By age; by size only what `append` left. The first step says what appends removed since the last upkeep.
         The ledger's rows of silent streams are folded as well, and what exporters told, before its entries may go.
         """
+        untold, self._untold = self._untold, 0
+        yield untold
         while self.fold_options():
             yield 0
         for org in self.orgs():
             before_us = int((time.time() - self.retention.seconds) * 1e6)
-            removed = RETAIN_STEP
-            while removed == RETAIN_STEP:
-                removed = self.remove_oldest(
-                    org, before_us=before_us, keep_bytes=self.retention.bytes_per_org, at_most=RETAIN_STEP
-                )
+            keep_bytes = self.retention.bytes_per_org
+            while removed := self.remove_oldest(org, before_us=before_us, keep_bytes=keep_bytes, at_most=RETAIN_STEP):
                 yield removed
             silent_us = int((time.time() - self.retention.silent_s) * 1e6)
-            while self.fold_ledger(org, before_us=silent_us, at_most=RETAIN_STEP) == RETAIN_STEP:
+            while self.fold_ledger(org, before_us=silent_us, at_most=FOLD_STEP) == FOLD_STEP:
                 yield 0
 
     def remove_oldest(self, org: str, *, before_us: int, keep_bytes: int, at_most: int = 1000) -> int:
         """Retention, one bounded step: remove entries older than `before_us`, or beyond `keep_bytes`.
 
-        Returns how many entries went; fewer than `at_most` means that nothing more is due. Raises StorageError.
+        Returns how many entries went; 0 means that nothing more is due. Raises StorageError.
         """
         number = self._org_number(org)
         if number is None:
             return 0
-        tables = self.environment.tables
         with self.environment.writing(buffers=True) as txn:
-            tail = Tail.read(txn, tables, number)
-            left = without_oldest(
-                txn, tables, number, tail, before_us=before_us, keep_bytes=keep_bytes, at_most=at_most
+            return remove_oldest(
+                txn, self.environment.tables, number, before_us=before_us, keep_bytes=keep_bytes, at_most=at_most
             )
-            if left != tail:
-                left.write(txn, tables, number)
-        return left.first - tail.first
 
     def fold_ledger(self, org: str, *, before_us: int, at_most: int = 1000) -> int:
         """Fold the ledger's rows of streams that were not heard of since `before_us`: how many. Raises StorageError."""

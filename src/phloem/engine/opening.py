@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from phloem.engine.embedded import EmbeddedLog, Retention
+from phloem.engine.embedded import EmbeddedLog
 from phloem.engine.engine import Engine
 from phloem.engine.options import OptionsBounds
+from phloem.engine.retaining import Retention
 from sapflow.config import Config, PhloemConfig
 
 

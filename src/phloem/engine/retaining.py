@@ -6,22 +6,57 @@ Transactions give buffers: of an entry only the head is read, since what is old 
 from __future__ import annotations
 
 import lmdb
-from attrs import evolve
+from attrs import evolve, frozen
 
 from phloem.engine.layout import COUNT_EVERY, KEY, ORG, TELLING, Tables, Tail
 from sapflow.entry import HEAD_BYTES, entry_counts, received_us
 
 MOST_TELLING = 256
 """So many entries whose options data wait are looked at for the first of them."""
+RETAIN_STEP, STEP_BYTES = 128, 4 << 20
+"""Entries removed in one transaction, between commits, and about how many bytes of them: what is old is read for it."""
+
+
+@frozen
+class Retention:
+    """What is removed: entries older than `seconds`, and the oldest of an org that holds more than `bytes_per_org`."""
+
+    seconds: float = 7 * 86_400.0
+    bytes_per_org: int = 10 << 30
+    silent_s: float = 86_400.0
+    """A stream's row in the ledger is folded into its org's when it was not heard of for so long."""
+
+
+def remove_oldest(
+    txn: lmdb.Transaction, tables: Tables, number: int, *, before_us: int, keep_bytes: int, at_most: int
+) -> int:
+    """One step of upkeep: how many entries of an org went; about `STEP_BYTES` of them."""
+    tail = Tail.read(txn, tables, number)
+    bounds = {"before_us": before_us, "keep_bytes": keep_bytes, "at_most": at_most, "at_most_bytes": STEP_BYTES}
+    left = without_oldest(txn, tables, number, tail, **bounds)
+    if left != tail:
+        left.write(txn, tables, number)
+    return left.first - tail.first
 
 
 def without_oldest(
-    txn: lmdb.Transaction, tables: Tables, number: int, tail: Tail, *, before_us: int, keep_bytes: int, at_most: int
+    txn: lmdb.Transaction,
+    tables: Tables,
+    number: int,
+    tail: Tail,
+    *,
+    before_us: int,
+    keep_bytes: int,
+    at_most: int,
+    at_most_bytes: int,
 ) -> Tail:
-    """Remove an org's entries older than `before_us`, or beyond `keep_bytes`: its tail after that, to be written."""
-    left = at_most
+    """Remove some of an org's entries older than `before_us`, or beyond `keep_bytes`: its tail then, to be written.
+
+    No more than `at_most` entries go, nor more than `at_most_bytes` and one entry.
+    """
+    left, left_bytes = at_most, at_most_bytes
     cursor = txn.cursor(tables.entries)
-    while left > 0 and tail.first < tail.next:
+    while left > 0 and left_bytes > 0 and tail.first < tail.next:
         key = KEY.pack(number, tail.first)
         value = cursor.value() if cursor.set_key(key) else b""
         size, head = len(value), bytes(value[:HEAD_BYTES])
@@ -41,6 +76,7 @@ def without_oldest(
             removed_bytes=tail.removed_bytes + size,
         )
         left -= 1
+        left_bytes -= size
     return tail
 
 

@@ -15,6 +15,9 @@ from phloem.engine.ledger import Row, now_us
 from phloem.engine.retaining import kept_from, without_oldest
 from sapflow.entry import LogEntry, encode_entry
 
+MORE_ENTRIES = 64
+"""So many more than twice as many as came may go at a time: those that go may be small, and each costs a look at it."""
+
 
 class Writer:
     """Appends in one transaction: tails, marks and the ledger's rows are read once, and written once at its end."""
@@ -24,8 +27,8 @@ class Writer:
         self._txn = txn
         self._numbers: dict[str, int] = {}
         self._tails: dict[int, Tail] = {}
-        self._stored: dict[int, int] = {}
-        """Entries, by org."""
+        self._stored: dict[int, tuple[int, int]] = {}
+        """Entries and their bytes, by org."""
         self._marks: dict[bytes, Mark] = {}
         self._rows: dict[bytes, Row] = {}
 
@@ -57,7 +60,8 @@ class Writer:
         if tail is None:
             tail = Tail.read(self._txn, self._tables, number)
         position = tail.next
-        self._stored[number] = self._stored.get(number, 0) + 1
+        stored, stored_bytes = self._stored.get(number, (0, 0))
+        self._stored[number] = stored + 1, stored_bytes + len(data)
         self._txn.put(KEY.pack(number, position), data, db=self._tables.entries, dupdata=False)
         if position % COUNT_EVERY == 0:
             self._txn.put(KEY.pack(number, position), COUNT.pack(tail.records), db=self._tables.counts)
@@ -74,22 +78,30 @@ class Writer:
         return position
 
     def retain(self, keep_bytes: int) -> dict[int, int]:
-        """Retention by size, as it goes: of each org that stores something here, about twice as many entries go, its
-        oldest, while it holds more than `keep_bytes`.
+        """Retention by size, as it goes: of each org that stores something here, its oldest entries go while it holds
+        more than `keep_bytes`, about twice as many bytes as came.
 
         Were they left to collect, whoever stores would wait for all of them at once. What was stored here stays.
         Returns how many went, by org's number.
         """
         removed = {}
         for number, tail in self._tails.items():
-            if tail.bytes > keep_bytes:
-                stored = self._stored[number]
-                kept = min(tail.next - stored, kept_from(self._txn, self._tables, number))
-                most = min(2 * stored, kept - tail.first)
-                self._tails[number] = without_oldest(
-                    self._txn, self._tables, number, tail, before_us=0, keep_bytes=keep_bytes, at_most=most
-                )
-                removed[number] = self._tails[number].first - tail.first
+            if tail.bytes <= keep_bytes:
+                continue
+            stored, stored_bytes = self._stored[number]
+            kept = min(tail.next - stored, kept_from(self._txn, self._tables, number))
+            self._tails[number] = without_oldest(
+                self._txn,
+                self._tables,
+                number,
+                tail,
+                before_us=0,
+                keep_bytes=keep_bytes,
+                at_most=min(2 * stored + MORE_ENTRIES, kept - tail.first),
+                at_most_bytes=2 * stored_bytes,
+            )
+            if went := self._tails[number].first - tail.first:
+                removed[number] = went
         return removed
 
     def finish(self) -> None:

@@ -57,18 +57,19 @@ class Turns(Generic[T]):
         self._count += 1
 
     def take(self, at_most_bytes: int, *, of_backlog_bytes: int | None = None) -> list[T]:
-        """The next items, up to so many bytes, and so many of the backlog; but at least one of the fresh, and one turn
-        of the backlog that there was: so neither can wait for the other for ever."""
+        """The next items, about so many bytes, and so many of the backlog; but at least one of the fresh, and of the
+        backlog that there was a quarter as much and one item: so neither can wait for the other for ever."""
         taken: list[T] = []
         waited = bool(self._backlog)
         room = self._take(self._fresh, at_most_bytes, 1, taken)
+        if self._fresh:
+            room = 0
+        if waited:
+            room = max(room, at_most_bytes // 4)
         if of_backlog_bytes is not None:
             room = min(room, of_backlog_bytes)
-        if waited:
-            one = min(self._turn_bytes, at_most_bytes)
-            self._take(self._backlog, one if self._fresh else max(room, one), 1, taken)
-        elif not self._fresh:
-            self._take(self._backlog, room, 0, taken)
+        if waited or not self._fresh:
+            self._take(self._backlog, room, int(waited), taken)
         return taken
 
     def take_fresh(self, at_most_bytes: int) -> list[T]:
@@ -79,22 +80,21 @@ class Turns(Generic[T]):
 
     def _take(self, lanes: deque[Hashable], room: int, least: int, taken: list[T]) -> int:
         """Give lanes their turns, of `least` items at least: how much room is left."""
+        whole = min(self._turn_bytes, room)
         while lanes:
-            items, turn, before = self._lanes[lanes[0]], self._turn_bytes, len(taken)
-            while items:
-                item, size = items[0]
-                if (least <= 0 and size > room) or (len(taken) > before and size > turn):
-                    break
-                items.popleft()
+            lane = lanes[0]
+            items, turn, before = self._lanes[lane], whole, len(taken)
+            while items and (items[0][1] <= room or least > 0) and (items[0][1] <= turn or len(taken) == before):
+                item, size = items.popleft()
                 taken.append(item)
                 least -= 1
                 turn -= size
                 room -= size
                 self.bytes -= size
             self._count -= len(taken) - before
-            if len(taken) == before:
-                break
-            lane = lanes.popleft()
+            if len(taken) == before or (lanes is self._fresh and items and items[0][1] <= turn):
+                break  # there is no more room; who had less than a turn of it goes on with the next
+            lanes.popleft()
             if items:
                 self._backlog.append(lane)
             else:

@@ -10,7 +10,8 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from phloem.engine.embedded import EmbeddedLog, Retention
+from phloem.engine.embedded import EmbeddedLog
+from phloem.engine.retaining import Retention
 from sapflow.entry import CorruptEntry, LogEntry, decode_entry, encode_entry
 from sapflow.errors import EngineLocked, StorageError
 
@@ -161,7 +162,7 @@ def test_retention_that_cannot_write_says_so(tmp_path: Path, monkeypatch: pytest
 
     log = EmbeddedLog.open(tmp_path)
     kinds(log, an_entry(1))
-    monkeypatch.setattr("phloem.engine.embedded.without_oldest", full)
+    monkeypatch.setattr("phloem.engine.embedded.remove_oldest", full)
     with pytest.raises(StorageError, match=r"cannot be written.*No space left"):
         log.remove_oldest("acme", before_us=1, keep_bytes=0)
 

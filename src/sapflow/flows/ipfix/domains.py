@@ -19,7 +19,7 @@ class Domain:
     """The number of a message that its counter need not be told of; None: it must be told of the next in any case."""
     records: int = 0
     """In the last message, …"""
-    unlike: bool = False
+    sizes_differ: bool = False
     """… and whether one that its counter was not told of held more or fewer than the one before."""
     export_time: int = 0
     first_sequence: int | None = None
@@ -32,8 +32,8 @@ class Domain:
     def caught_up(self) -> SequenceCounter:
         """Its counter, told of what it was passed by."""
         if self.expected is not None:
-            self.sequences.passed_by(self.expected, self.records, unlike=self.unlike)
-            self.unlike = False
+            self.sequences.passed_by(self.expected, self.records, sizes_differ=self.sizes_differ)
+            self.sizes_differ = False
         return self.sequences
 
     def follow(self, sequence: int, records: int, *, unknown: bool) -> tuple[int, int]:
@@ -43,7 +43,7 @@ class Domain:
         """
         if sequence == self.expected and not unknown:
             self.expected = (sequence + records) & _MASK
-            self.unlike = self.unlike or records != self.records
+            self.sizes_differ = self.sizes_differ or records != self.records
             self.records = records
             return 0, 0
         counter = self.caught_up()

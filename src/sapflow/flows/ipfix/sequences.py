@@ -93,16 +93,16 @@ class SequenceCounter:
         """How many units the datagram before held; 0 when there was none."""
         return 0 if self._last is None else self._last[1]
 
-    def passed_by(self, number: int | None, count: int, *, unlike: bool) -> None:
+    def passed_by(self, number: int, count: int, *, sizes_differ: bool) -> None:
         """Datagrams that followed on one another were not told of here: the next follows on with this number, the last
-        of them held `count` units. `unlike` says that not all held as many, so that it is sure what numbers count."""
-        if number == self._expected:
+        of them held `count` units. `sizes_differ` when not all held as many, so that it is sure what numbers count."""
+        if number == self._expected and not sizes_differ:
             return
-        if unlike:
+        if sizes_differ:
             self._begin_learning()
         self._expected = number
         self.behind, self._behind_next = 0, None
-        self._last = None if number is None else ((number - count) & _MASK, count)
+        self._last = ((number - count) & _MASK, count)
 
     def take(self) -> Numbers:
         """What the numbers say since this was last asked."""

@@ -137,7 +137,7 @@ class Session:
                             count = (set_length - 4) // record_bytes
                             domain.expected = (sequence + count) & _MASK
                             if count != domain.records:
-                                domain.records, domain.unlike = count, True
+                                domain.records, domain.sizes_differ = count, True
                             records += count
                             messages += 1
                             at += length
