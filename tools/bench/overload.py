@@ -25,6 +25,8 @@ from tools.fleet import Fleet, running
 from tools.loadgen import Ledger, load
 
 SECONDS = 600.0
+RESTED_S, REST = 120.0, 2.0
+"""Once more, with `phloem.backlog_rest`."""
 IDLE_S = 20.0
 LIMIT_BYTES = 256_000_000
 BUDGET_BYTES = 64 << 20
@@ -60,7 +62,7 @@ class Measured:
 
 
 def run() -> list[dict[str, Any]]:
-    """One row a process, and one for the other orgs' latency."""
+    """One row a process, and one for the other orgs' latency; of that one with a rest as well."""
     found = measure(SECONDS)
     rows = [
         {
@@ -71,16 +73,21 @@ def run() -> list[dict[str, Any]]:
         }
         for name, size in found.most_rss.items()
     ]
+    rested = measure(RESTED_S, settings=f"backlog_rest = {REST}")
+    told = [("other orgs", found), (f"other orgs, backlog_rest = {REST:g}", rested)]
+    return [*rows, *({"what": f"{who}, {_told(one)}", **dict.fromkeys(list(rows[0])[1:], "-")} for who, one in told)]
+
+
+def _told(found: Measured) -> str:
     quantiles = [f"{name} {found.idle[name] * 1e3:.0f} -> {found.busy[name] * 1e3:.0f} ms" for name in ("p50", "p99")]
-    what = f"other orgs, idle -> overload: {', '.join(quantiles)}; {found.stored / 1e6:.2f} M records/s stored"
-    return [*rows, {"what": what, **dict.fromkeys(list(rows[0])[1:], "-")}]
+    return f"idle -> overload: {', '.join(quantiles)}; {found.stored / 1e6:.2f} M records/s stored"
 
 
-def measure(seconds: float, idle_s: float = IDLE_S) -> Measured:
-    """Overload a fleet for so long, after it was idle but for the other orgs."""
+def measure(seconds: float, idle_s: float = IDLE_S, *, settings: str = "") -> Measured:
+    """Overload a fleet for so long, after it was idle but for the other orgs; `settings` of Phloem beside its budget."""
     with tempfile.TemporaryDirectory(prefix="sapflow-bench-", dir=".") as directory:
         config = Path(directory).absolute() / "fleet.toml"
-        config.write_text(CONFIG)
+        config.write_text(CONFIG + settings)
         with running(config.parent / "data", collectors=2, config=config) as fleet, _limited(fleet) as groups:
             idle, busy, most, stored = trio.run(partial(_overload, fleet, seconds, idle_s))
             return Measured(most, {name: _oom_kills(group) for name, group in groups.items()}, idle, busy, stored)
