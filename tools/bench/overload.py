@@ -84,7 +84,7 @@ def _told(found: Measured) -> str:
 
 
 def measure(seconds: float, idle_s: float = IDLE_S, *, settings: str = "") -> Measured:
-    """Overload a fleet for so long, after it was idle but for the other orgs; `settings` of Phloem beside its budget."""
+    """Overload a fleet for so long, after it was idle but for the other orgs; `settings` are more of Phloem."""
     with tempfile.TemporaryDirectory(prefix="sapflow-bench-", dir=".") as directory:
         config = Path(directory).absolute() / "fleet.toml"
         config.write_text(CONFIG + settings)
