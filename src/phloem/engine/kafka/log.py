@@ -18,7 +18,7 @@ from phloem.engine.kafka.clients import REAL, Clients, Trouble
 from phloem.engine.kafka.group_log import GroupLog
 from phloem.engine.kafka.ledger_log import LedgerLog
 from phloem.engine.kafka.marks import Key, Mark, Marks
-from phloem.engine.kafka.names import Place
+from phloem.engine.kafka.names import TELLS, Place
 from phloem.engine.kafka.producing import Draft, Producing
 from phloem.engine.kafka.reading import END, ReadCounts, Readers
 from phloem.engine.kafka.settings import KafkaSettings
@@ -164,6 +164,8 @@ class KafkaLog:
     def _draft(self, org: str, entry: LogEntry, data: bytes) -> Draft:
         name = org.encode()
         headers = [("org", name), ("stream", entry.stream), ("seq", b"%d" % entry.seq)]
+        if entry.tells:
+            headers.append((TELLS, b"1"))
         self._seen_orgs.add(org)
         return Draft(self._topics.place(org), name, data, headers)
 

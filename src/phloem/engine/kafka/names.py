@@ -15,6 +15,8 @@ from hashlib import sha256
 from attrs import frozen
 
 MAX_TOPIC_CHARS = 249
+TELLS = "tells"
+"""The header of an entry that may tell something in options data; others have none of that name."""
 _ESCAPED = re.compile(r"[^A-Za-z0-9]")
 
 
