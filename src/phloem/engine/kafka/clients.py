@@ -39,7 +39,7 @@ class ProducerClient(Protocol):
     def produce(
         self,
         topic: str,
-        value: bytes,
+        value: bytes | None,
         key: bytes,
         partition: int,
         on_delivery: Report,

@@ -83,7 +83,8 @@ class KafkaLog:
         """See `Engine`."""
         groups = {f"groups_{name}": value for name, value in asdict(self._groups.counts).items()}
         ledgers = {f"ledger_{name}": value for name, value in asdict(self._ledgers.counts).items()}
-        return {**asdict(self.learning), **asdict(self._readers.counts), **groups, **ledgers}
+        options = asdict(self._ledgers.options_counts)
+        return {**asdict(self.learning), **asdict(self._readers.counts), **groups, **ledgers, **options}
 
     def reopen(self) -> None:
         """See `Engine`."""
@@ -297,6 +298,14 @@ class KafkaLog:
     def backlog(self, org: str, position: int) -> Backlog:
         """See `Engine`."""
         return self._ledgers.backlog(org, position)
+
+    def told_streams(self, org: str) -> list[bytes]:
+        """See `Engine`."""
+        return self._ledgers.told_streams(org)
+
+    def told(self, org: str, stream: bytes, position: int) -> bytes | None:
+        """See `Engine`."""
+        return self._ledgers.told(org, stream, position)
 
     def holds(self, org: str) -> bool:
         """See `Engine`: what this node has stored of it, or its topic."""

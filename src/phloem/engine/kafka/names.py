@@ -43,6 +43,17 @@ def ledger_topic_of(fleet: str) -> str:
     return _fitting(f"{_escape(fleet)}--ledger")
 
 
+def options_topic_of(fleet: str) -> str:
+    """The topic of what a fleet's exporters told in options data."""
+    return _fitting(f"{_escape(fleet)}--options")
+
+
+def beside(place: Place, topic: str, partitions: int, *, per_org: bool) -> Place:
+    """Where in a topic of the fleet's own, of so many partitions, is kept what is known of a place in the log."""
+    number = partition_of(place.topic, partitions) if per_org else place.partition
+    return Place(topic, number % partitions)
+
+
 def _fitting(name: str) -> str:
     if len(name) <= MAX_TOPIC_CHARS:
         return name
