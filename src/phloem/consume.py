@@ -65,7 +65,7 @@ class Consumers:
         self.reading = ThreadKind("reading", settings.reading_threads)
         self.counting = ThreadKind("ledger", 1)
         """Ledgers are asked for in a thread of their own: where they are counted first, that takes a while."""
-        self.shelf = Shelf(engine, self.reading, settings.feed_bytes, settings.feed_entries)
+        self.shelf = Shelf(engine, self.reading, self.counting, settings.feed_bytes, settings.feed_entries)
         self.groups = Groups(engine, storage, self.reading, settings.groups)
 
     @property

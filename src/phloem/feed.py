@@ -67,6 +67,8 @@ class Shelf:
 
     engine: Engine
     reading: ThreadKind
+    counting: ThreadKind
+    """In which ledgers are asked for."""
     feed_bytes: int
     feed_entries: int
     counts: ConsumeCounts = field(factory=ConsumeCounts)
@@ -188,11 +190,10 @@ class Feed:
 
     async def _give_options(self) -> None:
         """First of all, what the exporters had told by here: entries of number 0, behind no position of their own."""
-        engine, reading, position = self._shelf.engine, self._shelf.reading, self._place.position
-        if not isinstance(engine, EmbeddedLog):
-            return
-        for stream in await reading.run(lambda: engine.told_streams(self._org)):
-            told = await reading.run(lambda: engine.told(self._org, stream, position))  # noqa: B023
+        engine, position = self._shelf.engine, self._place.position
+        thread = self._shelf.reading if engine.shared_ledger is None else self._shelf.counting
+        for stream in await thread.run(lambda: engine.told_streams(self._org)):
+            told = await thread.run(lambda: engine.told(self._org, stream, position))  # noqa: B023
             if told is not None:
                 await self._send([(0, told)])
                 self._shelf.counts.options_out += 1

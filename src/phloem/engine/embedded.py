@@ -290,11 +290,7 @@ class EmbeddedLog:
             return OptionsTable(self.environment.tables, txn, self.options).streams(number)
 
     def told(self, org: str, stream: bytes, position: int) -> bytes | None:
-        """A stream's options data that were in force at a position, as an entry of number 0; None: there were none.
-
-        At the latest position, and at those before it for as far as versions are kept, it is exact; else the oldest
-        version that is kept stands for it.
-        """
+        """See `Engine`."""
         number = self._org_number(org)
         if number is None:
             return None

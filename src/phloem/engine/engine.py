@@ -167,5 +167,18 @@ class Engine(Protocol):
     def backlog(self, org: str, position: int) -> Backlog:
         """What is kept behind a position, left to read for who has read up to it. Raises StorageError."""
 
+    def told_streams(self, org: str) -> list[bytes]:
+        """An org's streams that have told anything in options data, those that told last at the end.
+
+        This and `told` in the thread in which ledgers are asked for, where the ledger is shared. Raises StorageError.
+        """
+
+    def told(self, org: str, stream: bytes, position: int) -> bytes | None:
+        """A stream's options data that were in force at a position, as an entry of number 0; None: there were none.
+
+        At the latest position, and at those before it for as far as versions are kept, it is exact; else the oldest
+        version that is kept stands for it. Raises StorageError.
+        """
+
     def holds(self, org: str) -> bool:
         """Whether this log is known to have anything of an org."""

@@ -16,8 +16,12 @@ def open_engine(config: Config, node: str) -> Engine:
         return _kafka(mine, config.fleet.name, node)
     log = EmbeddedLog.open(config.data_path / "log", map_bytes=mine.map_bytes)
     log.retention = Retention(mine.retention_s, mine.retention_bytes_per_org, mine.ledger_streams_s)
-    log.options = OptionsBounds(mine.options_bytes_per_stream, mine.options_bytes_per_org)
+    log.options = _bounds(mine)
     return log
+
+
+def _bounds(mine: PhloemConfig) -> OptionsBounds:
+    return OptionsBounds(mine.options_bytes_per_stream, mine.options_bytes_per_org)
 
 
 def _kafka(mine: PhloemConfig, fleet: str, node: str) -> Engine:
@@ -37,6 +41,7 @@ def _kafka(mine: PhloemConfig, fleet: str, node: str) -> Engine:
             retention_s=mine.retention_s,
             retention_bytes_per_org=mine.retention_bytes_per_org,
             ledger_streams_s=mine.ledger_streams_s,
+            options=_bounds(mine),
             commit_timeout_s=mine.kafka_commit_timeout_s,
             request_timeout_s=mine.kafka_request_timeout_s,
         )

@@ -9,6 +9,7 @@ from sapflow.client import ConsumedBatch, OptionsData, consume, subscribe
 from sapflow.entry import LogEntry
 from tests.unit.client.doors import STREAM, Door, a_door
 from tests.unit.flows.flows_made import messages, seen
+from tests.unit.phloem.fake_kafka import FakeKafka
 
 under_each_loop = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 OTHER = bytes(reversed(STREAM))
@@ -39,6 +40,7 @@ def told(options: list[OptionsData]) -> list[object]:
 
 
 @under_each_loop
+@pytest.mark.parametrize("engine", ["embedded", "kafka"])
 @pytest.mark.parametrize(
     ("at", "names", "positions"),
     [
@@ -49,7 +51,7 @@ def told(options: list[OptionsData]) -> list[object]:
     ],
 )
 def test_a_subscriber_is_given_what_was_in_force_where_it_begins(
-    backend: str, at: str | int, names: list[str], positions: list[int], tmp_path: Path
+    backend: str, engine: str, at: str | int, names: list[str], positions: list[int], tmp_path: Path
 ) -> None:
     async def work() -> tuple[list[OptionsData], list[ConsumedBatch]]:
         with anyio.fail_after(20):
@@ -59,7 +61,7 @@ def test_a_subscriber_is_given_what_was_in_force_where_it_begins(
                 assert batches.position == 5
                 return batches.take_options(), found
 
-    with a_door(tmp_path) as door:
+    with a_door(tmp_path, kafka=FakeKafka() if engine == "kafka" else None) as door:
         a_log(door)
         options, found = anyio.run(work, backend=backend)
         counts = door._consumers.counts if door._consumers is not None else None

@@ -13,6 +13,8 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPa
 
 from phloem.engine.kafka.clients import Clients, Properties, Report
 
+Headers = list[tuple[str, bytes]]
+
 
 @define
 class FakeMessage:
@@ -21,6 +23,7 @@ class FakeMessage:
     body: bytes | None = None
     fault: KafkaError | None = None
     stored_ms: int = 0
+    told: Headers | None = None
 
     def offset(self) -> int:
         return self.at
@@ -39,6 +42,9 @@ class FakeMessage:
 
     def timestamp(self) -> tuple[int, int]:
         return 2, self.stored_ms
+
+    def headers(self) -> Headers | None:
+        return self.told
 
 
 _numbers = itertools.count(1)
@@ -105,9 +111,16 @@ class FakeKafka:
         stored = self.partition(topic, number)
         return self.topics[topic].low.get(number, 0), stored[-1].at + 1 if stored else 0
 
-    def store(self, topic: str, number: int, key: bytes | None, value: bytes | None) -> int:
+    def store(
+        self,
+        topic: str,
+        number: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers | None = None,
+    ) -> int:
         end = self.ends(topic, number)[1]
-        self.partition(topic, number).append(FakeMessage(end, key, value))
+        self.partition(topic, number).append(FakeMessage(end, key, value, told=headers or None))
         return end
 
 
@@ -115,24 +128,24 @@ class FakeKafka:
 class FakeProducer:
     kafka: FakeKafka
     properties: Properties
-    waiting: deque[tuple[str, int, bytes, bytes, Report]] = field(factory=deque)
+    waiting: deque[tuple[str, int, bytes, bytes | None, Headers, Report]] = field(factory=deque)
     purged: bool = False
 
     def produce(
-        self, topic: str, value: bytes, key: bytes, partition: int, on_delivery: Report, *, headers: object
+        self, topic: str, value: bytes | None, key: bytes, partition: int, on_delivery: Report, *, headers: Headers
     ) -> None:
         self.kafka.check("produce")
-        self.waiting.append((topic, partition, key, value, on_delivery))
+        self.waiting.append((topic, partition, key, value, headers, on_delivery))
 
     def poll(self, timeout: float) -> int:
         if self.purged:
             while self.waiting:
-                self.waiting.popleft()[4](KafkaError(KafkaError._PURGE_QUEUE), FakeMessage(-1))
+                self.waiting.popleft()[-1](KafkaError(KafkaError._PURGE_QUEUE), FakeMessage(-1))
             raise failure(KafkaError._GAPLESS_GUARANTEE)  # as librdkafka does of what was in flight
         while self.waiting and not self.kafka.silent:
-            topic, partition, key, value, report = self.waiting.popleft()
+            topic, partition, key, value, headers, report = self.waiting.popleft()
             fault = self.kafka.reports.popleft() if self.kafka.reports else None
-            at = self.kafka.store(topic, partition, key, value) if fault is None else -1
+            at = self.kafka.store(topic, partition, key, value, headers) if fault is None else -1
             report(fault, FakeMessage(at if self.kafka.tells_offsets else -1001))
         return 0
 

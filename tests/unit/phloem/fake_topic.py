@@ -48,6 +48,9 @@ class Delivered:
     def error(self) -> KafkaError | None:
         return None
 
+    def headers(self) -> None:
+        return None
+
 
 @define
 class FakeTopic:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+from attrs import evolve
 from confluent_kafka import KafkaError
 from confluent_kafka.admin import OffsetSpec
 from hypothesis import given
@@ -64,6 +65,18 @@ def test_a_report_that_fails_ends_the_producer_and_keeps_what_is_known_to_be_sto
     # The third was stored behind a failure, which Kafka's client forbids; it is not taken for more than it is.
     assert kinds(log, *map(an_entry, (1, 2, 3))) == ["duplicate", "stored", "stored"]
     assert len(kafka.producers) == 2
+
+
+def test_an_entry_that_may_tell_something_says_so_in_a_header_and_no_other_does() -> None:
+    kafka = FakeKafka()
+    log = a_log(kafka)
+    kinds(log, an_entry(1), evolve(an_entry(2), tells=True), an_entry(3))
+    told = [dict(message.headers() or []) for message in kafka.topics["sapflow"].partitions[0]]
+    assert told == [
+        {"org": b"acme", "stream": STREAM, "seq": b"1"},
+        {"org": b"acme", "stream": STREAM, "seq": b"2", "tells": b"1"},
+        {"org": b"acme", "stream": STREAM, "seq": b"3"},
+    ]
 
 
 def test_without_reports_in_time_all_of_the_group_is_given_up_and_said_to_be_kept_by_the_senders() -> None:

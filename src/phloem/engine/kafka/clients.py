@@ -29,6 +29,7 @@ class Message(Protocol):
     def key(self) -> bytes | None: ...
     def value(self) -> bytes | None: ...
     def timestamp(self) -> tuple[int, int]: ...
+    def headers(self) -> list[tuple[str, bytes]] | None: ...
 
 
 Report = Callable[[KafkaError | None, Message], None]
@@ -38,7 +39,7 @@ class ProducerClient(Protocol):
     def produce(
         self,
         topic: str,
-        value: bytes,
+        value: bytes | None,
         key: bytes,
         partition: int,
         on_delivery: Report,

@@ -148,8 +148,11 @@ class Fold:
 
     # --- folding ----------------------------------------------------------------------------------------------
 
-    def take(self, org: bytes, position: int, entry: LogEntry, size: int, stored_us: int) -> None:
-        """The next entry, of so many bytes, stored at a time (microseconds UTC, by the brokers' clock)."""
+    def take(self, org: bytes, position: int, entry: LogEntry, size: int, stored_us: int) -> bool:
+        """The next entry, of so many bytes, stored at a time (microseconds UTC, by the brokers' clock).
+
+        Returns whether it counts; else it stood there before.
+        """
         self._passed(position, size)
         self.newest_us = max(self.newest_us, stored_us)
         known = self.orgs.get(org)
@@ -160,7 +163,7 @@ class Fold:
         stream = self._stream(key)
         if entry.seq <= stream.mark:
             self._repeats(key, stream)
-            return
+            return False
         before = entry.seq - stream.mark - 1
         begins = stream.row.count(entry)
         if before and not begins:
@@ -171,6 +174,7 @@ class Fold:
         stream.mark, stream.position, stream.heard_us = entry.seq, position, self.newest_us
         known.entries += 1
         known.records += entry.records
+        return True
 
     def _repeats(self, key: bytes, stream: Stream) -> None:
         self.repeats += 1
@@ -320,6 +324,12 @@ class Fold:
                 row, _ = decode_row(key, packed[ROW_HEAD.size :])
                 row.unknown_batches = ROW_HEAD.unpack_from(packed)[2]
                 yield row
+
+    def last_heard(self, org: bytes, stream: bytes) -> int:
+        """When an org's stream was last heard of; 0 of one without a row."""
+        known = self.orgs.get(org)
+        packed = None if known is None else self.rows.get(ORG.pack(known.number) + stream)
+        return heard_us(packed) if packed is not None else 0
 
     def folded(self, org: bytes) -> tuple[StreamLedger, int]:
         """The sum of an org's streams that have no row of their own, and how many those were."""

@@ -1,5 +1,7 @@
 """Orgs' ledgers, folded from their partitions of the log; and the ledger's topic, with what was folded so far.
 
+What exporters told in options data is folded beside them, into a topic of its own (`options_log.py`).
+
 Synchronous; all of it belongs to one thread. Any node may fold any partition and comes to the same, so nothing here has
 to be agreed on: that each is folded by one node at a time, that of an org's claim, only saves work.
 """
@@ -18,11 +20,14 @@ from phloem.engine.kafka.clients import Clients, Message, Trouble
 from phloem.engine.kafka.ledger_count import before
 from phloem.engine.kafka.ledger_fold import Fold
 from phloem.engine.kafka.ledger_records import Loading, encode, key_of
-from phloem.engine.kafka.names import Place, ledger_topic_of, partition_of
+from phloem.engine.kafka.names import TELLS, Place, beside, ledger_topic_of
+from phloem.engine.kafka.options_fold import OptionsFold
+from phloem.engine.kafka.options_log import OptionsLog
 from phloem.engine.kafka.producing import UNKNOWN, Draft, Producing
 from phloem.engine.kafka.reading import Readers
 from phloem.engine.kafka.settings import KafkaSettings
 from phloem.engine.kafka.topics import Topics
+from phloem.engine.options import OptionsCounts
 from sapflow.entry import entry_head
 from sapflow.errors import StorageError
 from sapflow.ledger import Backlog, OrgLedger, StreamLedger
@@ -35,6 +40,8 @@ CATCH_UP_S = 5.0
 """Whoever asks for a ledger waits so long for what is not folded yet, and is told how much is left."""
 MAX_HELD = 16_384
 """Rows of streams and orgs of all partitions that are in memory; of one partition there may be more."""
+MOST_WAITING = 1024
+"""Entries that tell something are folded when there are so many, while there is more of the partition to be counted."""
 REMOVED = "retention had removed what came before {} when it was first counted"
 OVERTAKEN = "retention removed what came before {} before it was counted"
 ANEW = "the topic was made anew, so it begins anew"
@@ -59,9 +66,15 @@ class _Held:
     """A partition's fold, and what of it is in the ledger's topic."""
 
     fold: Fold
+    options: OptionsFold
     slot: int
     """Where its next checkpoint is put."""
     written: int
+
+    @property
+    def weight(self) -> int:
+        """What takes memory."""
+        return self.fold.weight + len(self.options.rows)
 
 
 class LedgerLog:
@@ -82,6 +95,7 @@ class LedgerLog:
         self._topics = topics
         self._readers = readers
         self._producing = Producing(settings, clients, trouble)
+        self._options = OptionsLog(settings, topics, readers, self._producing)
         self._clock = clock
         self._held: OrderedDict[Place, _Held] = OrderedDict()
         self._noted: dict[Place, int] = {}
@@ -111,8 +125,15 @@ class LedgerLog:
                     continue
                 held = self._hold(place, identities[place.topic], end, partitions)
                 while held.fold.through < end:
-                    self._step(place, held.fold)
+                    self._step(place, held)
                     yield
+                    while held.options.waits > MOST_WAITING:
+                        self._options.fold_some(held.options, held.fold)
+                        yield
+                while held.options.is_due:
+                    self._options.fold_some(held.options, held.fold)
+                    yield
+                # No turn of anybody else's in between: nothing waits that the checkpoint goes beyond.
                 if held.fold.through > held.written:
                     self._write(place, held, partitions)
                     yield
@@ -146,8 +167,8 @@ class LedgerLog:
         self.counts.checkpoints += 1
 
     def _ledger_place(self, place: Place, partitions: int) -> Place:
-        number = place.partition if not self._settings.topic_per_org else partition_of(place.topic, partitions)
-        return Place(ledger_topic_of(self._settings.fleet), number % partitions)
+        topic = ledger_topic_of(self._settings.fleet)
+        return beside(place, topic, partitions, per_org=self._settings.topic_per_org)
 
     # --- folding ----------------------------------------------------------------------------------------------
 
@@ -182,7 +203,7 @@ class LedgerLog:
             is_cut, is_anew = found.is_ahead or known == topic_id, found.is_of_another or known is not None
             fold = self._anew(place, topic_id, CUT if is_cut else ANEW if is_anew else "")
         fold.silent_us = int(self._settings.ledger_streams_s * 1e6)
-        return _Held(fold, found.slot, written)
+        return _Held(fold, OptionsFold(place, topic_id), found.slot, written)
 
     def _anew(self, place: Place, topic_id: str, why: str) -> Fold:
         """A fold that begins with what is there."""
@@ -194,8 +215,9 @@ class LedgerLog:
             log.warning("ledger begins anew", topic=place.topic, partition=place.partition, position=low, reason=why)
         return Fold(topic_id=topic_id, begun=low, unknown_through=low, through=low, why=why)
 
-    def _step(self, place: Place, fold: Fold) -> None:
-        """Fold a stretch of a partition. Raises StorageError."""
+    def _step(self, place: Place, held: _Held) -> None:
+        """Fold a stretch of a partition, and note what in it tells of exporters. Raises StorageError."""
+        fold = held.fold
         if self._is_interrupted:
             raise StorageError("this process ends; what is not folded yet is folded by the next")
 
@@ -210,9 +232,11 @@ class LedgerLog:
             entry = entry_head(value) if key is not None else None
             if entry is None or key is None:
                 fold.pass_over(position, len(value))
-            else:
-                fold.take(key, position, entry, len(value), message.timestamp()[1] * 1000)
-                self.counts.folded_entries += 1
+                return
+            self.counts.folded_entries += 1
+            counts = fold.take(key, position, entry, len(value), message.timestamp()[1] * 1000)
+            if counts and any(name == TELLS for name, _ in message.headers() or ()):
+                self._options.counts.options_skipped += held.options.note(key, entry.stream, position)
 
         try:
             with self._readers.take((place, fold.through)) as reader:
@@ -223,9 +247,9 @@ class LedgerLog:
 
     def _let_go_of_some(self) -> None:
         """Of what was not used for longest; it is in the ledger's topic, or in the log."""
-        total = sum(one.fold.weight for one in self._held.values())
+        total = sum(one.weight for one in self._held.values())
         while total > MAX_HELD and len(self._held) > 1:
-            total -= self._held.popitem(last=False)[1].fold.weight
+            total -= self._held.popitem(last=False)[1].weight
 
     # --- looking ----------------------------------------------------------------------------------------------
 
@@ -266,6 +290,29 @@ class LedgerLog:
         left = all_of_it.entries - read.entries, all_of_it.records - read.records
         return Backlog(position, *left, uncertain)
 
+    def told_streams(self, org: str) -> list[bytes]:
+        """See `Engine`. Raises StorageError."""
+        name, _, held, _, _ = self._current(org)
+        if held is None:
+            return []
+        self._options.refresh(held.options)
+        return held.options.streams(name)
+
+    def told(self, org: str, stream: bytes, position: int) -> bytes | None:
+        """See `Engine`. Raises StorageError."""
+        name, held = org.encode(), self._held.get(self._topics.place(org))
+        if held is None or held.fold.through < position:
+            _, _, held, _, _ = self._current(org)
+            if held is None:
+                return None
+            self._options.refresh(held.options)
+        return self._options.in_force(held.options, (name, stream), position)
+
+    @property
+    def options_counts(self) -> OptionsCounts:
+        """What became of options data."""
+        return self._options.counts
+
     def _current(self, org: str) -> tuple[bytes, Place, _Held | None, int, int]:
         """An org's partition, its fold to the end if that does not take too long, and where the log begins and ends."""
         name, place = org.encode(), self._topics.place(org)
@@ -276,7 +323,7 @@ class LedgerLog:
         held = self._hold(place, identity, end, self._topics.prepare_ledger())
         until = self._clock() + CATCH_UP_S
         while held.fold.through < end and self._clock() < until:
-            self._step(place, held.fold)
+            self._step(place, held)
         self._let_go_of_some()
         return name, place, held, self._topics.starts({place}).get(place, 0), end
 

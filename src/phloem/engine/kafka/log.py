@@ -18,7 +18,7 @@ from phloem.engine.kafka.clients import REAL, Clients, Trouble
 from phloem.engine.kafka.group_log import GroupLog
 from phloem.engine.kafka.ledger_log import LedgerLog
 from phloem.engine.kafka.marks import Key, Mark, Marks
-from phloem.engine.kafka.names import Place
+from phloem.engine.kafka.names import TELLS, Place
 from phloem.engine.kafka.producing import Draft, Producing
 from phloem.engine.kafka.reading import END, ReadCounts, Readers
 from phloem.engine.kafka.settings import KafkaSettings
@@ -84,7 +84,8 @@ class KafkaLog:
         """See `Engine`."""
         groups = {f"groups_{name}": value for name, value in asdict(self._groups.counts).items()}
         ledgers = {f"ledger_{name}": value for name, value in asdict(self._ledgers.counts).items()}
-        return {**asdict(self.learning), **asdict(self._readers.counts), **groups, **ledgers}
+        options = asdict(self._ledgers.options_counts)
+        return {**asdict(self.learning), **asdict(self._readers.counts), **groups, **ledgers, **options}
 
     def look_ahead(self) -> None:
         """Nothing: brokers remove what is old."""
@@ -168,6 +169,8 @@ class KafkaLog:
     def _draft(self, org: str, entry: LogEntry, data: bytes) -> Draft:
         name = org.encode()
         headers = [("org", name), ("stream", entry.stream), ("seq", b"%d" % entry.seq)]
+        if entry.tells:
+            headers.append((TELLS, b"1"))
         self._seen_orgs.add(org)
         return Draft(self._topics.place(org), name, data, headers)
 
@@ -299,6 +302,14 @@ class KafkaLog:
     def backlog(self, org: str, position: int) -> Backlog:
         """See `Engine`."""
         return self._ledgers.backlog(org, position)
+
+    def told_streams(self, org: str) -> list[bytes]:
+        """See `Engine`."""
+        return self._ledgers.told_streams(org)
+
+    def told(self, org: str, stream: bytes, position: int) -> bytes | None:
+        """See `Engine`."""
+        return self._ledgers.told(org, stream, position)
 
     def holds(self, org: str) -> bool:
         """See `Engine`: what this node has stored of it, or its topic."""

@@ -15,6 +15,8 @@ from hashlib import sha256
 from attrs import frozen
 
 MAX_TOPIC_CHARS = 249
+TELLS = "tells"
+"""The header of an entry that may tell something in options data; others have none of that name."""
 _ESCAPED = re.compile(r"[^A-Za-z0-9]")
 
 
@@ -39,6 +41,17 @@ def groups_topic_of(fleet: str) -> str:
 def ledger_topic_of(fleet: str) -> str:
     """The topic of a fleet's ledgers."""
     return _fitting(f"{_escape(fleet)}--ledger")
+
+
+def options_topic_of(fleet: str) -> str:
+    """The topic of what a fleet's exporters told in options data."""
+    return _fitting(f"{_escape(fleet)}--options")
+
+
+def beside(place: Place, topic: str, partitions: int, *, per_org: bool) -> Place:
+    """Where in a topic of the fleet's own, of so many partitions, is kept what is known of a place in the log."""
+    number = partition_of(place.topic, partitions) if per_org else place.partition
+    return Place(topic, number % partitions)
 
 
 def _fitting(name: str) -> str:

@@ -40,7 +40,8 @@ class Draft:
 
     place: Place
     key: bytes
-    value: bytes = field(repr=False)
+    value: bytes | None = field(repr=False)
+    """None removes the key, of a compacted topic."""
     headers: list[tuple[str, bytes]]
 
 

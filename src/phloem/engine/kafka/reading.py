@@ -24,6 +24,8 @@ from sapflow.errors import StorageError
 
 SCAN_BYTES = 8 << 20
 """Of a partition in one call, however little of it is the org's."""
+NEAR = 128
+"""So many positions ahead, it is quicker to read on than to begin there, which takes 0.1 to 0.2 s."""
 POLL_S = 0.2
 LEARN_S = 0.05
 """Between two questions about a topic that a broker knows and librdkafka does not."""
@@ -161,6 +163,23 @@ class Reader:
             scanned += len(message.value() or b"")
         self.stands = (place, after)
         return begin, after
+
+    def at(self, place: Place, position: int) -> Message | None:
+        """What stands at a position; None when nothing does any more. Raises StorageError."""
+        found: list[Message] = []
+
+        def take(message: Message) -> None:
+            if message.offset() + 1 == position:
+                found.append(message)
+
+        reached = position - 1
+        if self.stands is not None and self.stands[0] == place and 0 < reached - self.stands[1] <= NEAR:
+            reached = self.stands[1]
+        after = -1
+        while after < reached < position:
+            after = reached
+            _, reached = self.scan(place, after, take, max_bytes=1)
+        return found[0] if found else None
 
     def _begin(self, place: Place, after: int) -> tuple[int, int | None]:
         """Stand behind a position, or where the log begins if that is later; at the log's end nowhere.

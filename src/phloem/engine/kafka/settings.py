@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from attrs import Factory, frozen
 
+from phloem.engine.options import OptionsBounds
 from sapflow.link.frames import LinkLimits
 
 MAX_ENTRY_BYTES = LinkLimits().max_batch_bytes + (64 << 10)
@@ -33,6 +34,7 @@ class KafkaSettings:
     retention_s: float = 7 * 86_400.0
     retention_bytes_per_org: int = 10 << 30
     ledger_streams_s: float = 86_400.0
+    options: OptionsBounds = OptionsBounds()
     commit_timeout_s: float = 30.0
     request_timeout_s: float = 5.0
     readers: int = 5

@@ -9,8 +9,9 @@ SEGMENTS = 8
 LEAST_SEGMENT_MS = 60_000
 GROUPS_SEGMENT_BYTES = 16 << 20
 """Of the groups' topic: what was forgotten of it goes in such pieces."""
-LEDGER_SEGMENT_BYTES = 8 << 20
-"""Of the ledger's topic: the piece that is written is not compacted, and whoever takes up a ledger reads all of it."""
+COMPACTED_SEGMENT_BYTES = 8 << 20
+"""Of the topics of ledgers and of options data: the piece that is written is not compacted, and whoever takes one up
+reads all of it."""
 
 
 def log_config(settings: KafkaSettings, copies: int) -> dict[str, str]:
@@ -34,9 +35,9 @@ def groups_config(copies: int) -> dict[str, str]:
     return {**_safe(copies), **kept}
 
 
-def ledger_config(copies: int) -> dict[str, str]:
-    """Of the ledger's topic: the last record of each key is kept for ever."""
-    kept = {"cleanup.policy": "compact", "segment.bytes": str(LEDGER_SEGMENT_BYTES)}
+def compacted_config(copies: int) -> dict[str, str]:
+    """Of the topics of ledgers and of options data: the last record of each key is kept for ever."""
+    kept = {"cleanup.policy": "compact", "segment.bytes": str(COMPACTED_SEGMENT_BYTES)}
     return {**_safe(copies), **kept, "min.cleanable.dirty.ratio": "0.3"}
 
 

@@ -30,11 +30,12 @@ from phloem.engine.kafka.names import (
     groups_topic_of,
     is_topic_of_an_org,
     ledger_topic_of,
+    options_topic_of,
     partition_of,
     topic_of,
 )
 from phloem.engine.kafka.settings import MAX_ENTRY_BYTES, KafkaSettings
-from phloem.engine.kafka.topic_configs import groups_config, ledger_config, log_config
+from phloem.engine.kafka.topic_configs import compacted_config, groups_config, log_config
 from sapflow.errors import StorageError
 
 log = structlog.get_logger()
@@ -122,11 +123,17 @@ class Topics:
 
     def prepare_ledger(self) -> int:
         """Make the topic of ledgers if it is not there: how many partitions it has. Raises StorageError."""
-        topic = ledger_topic_of(self._settings.fleet)
+        return self._prepare_compacted(ledger_topic_of(self._settings.fleet), "the ledger cannot be kept")
+
+    def prepare_options(self) -> int:
+        """As `prepare_ledger`, of what exporters told in options data. Raises StorageError."""
+        return self._prepare_compacted(options_topic_of(self._settings.fleet), "options data cannot be kept")
+
+    def _prepare_compacted(self, topic: str, otherwise: str) -> int:
         if topic not in self._known:
-            self._look("the ledger cannot be kept")
+            self._look(otherwise)
             if topic not in self._known:
-                self._make([topic], self._settings.partitions, ledger_config)
+                self._make([topic], self._settings.partitions, compacted_config)
                 self._await_leaders({Place(topic, number) for number in range(self._partitions(topic))})
         try:
             return self._partitions(topic)
