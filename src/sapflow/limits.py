@@ -44,6 +44,8 @@ MOST: Mapping[str, float] = {
     "intake.batch_bytes": 512 << 10,
 }
 
+MAY_BE_0 = frozenset({"phloem.backlog_rest"})
+
 NOT_MORE_THAN: tuple[tuple[str, str], ...] = (
     ("phloem.commit_bytes", "phloem.budget_bytes"),
     ("phloem.options_bytes_per_stream", "phloem.options_bytes_per_org"),
@@ -62,7 +64,7 @@ def faults(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if isinstance(value, int | float) and not isinstance(value, bool):
             if not math.isfinite(value):
                 yield key, f"must be a finite number, is {value}"
-            elif value <= 0:
+            elif value < 0 or (value == 0 and key not in MAY_BE_0):
                 yield key, f"must be more than 0, is {value}"
             elif value < LEAST.get(key, 0):
                 yield key, f"at least {LEAST[key]:,}, is {value:,}"
