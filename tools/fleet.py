@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from sapflow.errors import SapflowError
 from sapflow.orgs import OrgTable
 
 READY_TIMEOUT_S = 90
+STARTS = 3
+"""A free port may be taken before it is listened on: then once more, with others."""
 
 
 class Fleet:
@@ -69,6 +71,19 @@ def running(data: Path, *, collectors: int = 2, config: Path | None = None) -> I
     command += ["--data", str(data), "--collectors", str(collectors)]
     if config is not None:
         command += ["--config", str(config)]
+    with ExitStack() as stack:
+        for left in reversed(range(STARTS)):
+            try:
+                fleet = stack.enter_context(_started(command, data))
+                break
+            except _PortTaken:
+                if not left:
+                    raise
+        yield fleet
+
+
+@contextmanager
+def _started(command: list[str], data: Path) -> Iterator[Fleet]:
     with (data / "up.log").open("wb") as log, (data / "up.out").open("wb") as out:
         # A session of its own: Ctrl-C in a terminal is for the tool, which then stops the fleet when it is done. The
         # pipe is for the fleet to end when the tool is killed.
@@ -86,6 +101,10 @@ def running(data: Path, *, collectors: int = 2, config: Path | None = None) -> I
                 process.wait()
 
 
+class _PortTaken(SapflowError):
+    """Somebody else took one of the free ports before it was listened on."""
+
+
 def _ready(process: subprocess.Popen[bytes], data: Path) -> dict[str, Any]:
     until = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < until and process.poll() is None:
@@ -94,4 +113,6 @@ def _ready(process: subprocess.Popen[bytes], data: Path) -> dict[str, Any]:
             found: dict[str, Any] = json.loads(lines[0])
             return found
         time.sleep(0.05)
-    raise SapflowError(f"the fleet did not start:\n{(data / 'up.log').read_text()[-4000:]}")
+    told = (data / "up.log").read_text()[-4000:]
+    kind = _PortTaken if "another process has it" in told else SapflowError
+    raise kind(f"the fleet did not start:\n{told}")

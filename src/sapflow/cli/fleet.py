@@ -38,41 +38,39 @@ log = structlog.get_logger()
 FREE_PORTS = (10_000, 32_000)
 
 
-def _free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
-    """A port below those that the kernel gives to connections, which could take it while its process is away."""
-    while True:
-        port = random.SystemRandom().randrange(*FREE_PORTS)
-        with socket.socket(socket.AF_INET, kind) as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
+def _free_port(chosen: set[int], kind: socket.SocketKind = socket.SOCK_STREAM, count: int = 1) -> int:
+    """The first of so many ports in a row that are free, and not chosen for anything else; now they are.
 
-
-def _free_ports(count: int) -> int:
-    """The first of so many ports in a row that are free like that."""
+    They are below those that the kernel gives to connections, which could take one while its process is away.
+    """
     while True:
-        first = _free_port()
+        first = random.SystemRandom().randrange(*FREE_PORTS)
+        ports = range(first, first + count)
+        if not chosen.isdisjoint(ports):
+            continue
         with ExitStack() as stack, suppress(OSError):
-            for port in range(first, first + count):
-                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            for port in ports:
+                stack.enter_context(socket.socket(socket.AF_INET, kind)).bind(("127.0.0.1", port))
+            chosen.update(ports)
             return first
 
 
 def _ephemeral(config: Config) -> Config:
     """Free ports: chosen now, so that a process which is started again listens where it did."""
-    local = "127.0.0.1:{}".format
+    local, chosen = "127.0.0.1:{}".format, set[int]()
     # A name too: with a token of its own it cannot share nodes of a ZooKeeper with a fleet that was before.
     name = f"{config.fleet.name}-{secrets.token_hex(4)}"
     return attrs.evolve(
         config,
-        fleet=attrs.evolve(config.fleet, coordinator_address=local(_free_port()), name=name),
+        fleet=attrs.evolve(config.fleet, coordinator_address=local(_free_port(chosen)), name=name),
         balancer=attrs.evolve(
             config.balancer,
-            ipfix_tcp=local(_free_port()),
-            ipfix_tls=local(_free_port()) if config.balancer.ipfix_tls else "",
-            udp=local(_free_port(socket.SOCK_DGRAM)) if config.balancer.udp else "",
-            link=local(_free_port()),
+            ipfix_tcp=local(_free_port(chosen)),
+            ipfix_tls=local(_free_port(chosen)) if config.balancer.ipfix_tls else "",
+            udp=local(_free_port(chosen, socket.SOCK_DGRAM)) if config.balancer.udp else "",
+            link=local(_free_port(chosen)),
         ),
-        phloem=attrs.evolve(config.phloem, consume=local(_free_ports(config.phloems))),
+        phloem=attrs.evolve(config.phloem, consume=local(_free_port(chosen, count=config.phloems))),
     )
 
 
