@@ -36,6 +36,7 @@ from sapflow.runtime.supervisor import Child, Supervisor, role_arguments, sapflo
 log = structlog.get_logger()
 
 FREE_PORTS = (10_000, 32_000)
+FREE_PORT_TRIES = 1000
 
 
 def _free_port(chosen: set[int], kind: socket.SocketKind = socket.SOCK_STREAM, count: int = 1) -> int:
@@ -43,7 +44,7 @@ def _free_port(chosen: set[int], kind: socket.SocketKind = socket.SOCK_STREAM, c
 
     They are below those that the kernel gives to connections, which could take one while its process is away.
     """
-    while True:
+    for _ in range(FREE_PORT_TRIES):
         first = random.SystemRandom().randrange(*FREE_PORTS)
         ports = range(first, first + count)
         if not chosen.isdisjoint(ports):
@@ -53,6 +54,11 @@ def _free_port(chosen: set[int], kind: socket.SocketKind = socket.SOCK_STREAM, c
                 stack.enter_context(socket.socket(socket.AF_INET, kind)).bind(("127.0.0.1", port))
             chosen.update(ports)
             return first
+    what = f"{count:,} ports in a row" if count > 1 else "port"
+    low, high = FREE_PORTS
+    raise SapflowError(
+        f"no free {what} found from {low:,} to {high:,}; stop what listens there, or give ports yourself"
+    )
 
 
 def _ephemeral(config: Config) -> Config:
