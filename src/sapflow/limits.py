@@ -65,7 +65,7 @@ def faults(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             if not math.isfinite(value):
                 yield key, f"must be a finite number, is {value}"
             elif value < 0 or (value == 0 and key not in MAY_BE_0):
-                yield key, f"must be more than 0, is {value}"
+                yield key, f"must be {'0 or ' if key in MAY_BE_0 else ''}more than 0, is {value}"
             elif value < LEAST.get(key, 0):
                 yield key, f"at least {LEAST[key]:,}, is {value:,}"
             elif value > MOST.get(key, math.inf):

@@ -29,7 +29,7 @@ def test_a_file_of_all_defaults_is_one_that_a_fleet_starts_with(tmp_path: Path) 
         ),
         ("[collector]\nbudget_bytes = 'x'", "f.toml: collector.budget_bytes: expected an integer, got 'x'"),
         ("[intake]\nflush_interval_s = 0", "f.toml: intake.flush_interval_s: must be more than 0"),
-        ("[phloem]\nbacklog_rest = -1", "f.toml: phloem.backlog_rest: must be more than 0, is -1"),
+        ("[phloem]\nbacklog_rest = -1", "f.toml: phloem.backlog_rest: must be 0 or more than 0, is -1"),
         ("[phloem]\norg_share = 1.5", "f.toml: phloem.org_share: at most 1"),
         ("[phloem]\nbudget_bytes = 5", "f.toml: phloem.budget_bytes: at least"),
         ("[balancer]\nipfix_tls = '127.0.0.1:4740'", "f.toml: balancer.tls_certificate: balancer.ipfix_tls needs one"),
