@@ -15,15 +15,15 @@ class Domain:
     """What is known of one observation domain, and this batch's beginning."""
 
     sequences: SequenceCounter = field(factory=SequenceCounter)
-    expected: int | None = None
+    expected: int | None = field(init=False)
     """The number of a message that its counter need not be told of; None: it must be told of the next in any case."""
-    records: int = 0
+    records: int = field(init=False)
     """In the last message, …"""
-    sizes_differ: bool = False
+    sizes_differ: bool = field(init=False, default=False)
     """… and whether one that its counter was not told of held more or fewer than the one before."""
-    export_time: int = 0
-    first_sequence: int | None = None
-    keys: set[int] = field(factory=set)
+    export_time: int = field(init=False, default=0)
+    first_sequence: int | None = field(init=False, default=None)
+    keys: set[int] = field(init=False, factory=set)
     """Of its templates."""
 
     def __attrs_post_init__(self) -> None:
