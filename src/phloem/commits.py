@@ -215,10 +215,10 @@ class Committer:
         for source in list(self.sources):
             source.failed()
         # Nothing is waited for here: what a new link puts is not to be let go of without a word.
-        while waiting := self.channel.take_all():
-            for commit in waiting:
-                self.drawn.add(commit.batch)
-            group += waiting
+        waiting = self.channel.take_all()
+        for commit in waiting:
+            self.drawn.add(commit.batch)
+        group += waiting
         for commit in group:
             commit.source.dropped(commit)
         # While it is waited for, what is sent again takes the place of these.

@@ -85,7 +85,7 @@ class ByteChannel(Generic[T]):
 
     def take_all(self) -> list[T]:
         """Everything that is there, and be it nothing, without waiting."""
-        return self._out(self._items.take, 2 * self._items.bytes) if len(self._items) else []
+        return self._out(self._items.take, self.fill_bytes)
 
     def _out(self, take: Callable[[int], list[T]], at_most_bytes: int) -> list[T]:
         before = self.fill_bytes
