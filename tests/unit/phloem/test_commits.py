@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
+from typing import IO
 
 import trio
 import trio.testing
@@ -11,6 +12,7 @@ from attrs import define, field
 
 from phloem.commits import Commit, Committer
 from phloem.engine.embedded import EmbeddedLog
+from phloem.engine.retaining import Retention
 from phloem.engine.writing import Outcome
 from sapflow.entry import LogEntry
 from sapflow.errors import StorageError
@@ -94,9 +96,7 @@ async def test_c08_what_comes_while_a_failed_commit_is_cleared_away_is_not_clear
     committer = Committer(log, channel_bytes=10_000, commit_bytes=100, on_stored=lambda _: None, backlog_rest=1.0)
     for seq in range(1, 4):
         committer.put(a_commit(source, seq, "busy", bytes(200)))
-    assert len(committer.channel.take_all()) == 3
-    for seq in range(1, 4):
-        committer.put(a_commit(source, seq, "busy", bytes(200)))
+    # Its first turn: what is left is backlog.
     await committer.channel.receive_all(1)
     committer.put(a_commit(source, 1, "quiet"))
     committer.sources[source] = None
@@ -134,7 +134,9 @@ async def test_what_is_another_nodes_by_now_is_let_go_of_and_not_stored(tmp_path
 class SlowLog(EmbeddedLog):
     """A commit of much takes 60 ms, another 10; what was in it is noted."""
 
-    orders: list[list[tuple[str, int]]]
+    def __init__(self, path: Path, lock: IO[bytes], map_bytes: int) -> None:
+        super().__init__(path, lock, map_bytes)
+        self.orders: list[list[tuple[str, int]]] = []
 
     def append(self, batches: Sequence[tuple[str, LogEntry]]) -> list[Outcome]:
         self.orders.append([(org, entry.seq) for org, entry in batches])
@@ -142,37 +144,36 @@ class SlowLog(EmbeddedLog):
         return super().append(batches)
 
 
-async def test_while_the_log_rests_from_a_backlog_those_without_one_are_stored(tmp_path: Path) -> None:
-    log = SlowLog.open(tmp_path)
+def a_busy_log(path: Path, batches: int, *, backlog_rest: float) -> tuple[SlowLog, Committer, Source]:
+    """One for which an org has so many batches, one of which fills a commit."""
+    log, source = SlowLog.open(path), Source()
     assert isinstance(log, SlowLog)
-    log.orders = []
-    source = Source()
-    committer = Committer(log, channel_bytes=20_000, commit_bytes=100, on_stored=lambda _: None, backlog_rest=100.0)
-    for seq in range(1, 51):
+    committer = Committer(
+        log, channel_bytes=20_000, commit_bytes=100, on_stored=lambda _: None, backlog_rest=backlog_rest
+    )
+    for seq in range(1, batches + 1):
         committer.put(a_commit(source, seq, "busy", bytes(200)))
+    return log, committer, source
+
+
+async def test_while_the_log_rests_from_a_backlog_those_without_one_are_stored(tmp_path: Path) -> None:
+    log, committer, source = a_busy_log(tmp_path, 50, backlog_rest=100.0)
     quiet = 0
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(committer.run)
-            while not (alone := [order for order in log.orders if {org for org, _ in order} == {"quiet"}]):
+            while not any({org for org, _ in order} == {"quiet"} for order in log.orders):
                 quiet += 1
                 committer.put(a_commit(source, quiet, "quiet"))
                 await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
-    # In turns with the backlog it would never be stored without any of it.
-    assert alone
+    # Without a rest each commit would have some of the backlog, to its end.
     assert ("busy", 50) not in chain(*log.orders)
     log.close()
 
 
 async def test_who_is_alone_with_its_backlog_does_not_wait(tmp_path: Path) -> None:
-    log = SlowLog.open(tmp_path)
-    assert isinstance(log, SlowLog)
-    log.orders = []
-    source = Source()
-    committer = Committer(log, channel_bytes=10_000, commit_bytes=100, on_stored=lambda _: None, backlog_rest=1000.0)
-    for seq in range(1, 6):
-        committer.put(a_commit(source, seq, "busy", bytes(200)))
+    log, committer, source = a_busy_log(tmp_path, 5, backlog_rest=1000.0)
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(committer.run)
@@ -180,4 +181,32 @@ async def test_who_is_alone_with_its_backlog_does_not_wait(tmp_path: Path) -> No
                 await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
     assert log.orders == [[("busy", seq)] for seq in range(1, 6)]
+    log.close()
+
+
+class WatchedLog(EmbeddedLog):
+    """One whose next entries to go were looked at, and when."""
+
+    looked_from: tuple[int, ...] = ()
+
+    def look_ahead(self) -> None:
+        super().look_ahead()
+        self.looked_from += (self.first_position("acme"),)
+
+
+async def test_what_goes_next_is_looked_at_once_something_has_gone_and_not_before(tmp_path: Path) -> None:
+    log, source = WatchedLog.open(tmp_path), Source()
+    assert isinstance(log, WatchedLog)
+    log.retention = Retention(bytes_per_org=1000)
+    committer = Committer(log, channel_bytes=1000, commit_bytes=1000, on_stored=lambda _: None)
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(committer.run)
+            for seq in range(1, 21):
+                committer.put(a_commit(source, seq))
+                while len(source.outcomes) < seq or (log.removes and not log.looked_from):
+                    await trio.sleep(0.001)
+            nursery.cancel_scope.cancel()
+    assert log.looked_from
+    assert min(log.looked_from) > 1
     log.close()
