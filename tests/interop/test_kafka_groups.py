@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,11 +18,10 @@ from phloem.engine.kafka.settings import KafkaSettings
 from phloem.engine.layout import Place
 from sapflow.entry import LogEntry
 from sapflow.errors import StorageError
+from tests.interop.kafka_nodes import Open, nodes
 from tests.peers import needs
 
 pytestmark = [needs("kafka"), pytest.mark.timeout(180)]
-
-Open = Callable[[str], KafkaLog]
 
 
 @pytest.fixture(scope="module")
@@ -35,21 +33,15 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(params=[False, True], ids=["one topic", "topic per org"])
 def open_node(broker: Server, request: pytest.FixtureRequest) -> Iterator[Open]:
     """Nodes of one fleet, whose org `acme` has ten entries."""
-    fleet = f"fleet.{secrets.token_hex(4)}"
-    with ExitStack() as stack:
+    with nodes(broker, per_org=request.param, request_timeout_s=3.0) as opened:
 
-        def opened(node: str) -> KafkaLog:
-            settings = KafkaSettings(
-                broker.address, fleet, node, topic_per_org=request.param, partitions=2, request_timeout_s=3.0
-            )
-            log = KafkaLog(settings)
-            stack.callback(log.close)
-            log.reopen()
+        def filled(node: str) -> KafkaLog:
+            log = opened(node)
             if not log.last_position("acme"):
                 log.append([("acme", LogEntry(b"x" * 16, seq, "x", 0, 1, 2, b"payload")) for seq in range(1, 11)])
             return log
 
-        yield opened
+        yield filled
 
 
 def take(seat: int) -> Take:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 
 import pytest
 from confluent_kafka import TopicPartition
@@ -15,40 +13,28 @@ from tools.peers.server import Server
 
 from phloem.engine.kafka.log import KafkaLog
 from phloem.engine.kafka.names import ledger_topic_of, topic_of
-from phloem.engine.kafka.settings import KafkaSettings
 from sapflow.entry import LogEntry
 from sapflow.errors import StorageError
 from sapflow.ledger import OrgLedger
 from sapflow.link.account import Account
+from tests.interop.kafka_nodes import COMPACTED_SOON, Open, nodes
 from tests.peers import needs
 
 pytestmark = [needs("kafka"), pytest.mark.timeout(180)]
 
-Open = Callable[[str], KafkaLog]
 LOSSY = Account(received=3, exported=5, lost=2, refused={"spool_full": 1})
 
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    # What stands in a compacted topic twice goes as soon as it may.
-    properties = {"log.cleaner.backoff.ms": "100", "log.cleaner.min.cleanable.ratio": "0.01"}
-    with kafka.broker(tmp_path_factory.mktemp("kafka"), properties=properties) as server:
+    with kafka.broker(tmp_path_factory.mktemp("kafka"), properties=COMPACTED_SOON) as server:
         yield server
 
 
 @pytest.fixture(params=[False, True], ids=["one topic", "topic per org"])
 def open_node(broker: Server, request: pytest.FixtureRequest) -> Iterator[Open]:
     """Nodes of one fleet."""
-    fleet = f"fleet.{secrets.token_hex(4)}"
-    with ExitStack() as stack:
-
-        def opened(node: str) -> KafkaLog:
-            settings = KafkaSettings(broker.address, fleet, node, topic_per_org=request.param, partitions=2)
-            log = KafkaLog(settings)
-            stack.callback(log.close)
-            log.reopen()
-            return log
-
+    with nodes(broker, per_org=request.param) as opened:
         yield opened
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 
 import pytest
 from confluent_kafka import TopicPartition
@@ -16,28 +14,23 @@ from tools.peers.server import Server
 from phloem.engine.kafka import topic_configs
 from phloem.engine.kafka.log import KafkaLog
 from phloem.engine.kafka.names import Place, options_topic_of
-from phloem.engine.kafka.settings import KafkaSettings
 from phloem.engine.options import OptionsBounds
 from sapflow.entry import LogEntry, decode_entry
 from sapflow.flows.columns.batches import decode
+from tests.interop.kafka_nodes import COMPACTED_SOON, Open, nodes
 from tests.peers import needs
 from tests.unit.flows.flows_made import messages, seen
 
 pytestmark = [needs("kafka"), pytest.mark.timeout(180)]
 
-Open = Callable[[str], KafkaLog]
 A, B = b"a" * 16, b"b" * 16
 FLOW = messages({"ingressInterface": 7, "octetDeltaCount": 1})
 
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    # What stands in a compacted topic twice goes as soon as it may, and what is removed as well.
-    properties = {
-        "log.cleaner.backoff.ms": "100",
-        "log.cleaner.min.cleanable.ratio": "0.01",
-        "log.cleaner.delete.retention.ms": "100",
-    }
+    # What is removed from a compacted topic goes as soon as it may too.
+    properties = {**COMPACTED_SOON, "log.cleaner.delete.retention.ms": "100"}
     with kafka.broker(tmp_path_factory.mktemp("kafka"), properties=properties) as server:
         yield server
 
@@ -45,19 +38,8 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(params=[False, True], ids=["one topic", "topic per org"])
 def open_node(broker: Server, request: pytest.FixtureRequest) -> Iterator[Open]:
     """Nodes of one fleet."""
-    fleet = f"fleet.{secrets.token_hex(4)}"
-    with ExitStack() as stack:
-
-        def opened(node: str) -> KafkaLog:
-            bounds = OptionsBounds(bytes_per_stream=64 << 10, bytes_per_org=128 << 10)
-            settings = KafkaSettings(
-                broker.address, fleet, node, topic_per_org=request.param, partitions=2, options=bounds
-            )
-            log = KafkaLog(settings)
-            stack.callback(log.close)
-            log.reopen()
-            return log
-
+    bounds = OptionsBounds(bytes_per_stream=64 << 10, bytes_per_org=128 << 10)
+    with nodes(broker, per_org=request.param, options=bounds) as opened:
         yield opened
 
 
