@@ -185,7 +185,7 @@ class PhloemConfig:
     backlog_rest: float = 0.0
     """0: an org's backlog is stored as fast as the log takes it. More: as long as there are orgs without a backlog, a
     commit takes less of one, and the log then rests from it for so many times as long as it made that commit take. With
-    2 all backlogs together get about two thirds of the log, with 30, where others hardly notice them, a sixth: choose
+    2 all backlogs together get about two thirds of the log, with 30, where others hardly notice them, a fifth: choose
     it so that this is more than orgs send day by day, or what has once collected only grows."""
     max_consumers: int = 1000
     """Consumers at a time."""

@@ -25,8 +25,8 @@ from tools.fleet import Fleet, running
 from tools.loadgen import Ledger, load
 
 SECONDS = 600.0
-RESTED_S, REST = 120.0, 2.0
-"""Once more, with `phloem.backlog_rest`."""
+RESTED_S, RESTS = 60.0, (2.0, 8.0, 30.0)
+"""And with each `phloem.backlog_rest`."""
 IDLE_S = 20.0
 LIMIT_BYTES = 256_000_000
 BUDGET_BYTES = 64 << 20
@@ -62,7 +62,7 @@ class Measured:
 
 
 def run() -> list[dict[str, Any]]:
-    """One row a process, and one for the other orgs' latency; of that one with a rest as well."""
+    """One row a process, and one for the other orgs' latency; of those one for each rest as well."""
     found = measure(SECONDS)
     rows = [
         {
@@ -73,14 +73,18 @@ def run() -> list[dict[str, Any]]:
         }
         for name, size in found.most_rss.items()
     ]
-    rested = measure(RESTED_S, settings=f"backlog_rest = {REST}")
-    told = [("other orgs", found), (f"other orgs, backlog_rest = {REST:g}", rested)]
-    return [*rows, *({"what": f"{who}, {_told(one)}", **dict.fromkeys(list(rows[0])[1:], "-")} for who, one in told)]
+    lines = [_told("", found), *(_told(f", backlog_rest = {rest:g}", rested(rest)) for rest in RESTS)]
+    return [*rows, *({"what": line, **dict.fromkeys(list(rows[0])[1:], "-")} for line in lines)]
 
 
-def _told(found: Measured) -> str:
+def rested(rest: float) -> Measured:
+    """A shorter overload, with a rest from the backlog."""
+    return measure(RESTED_S, settings=f"backlog_rest = {rest}")
+
+
+def _told(how: str, found: Measured) -> str:
     quantiles = [f"{name} {found.idle[name] * 1e3:.0f} -> {found.busy[name] * 1e3:.0f} ms" for name in ("p50", "p99")]
-    return f"idle -> overload: {', '.join(quantiles)}; {found.stored / 1e6:.2f} M records/s stored"
+    return f"other orgs{how}, idle -> overload: {', '.join(quantiles)}; {found.stored / 1e6:.2f} M records/s stored"
 
 
 def measure(seconds: float, idle_s: float = IDLE_S, *, settings: str = "") -> Measured:
