@@ -400,3 +400,14 @@ def test_a_row_s_key_and_value_say_whose_it_is() -> None:
     fold = OptionsFold(place, "id")
     fold.hear(key_of(place, (b"acme", A)), row_of("id", packed), 7)
     assert fold.rows == {(b"acme", A): Row(5, 7, len(row_of("id", packed)))}
+
+
+def test_a_node_that_ends_does_not_go_on_to_hear_rows() -> None:
+    kafka = FakeKafka()
+    log = a_node(kafka)
+    store(log, A, 1, interface(7, "eth0"))
+    keep(log)
+    assert log.told_streams("acme") == [A]
+    log.interrupt()
+    with pytest.raises(StorageError, match="this process ends; what exporters told"):
+        log.told_streams("acme")

@@ -332,6 +332,7 @@ class LedgerLog:
     def interrupt(self) -> None:
         """Give up what is waited for."""
         self._is_interrupted = True
+        self._options.interrupt()
         self._producing.interrupt()
 
     def close(self) -> None:

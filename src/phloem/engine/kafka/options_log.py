@@ -16,7 +16,7 @@ from phloem.engine.kafka.settings import KafkaSettings
 from phloem.engine.kafka.topics import Topics
 from phloem.engine.options import OptionsCounts
 from sapflow.entry import CorruptEntry, LogEntry, decode_entry, encode_entry
-from sapflow.errors import MalformedMessage
+from sapflow.errors import MalformedMessage, StorageError
 from sapflow.flows.ipfix.standing import DamagedStanding, Standing
 
 STEP_BYTES = 1 << 20
@@ -35,6 +35,11 @@ class OptionsLog:
         self._topics = topics
         self._readers = readers
         self._producing = producing
+        self._is_interrupted = False
+
+    def interrupt(self) -> None:
+        """This process ends: rows that are not heard yet are left. Never waits, in any thread."""
+        self._is_interrupted = True
 
     def refresh(self, fold: OptionsFold) -> Place:
         """Hear what was written of a partition's rows, by whomever: where they are. Raises StorageError."""
@@ -48,6 +53,8 @@ class OptionsLog:
             fold.hear(message.key() or b"", message.value(), message.offset() + 1)
 
         while True:
+            if self._is_interrupted:
+                raise StorageError("this process ends; what exporters told is told by the next")
             after = fold.heard_through
             with self._readers.take((into, after)) as reader:
                 _, fold.heard_through = reader.scan(into, after, take, max_bytes=SCAN_BYTES)
